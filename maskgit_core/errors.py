@@ -1,0 +1,45 @@
+"""Errors that speak to the person who can act.
+
+Every error a user can cause derives from `MaskgitError`. Its text is one line: it begins with the key or
+file it is about, says what was found and what is allowed, and ends with what to do. The command line prints
+it without a traceback and exits with code 2. Anything else that escapes is a bug of ours.
+
+    MaskgitError
+    ├── ConfigError      a key of the config: unknown, missing, mistyped, out of range, derived
+    ├── DataError        images, data sets, token shards
+    ├── WeightsError     published or trained weights: missing, damaged, of another model
+    ├── ArtifactError    a finished or running step's folder
+    ├── LaunchError      a launcher cannot do what was asked
+    └── TrackingError    MLflow cannot be reached or refuses
+"""
+
+
+class MaskgitError(Exception):
+    """Base of all errors meant for the user; one line of text."""
+
+    def __str__(self) -> str:
+        return " ".join(super().__str__().split())
+
+
+class ConfigError(MaskgitError):
+    """A key of the config is wrong; the text begins with the dotted key."""
+
+
+class DataError(MaskgitError):
+    """Images, a data set or token shards are missing, damaged or of the wrong form; names the file."""
+
+
+class WeightsError(MaskgitError):
+    """Weights are missing, damaged or belong to another model; names the file and the first key."""
+
+
+class ArtifactError(MaskgitError):
+    """A step's folder is not what it should be; names the folder or file."""
+
+
+class LaunchError(MaskgitError):
+    """A launcher cannot do what was asked; names the resource or setting."""
+
+
+class TrackingError(MaskgitError):
+    """MLflow cannot be reached or refuses; names the address."""

@@ -1,0 +1,53 @@
+"""Type hints that carry meaning for the config door (`experiments/door.py`).
+
+A component is a class with keyword-only arguments; its signature *is* the config schema. The door reads it
+from source and understands scalars (`int float bool str`), `Literal[...]`, `X | None`, `tuple[...]`,
+`list[...]`, `dict[str, X]`, nested components and the marks below. To Python and mypy the marks are
+plain `Annotated` types and cost nothing.
+
+    def __init__(self, *,
+                 codebook_size: Derived[int],                       # a fact: never set in a config
+                 dim: Annotated[int, Range(1, 8192)] = 768,         # checked
+                 num_workers: Execution[int] = 2,                   # how it runs: not in the fingerprint
+                 root: Content[str],                                # a path: its content counts, not its name
+                 weights: Weights[str | None] = None,               # a registry name or a file: its sha256 counts
+                 qk_norm: Annotated[bool, Neutral(False)] = False,  # added later: False re-addresses nothing
+                 )
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeVar
+
+T = TypeVar("T")
+
+#: A fact found from data, tokenizer or hardware when the object is built; the config may not set it.
+Derived = Annotated[T, "derived"]
+#: Says how something runs, never what comes out; left out of fingerprints.
+Execution = Annotated[T, "execution"]
+#: A path (or a list of paths, the first that exists counts); what lies there enters the fingerprint, its name does not.
+Content = Annotated[T, "content"]
+#: A name in the weights registry or a path; the file's sha256 enters the fingerprint.
+Weights = Annotated[T, "weights"]
+
+
+@dataclass(frozen=True)
+class Range:
+    """Closed interval of allowed numbers; `None` leaves that side open. `low_open` excludes `low` itself."""
+
+    low: float | None = None
+    high: float | None = None
+    low_open: bool = False
+
+
+@dataclass(frozen=True)
+class Neutral:
+    """The value under which an option added later is left out of the fingerprint (the old behaviour)."""
+
+    value: Any
+
+
+@dataclass(frozen=True)
+class Kind:
+    """The kind of artifact a stage's input must be."""
+
+    name: str
