@@ -1,0 +1,109 @@
+"""Small files written whole or not at all, on local and network disks."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from maskgit_core.errors import ArtifactError
+
+
+def explain(error: OSError, path: Path) -> ArtifactError:
+    """One line for the disk errors a user can mend: full, read-only, no permission."""
+    reasons = {
+        errno.ENOSPC: "the disk is full; free some space and run the same command again",
+        errno.EDQUOT: "the disk quota is used up; free some space and run the same command again",
+        errno.EROFS: "the file system is read-only; set paths.store to a folder you can write to",
+        errno.EACCES: "no permission to write here; set paths.store to a folder you can write to",
+        errno.EPERM: "not permitted to write here; set paths.store to a folder you can write to",
+        errno.ENOTDIR: "a part of this path is a file, not a folder; set paths.store to another folder",
+    }
+    return ArtifactError(f"{path}: {reasons.get(error.errno or 0, f'cannot be written ({error.strerror})')}")
+
+
+def write_bytes(path: Path, data: bytes, *, durable: bool = True) -> None:
+    """Writes `data` to a temporary name beside `path`, syncs it and renames it into place."""
+    publish(path, lambda temporary: temporary.write_bytes(data), durable=durable)
+
+
+def write_json(path: Path, value: Any, *, durable: bool = True) -> None:
+    """Writes `value` as indented JSON with sorted keys, atomically."""
+    text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False, default=_plain)
+    write_bytes(path, (text + "\n").encode(), durable=durable)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    if hasattr(value, "item"):  # numpy and torch scalars
+        return value.item()
+    raise TypeError(f"{type(value).__name__} has no canonical JSON form")
+
+
+def read_json(path: Path) -> Any | None:
+    """The JSON in `path`, or None where there is no such file or it is not (yet) whole."""
+    try:
+        return json.loads(path.read_text())
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, UnicodeDecodeError):
+        return None
+
+
+def publish(path: Path, write: Callable[[Path], object], *, durable: bool = True) -> None:
+    """Calls `write(temporary)`, then moves what it wrote to `path` in one step; a failure leaves nothing behind."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(temporary)
+        if durable:
+            sync(temporary)
+        os.replace(temporary, path)
+        if durable:
+            sync(path.parent)
+    except OSError as error:
+        raise explain(error, path) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def create_exclusively(path: Path, value: Any) -> bool:
+    """Writes JSON to `path` only if nothing is there; True if this call made it.
+
+    The file appears whole (written aside, then hard-linked), which also holds on network disks where O_EXCL does not.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps(value, indent=2, sort_keys=True, default=_plain) + "\n")
+        sync(temporary)
+        os.link(temporary, path)
+        sync(path.parent)
+        return True
+    except FileExistsError:
+        return False
+    except OSError as error:
+        raise explain(error, path) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def sync(path: Path) -> None:
+    """Forces a file or folder to disk; folders that cannot be synced (some network disks) are passed over."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+            raise
+    finally:
+        os.close(descriptor)
