@@ -1,7 +1,7 @@
 """`Attempt`: all that a stage knows of the world while it runs.
 
-An attempt owns `attempts/NNNN/` of its step's folder and writes nowhere else but in `parts/`, so that a forgotten process
-on a lost node can only write where nobody looks. Import-light: torch is asked only for the device.
+An attempt owns `attempts/NNNN/` of its step's folder and writes nowhere else but in `parts/`, so that a forgotten
+process on a lost node can only write where nobody looks. Import-light: torch is asked only for the device.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Stopped(BaseException):
         self.requeue = requeue
 
 
-class Superseded(ArtifactError):
+class SupersededError(ArtifactError):
     """A newer attempt of the same step exists; this one may publish nothing more."""
 
 
@@ -90,17 +90,17 @@ class Attempt:
         """Calls `write(temporary)` and renames the result to `path`, if no newer attempt exists.
 
         Raises:
-            Superseded: a newer attempt took over; nothing was published.
+            SupersededError: a newer attempt took over; nothing was published.
             ArtifactError: the disk is full or cannot be written.
         """
         self.check_fence()
         publish(Path(path), write)
 
     def check_fence(self) -> None:
-        """Raises `Superseded` where a newer attempt of this step exists."""
+        """Raises `SupersededError` where a newer attempt of this step exists."""
         newest = max((int(p.name) for p in (self.folder / "attempts").iterdir() if p.name.isdigit()), default=0)
         if newest > self.number:
-            raise Superseded(
+            raise SupersededError(
                 f"{self.folder}: attempt {self.number} was superseded by attempt {newest}; "
                 "this process ends without publishing anything"
             )
@@ -174,7 +174,7 @@ def wait_for_file(path: Path, timeout_s: float = 600.0) -> Any:
 
 
 def iterate(attempt: Attempt, items: Iterable[Any]) -> Iterator[Any]:
-    """Yields items until the attempt is asked to stop, then ends it; for loops whose work is published piece by piece."""
+    """Yields items until the attempt is asked to stop, then ends; for work published piece by piece."""
     for item in items:
         if attempt.should_stop:
             attempt.stop()

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 @dataclass(frozen=True)
 class Spec:
-    """A component by name with its checked options: `name: halton` is `<package>/samplers/halton.py`, class `Sampler`."""
+    """A component by name with its checked options: `name: halton` is `samplers/halton.py`, class `Sampler`."""
 
     folder: ClassVar[str] = ""
     class_name: ClassVar[str] = ""

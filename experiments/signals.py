@@ -1,7 +1,7 @@
 """Signals turned into a flag that stages look at between two units of work.
 
-USR2 (SLURM's warning before a time limit or preemption): save and be requeued. TERM and INT: save and end. Handlers only
-set the flag: saving inside a handler would run at an arbitrary bytecode.
+USR2 (SLURM's warning before a time limit or preemption): save and be requeued. TERM and INT: save and end. Handlers
+only set the flag: saving inside a handler would run at an arbitrary bytecode.
 """
 
 from __future__ import annotations

@@ -1,0 +1,67 @@
+"""The edges of the DAG: which upstream artifact fills which input of a stage."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from experiments.signatures import Param, Signature
+from experiments.values import unknown_key, unknown_name
+from maskgit_core.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Need:
+    """An edge of the DAG as written: a step's name, or all items of a sweep (`evaluate[*]`)."""
+
+    step: str
+    all_items: bool = False
+
+
+def match_needs(step: str, written: Any, signature: Signature, kinds: Mapping[str, str]) -> dict[str, tuple[Need, ...]]:
+    """Assigns upstream steps to the stage's inputs: by name where `needs` is a mapping, else by kind."""
+    key = f"pipeline.steps.{step}.needs"
+    inputs = {p.name: p for p in signature.params.values() if p.kind is not None}
+    takes = ", ".join(f"{p.name} ({p.kind})" for p in inputs.values()) or "nothing"
+    matched: dict[str, list[Need]] = {}
+
+    def assign(param: Param, need: Need) -> None:
+        found = matched.setdefault(param.name, [])
+        if found and param.hint.form != "list":
+            raise ConfigError(f"{key}: both {found[0].step} and {need.step} would be {param.name}; {step} takes one")
+        found.append(need)
+
+    if isinstance(written, Mapping):
+        for name, value in written.items():
+            if name not in inputs:
+                raise unknown_key(f"{key}.{name}", str(name), inputs)
+            for text in value if isinstance(value, list) else [value]:
+                need = _need(f"{key}.{name}", text, kinds)
+                if kinds[need.step] != inputs[name].kind:
+                    raise ConfigError(
+                        f"{key}.{name}: {need.step} makes {kinds[need.step]}, not {inputs[name].kind}; "
+                        f"{step} takes {takes}"
+                    )
+                assign(inputs[name], need)
+    else:
+        for text in [written] if isinstance(written, str) else written:
+            need = _need(key, text, kinds)
+            fitting = [p for p in inputs.values() if p.kind == kinds[need.step]]
+            if not fitting:
+                raise ConfigError(f"{key}: {need.step} makes {kinds[need.step]}; {step} takes {takes}")
+            if len(fitting) > 1:
+                names = ", ".join(p.name for p in fitting)
+                raise ConfigError(
+                    f"{key}: {need.step} could be any of [{names}]; write needs as a mapping {{input: step}}"
+                )
+            assign(fitting[0], need)
+    return {name: tuple(needs) for name, needs in matched.items()}
+
+
+def _need(key: str, text: Any, kinds: Mapping[str, str]) -> Need:
+    name = str(text)
+    step = name.removesuffix("[*]")
+    if step not in kinds:
+        raise unknown_name(key, step, kinds, "step")
+    return Need(step, name.endswith("[*]"))

@@ -1,0 +1,38 @@
+"""What a step may use while it runs; never part of its identity."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from experiments.config import CONF
+from experiments.values import unknown_key
+from maskgit_core.errors import ConfigError
+
+
+@cache
+def stage_defaults(stage: str) -> dict[str, Any]:
+    """Resources of a stage where nobody says otherwise (`conf/stage/<stage>.yaml`)."""
+    import yaml
+
+    path = Path(CONF, "stage", f"{stage}.yaml")
+    found = yaml.safe_load(path.read_text()) if path.is_file() else None
+    return dict((found or {}).get("resources") or {})
+
+
+RESOURCE_KEYS = ("ranks", "nodes", "cpus_per_task", "gpus_per_task", "mem_gb", "timeout_min", "num_tasks", "pack")
+
+
+def step_resources(name: str, stage: str, asked: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(stage_defaults(stage))
+    for key in dict.fromkeys((stage, name)):
+        block = asked.get(key) or {}
+        for inner, value in block.items():
+            if inner not in RESOURCE_KEYS:
+                raise unknown_key(f"resources.{key}.{inner}", str(inner), RESOURCE_KEYS)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or value < 0):
+                raise ConfigError(f"resources.{key}.{inner}: found {value!r}; it must be a number >= 0, or null")
+            merged[inner] = value
+    return merged

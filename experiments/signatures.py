@@ -1,0 +1,269 @@
+"""Reads signatures from source with `ast`, never by import, so that a plan loads neither torch nor the components.
+
+The grammar of hints: `int float bool str`, `None`, `X | Y`, `Optional[X]`, `Literal[...]`, `tuple[X, ...]`,
+`tuple[X, Y]`, `list[X]`, `dict[str, X]`, component specs, `Input`, and the marks of `maskgit_core/hints.py`. Names of
+aliases and constants are followed to where they are assigned, also across `from ... import ...`.
+"""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import dataclass, field, replace
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from maskgit_core.errors import ConfigError
+
+SCALARS = ("int", "float", "bool", "str")
+MARKS = {"Derived": "derived", "Execution": "execution", "Content": "content", "Weights": "weights"}
+SPEC_NAMES = {
+    **{f"{name}Spec": name for name in ("Tokenizer", "Model", "Sampler", "Dataset", "Extractor", "Metric")},
+    **{name: name for name in ("Tokenizer", "Model", "Sampler", "Dataset", "Extractor", "Metric")},
+}
+MISSING: Any = type("Missing", (), {"__repr__": lambda self: "MISSING"})()
+
+
+@dataclass(frozen=True)
+class Hint:
+    """A type hint as data.
+
+    `form` is a scalar's name, `none`, `literal`, `union`, `tuple`, `list`, `dict`, `spec` or `input`.
+    """
+
+    form: str
+    args: tuple[Any, ...] = ()
+
+    def __str__(self) -> str:
+        if self.form == "literal":
+            return "one of [" + ", ".join(map(str, self.args)) + "]"
+        if self.form == "union":
+            return " or ".join(map(str, self.args))
+        if self.form in ("tuple", "list"):
+            return f"{self.form} of " + ", ".join("..." if a is Ellipsis else str(a) for a in self.args)
+        if self.form == "spec":
+            return f"a {self.args[0].lower()} (a mapping with `name`)"
+        return {"none": "null", "dict": "mapping", "input": "artifact"}.get(self.form, self.form)
+
+
+@dataclass(frozen=True)
+class Param:
+    """One keyword of a signature."""
+
+    name: str
+    hint: Hint
+    default: Any = MISSING
+    marks: frozenset[str] = frozenset()
+    kind: str | None = None  # artifact kind, for inputs
+    low: float | None = None
+    high: float | None = None
+    low_open: bool = False
+    neutral: Any = MISSING
+
+    @property
+    def required(self) -> bool:
+        """True where there is no default."""
+        return self.default is MISSING
+
+    def forms(self) -> set[str]:
+        """The outermost forms the hint allows."""
+        return {h.form for h in self.hint.args} if self.hint.form == "union" else {self.hint.form}
+
+
+@dataclass(frozen=True)
+class Signature:
+    """The keyword-only parameters of a component's constructor or of a stage's `run`, and the module's constants."""
+
+    module: str
+    path: Path
+    params: dict[str, Param]
+    constants: dict[str, Any] = field(default_factory=dict)
+
+
+def read_component(module: str, class_name: str, key: str) -> Signature:
+    """The signature of `class_name.__init__` in dotted `module`."""
+    return _read(module, class_name, key)
+
+
+def read_stage(module: str, key: str) -> Signature:
+    """The signature of `run` in a stage's module, and its VERSION and PRODUCES."""
+    return _read(module, None, key)
+
+
+def source_file(module: str) -> Path | None:
+    """The file of a dotted module, found without importing it; None where there is none."""
+    package, _, rest = module.partition(".")
+    spec = find_spec(package)
+    for place in (spec.submodule_search_locations or []) if spec else []:
+        path = Path(place, *rest.split(".")).with_suffix(".py")
+        if path.is_file():
+            return path
+    return None
+
+
+@cache
+def _read(module: str, class_name: str | None, key: str) -> Signature:
+    path = source_file(module)
+    if path is None:
+        raise ConfigError(f"{key}: there is no module {module}")
+    tree = _tree(path)
+    body = tree.body
+    if class_name is not None:
+        owner = next((n for n in body if isinstance(n, ast.ClassDef) and n.name == class_name), None)
+        if owner is None:
+            raise ConfigError(f"{key}: {path.name} has no class {class_name}")
+        body = owner.body
+    wanted = "run" if class_name is None else "__init__"
+    function = next((n for n in body if isinstance(n, ast.FunctionDef) and n.name == wanted), None)
+    if function is None:
+        if class_name is not None:
+            return Signature(module, path, {}, _constants(tree))
+        raise ConfigError(f"{key}: {path.name} has no function run")
+    if function.args.kwarg is not None or (class_name is not None and len(function.args.args) > 1):
+        raise ConfigError(f"{key}: {path.name}: {wanted} must take keyword-only arguments; its signature is the schema")
+    params = {}
+    for argument, default in zip(function.args.kwonlyargs, function.args.kw_defaults, strict=True):
+        try:
+            params[argument.arg] = _param(argument, default, module)
+        except ValueError as error:
+            raise ConfigError(f"{key}.{argument.arg}: {path.name} line {argument.lineno}: {error}") from None
+    return Signature(module, path, params, _constants(tree))
+
+
+@cache
+def _tree(path: Path) -> ast.Module:
+    try:
+        return ast.parse(path.read_text(), filename=str(path))
+    except SyntaxError as error:
+        raise ConfigError(f"{path}: line {error.lineno}: cannot be parsed ({error.msg})") from None
+
+
+def _constants(tree: ast.Module) -> dict[str, Any]:
+    found = {}
+    for node in tree.body:
+        if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            for target in targets:
+                if isinstance(target, ast.Name) and target.id.isupper():
+                    try:
+                        found[target.id] = ast.literal_eval(node.value)
+                    except ValueError:
+                        continue
+    return found
+
+
+def _param(argument: ast.arg, default: ast.expr | None, module: str) -> Param:
+    if argument.annotation is None:
+        raise ValueError("a parameter of a config schema needs a type hint")
+    param = _hinted(argument.annotation, module, argument.arg)
+    return param if default is None else replace(param, default=_literal(default, module))
+
+
+def _hinted(node: ast.expr, module: str, name: str) -> Param:
+    """Resolves marks and `Annotated` around the hint proper."""
+    if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Name):
+        head = node.value.id
+        if head in MARKS:
+            inner = _hinted(node.slice, module, name)
+            return replace(inner, marks=inner.marks | {MARKS[head]})
+        if head == "Annotated" and isinstance(node.slice, ast.Tuple):
+            param = _hinted(node.slice.elts[0], module, name)
+            for mark in node.slice.elts[1:]:
+                param = _marked(param, mark, module)
+            return param
+    return Param(name, _hint(node, module))
+
+
+def _marked(param: Param, mark: ast.expr, module: str) -> Param:
+    if isinstance(mark, ast.Constant) and isinstance(mark.value, str):
+        return replace(param, marks=param.marks | {mark.value})
+    if not (isinstance(mark, ast.Call) and isinstance(mark.func, ast.Name)):
+        raise ValueError(f"the mark {ast.unparse(mark)} is not known; use Range, Neutral or Kind")
+    values = [_literal(a, module) for a in mark.args]
+    named = {k.arg: _literal(k.value, module) for k in mark.keywords}
+    if mark.func.id == "Range":
+        bounds = {**dict(zip(("low", "high", "low_open"), values, strict=False)), **named}
+        return replace(param, **bounds)
+    if mark.func.id == "Neutral":
+        return replace(param, neutral=values[0] if values else named["value"])
+    if mark.func.id == "Kind":
+        return replace(param, kind=values[0] if values else named["name"])
+    raise ValueError(f"the mark {mark.func.id} is not known; use Range, Neutral or Kind")
+
+
+def _hint(node: ast.expr, module: str) -> Hint:
+    if isinstance(node, ast.Constant) and node.value is None:
+        return Hint("none")
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return _hint(ast.parse(node.value, mode="eval").body, module)
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
+        sides = [_hint(side, module) for side in (node.left, node.right)]
+        return Hint("union", tuple(h for side in sides for h in (side.args if side.form == "union" else (side,))))
+    if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Name):
+        return _subscript(node.value.id, node.slice, module)
+    if isinstance(node, ast.Name):
+        if node.id in SCALARS:
+            return Hint(node.id)
+        if node.id == "Input":
+            return Hint("input")
+        if node.id in SPEC_NAMES:
+            return Hint("spec", (SPEC_NAMES[node.id],))
+        if node.id == "dict":
+            return Hint("dict")
+        found = _definition(node.id, module)
+        if found is not None:
+            return _hint(found[0], found[1])
+    raise ValueError(f"the hint {ast.unparse(node)} is outside the schema's grammar")
+
+
+def _subscript(head: str, inner: ast.expr, module: str) -> Hint:
+    parts = inner.elts if isinstance(inner, ast.Tuple) else [inner]
+    if head == "Literal":
+        return Hint("literal", tuple(_literal(p, module) for p in parts))
+    if head == "Optional":
+        return Hint("union", (_hint(inner, module), Hint("none")))
+    if head in ("tuple", "list", "Sequence"):
+        args = tuple(
+            Ellipsis if isinstance(p, ast.Constant) and p.value is Ellipsis else _hint(p, module) for p in parts
+        )
+        return Hint("tuple" if head == "tuple" else "list", args)
+    if head in ("dict", "Mapping"):
+        return Hint("dict", (_hint(parts[1], module),) if len(parts) == 2 and not _is_any(parts[1]) else ())
+    if head in MARKS or head == "Annotated":
+        return _hint(parts[0], module)
+    raise ValueError(f"the hint {head}[...] is outside the schema's grammar")
+
+
+def _is_any(node: ast.expr) -> bool:
+    return isinstance(node, ast.Name) and node.id in ("Any", "object")
+
+
+def _definition(name: str, module: str) -> tuple[ast.expr, str] | None:
+    """The expression assigned to `name` at the top of `module`, or where `module` imports it from."""
+    path = source_file(module)
+    if path is None:
+        return None
+    for node in _tree(path).body:
+        if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == name for t in node.targets):
+            return node.value, module
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.target.id == name:
+            return (node.value, module) if node.value is not None else None
+        if isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            for alias in node.names:
+                if (alias.asname or alias.name) == name and source_file(node.module) is not None:
+                    return _definition(alias.name, node.module)
+    return None
+
+
+def _literal(node: ast.expr, module: str) -> Any:
+    if isinstance(node, ast.Name):
+        found = _definition(node.id, module)
+        if found is None:
+            raise ValueError(f"{node.id} is not a constant that can be read from source")
+        return _literal(found[0], found[1])
+    try:
+        value = ast.literal_eval(node)
+    except ValueError:
+        raise ValueError(f"{ast.unparse(node)} is not a literal; defaults must be readable from source") from None
+    return list(value) if isinstance(value, tuple) else value
