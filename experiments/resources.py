@@ -26,6 +26,7 @@ RESOURCE_KEYS = ("ranks", "nodes", "cpus_per_task", "gpus_per_task", "mem_gb", "
 
 
 def step_resources(name: str, stage: str, asked: Mapping[str, Any]) -> dict[str, Any]:
+    """The stage's defaults, under `resources.<stage>`, under `resources.<step>`; refuses unknown keys."""
     merged = dict(stage_defaults(stage))
     for key in dict.fromkeys((stage, name)):
         block = asked.get(key) or {}
