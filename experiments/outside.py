@@ -1,4 +1,4 @@
-"""Digests of what comes from outside a pipeline: data sets, samples, weights. Their content counts, never their paths."""
+"""Digests of what comes from outside: data sets, samples, weights. Their content counts, never their paths."""
 
 from __future__ import annotations
 
@@ -30,7 +30,6 @@ class Outside:
 
     def _content(self, key: str, value: Any) -> str:
         from maskgit_core.content import digest, resolve
-
         from maskgit_core.errors import DataError
 
         try:

@@ -1,0 +1,256 @@
+"""Executes one step in its folder: what every launcher calls, in every process of the step.
+
+Exit codes: 0 done, 1 failed, 2 the request cannot be met (one line says why), 75 saved and wants to be continued,
+76 stopped on request (saved; goes on at the next run).
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import os
+import shutil
+import sys
+import time
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from experiments import provenance
+from experiments.artifacts import attempts, check_outputs, finish, list_outputs, manifest_digest, new_attempt
+from experiments.atomic import explain, read_json, write_bytes, write_json
+from experiments.attempt import Attempt, Stopped, SupersededError, wait_for_file
+from experiments.binding import arguments, input_manifests, load_inputs, read_request
+from experiments.claims import Claim, JobAlive
+from experiments.signals import StopFlag
+from maskgit_core.errors import ArtifactError, MaskgitError
+
+DONE, FAILED, REFUSED, CONTINUE, STOPPED = 0, 1, 2, 75, 76
+
+
+def main(folder: str) -> int:
+    """Runs the step in `folder`; safe to call any number of times."""
+    return Job(Path(folder)).run()
+
+
+def is_current(folder: Path, inputs: Mapping[str, str]) -> bool:
+    """True where the step is done and was made from its inputs as they are now (fingerprint -> manifest digest)."""
+    manifest = read_json(folder / "manifest.json")
+    return manifest is not None and manifest.get("inputs", {}) == dict(inputs)
+
+
+class Job:
+    """One execution of a step, in one of its processes."""
+
+    def __init__(self, folder: Path, job_alive: JobAlive | None = None) -> None:
+        self.folder = folder.absolute()
+        self.store = self.folder.parent.parent
+        self.rank = int(os.environ.get("RANK", 0))
+        self.world_size = int(os.environ.get("WORLD_SIZE", 1))
+        self.launch_id = os.environ.get("MASKGIT_LAUNCH_ID") or f"pid-{os.getpid()}-{time.time_ns()}"
+        self.claim = Claim(self.folder, job_alive)
+        self.stop = StopFlag.installed()
+
+    def run(self) -> int:
+        """Claims the step, runs its stage as a new attempt and publishes what it made."""
+        try:
+            request, launch = read_request(self.folder)
+            if (self.folder / "cancelled").exists():
+                print(f"{self.folder.name}: was cancelled; nothing to do", flush=True)
+                return STOPPED
+            inputs = load_inputs(self.store, request, launch)
+            digests = input_manifests(inputs)
+            if is_current(self.folder, digests):
+                print(f"{self.folder.name}: already done", flush=True)
+                return DONE
+            number = self._begin(digests)
+            if number is None:
+                return DONE
+        except MaskgitError as error:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+            self._note_refusal(error)
+            return REFUSED
+        except Stopped as stopped:
+            return CONTINUE if stopped.requeue else STOPPED
+        try:
+            return self._attempt(number, request, launch, inputs, digests)
+        finally:
+            if self.rank == 0:
+                self.claim.release()
+
+    # -- beginning -------------------------------------------------------------------------------------------------
+    def _begin(self, inputs: Mapping[str, str]) -> int | None:
+        """Rank 0 takes the claim and a number, the others wait to hear it; None where someone else finished it."""
+        agreed = self.folder / "launches" / f"{self.launch_id}.json"
+        if self.rank != 0:
+            found = wait_for_file(agreed)
+            return found["attempt"]
+        said = False
+        while (owner := self.claim.take()) is not None:
+            if self.stop.is_set():
+                raise Stopped(self.stop.wants_requeue)
+            if not said:
+                print(f"{self.folder.name}: waiting for {owner.where()}, which is running it", flush=True)
+                said = True
+            time.sleep(0.5)
+        if is_current(self.folder, inputs):
+            self.claim.release()
+            write_json(agreed, {"attempt": None})
+            return None
+        self._set_aside_old_mark()
+        number = new_attempt(self.folder)
+        write_json(agreed, {"attempt": number})
+        return number
+
+    def _set_aside_old_mark(self) -> None:
+        """Keeps the mark of a result made from other inputs with its attempt; its pieces must not be reused."""
+        manifest = read_json(self.folder / "manifest.json")
+        if manifest is not None:
+            retire(self.folder, manifest)
+
+    # -- the work --------------------------------------------------------------------------------------------------
+    def _execute(self, attempt: Attempt, request: Any, launch: Any, inputs: Any, digests: Mapping[str, str]) -> int:
+        started = time.time()
+        if attempt.is_main:
+            self._write_start(attempt, launch, started)
+        try:
+            stage = importlib.import_module(request["module"])
+            stage.run(attempt, **arguments(request, launch, inputs))
+            if attempt.is_main:
+                self._publish(attempt, request, launch, digests, started)
+            return DONE
+        except Stopped as stopped:
+            return self._ended(
+                attempt, "stopped", "asked to stop; state saved", CONTINUE if stopped.requeue else STOPPED
+            )
+        except SupersededError as error:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+            return FAILED
+        except MaskgitError as error:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+            return self._ended(attempt, "failed", str(error), REFUSED)
+        except KeyboardInterrupt:
+            return self._ended(attempt, "stopped", "interrupted", STOPPED)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+                return self._crashed(attempt, error)
+            told = explain(error, Path(error.filename or self.folder))
+            print(f"error: {told}", file=sys.stderr, flush=True)
+            return self._ended(attempt, "failed", str(told), REFUSED)
+        except Exception as error:
+            return self._crashed(attempt, error)
+
+    def _crashed(self, attempt: Attempt, error: Exception) -> int:
+        trace = traceback.format_exc()
+        print(trace, file=sys.stderr, flush=True)
+        return self._ended(attempt, "failed", _one_line(error), FAILED, trace)
+
+    def _write_start(self, attempt: Attempt, launch: Mapping[str, Any], started: float) -> None:
+        start = {
+            "time": started,
+            "attempt": attempt.number,
+            "owner": read_json(self.claim.path),
+            "world_size": self.world_size,
+            "resources": launch.get("resources"),
+            "pipeline": launch.get("pipeline"),
+            "launch": self.launch_id,
+            "code": {k: v for k, v in provenance.code_state().items() if k != "diff"},
+        }
+        write_json(attempt.own / "start.json", start)
+
+    def _publish(self, attempt: Attempt, request: Any, launch: Any, digests: Mapping[str, str], started: float) -> None:
+        attempt.close()
+        attempt.check_fence()
+        ended = time.time()
+        notes = attempt.notes
+        outputs = list_outputs(attempt.files)
+        self._write_record(attempt, request, launch, started, ended)
+        manifest = {
+            "format": 1,
+            "fingerprint": request["fingerprint"],
+            "kind": request["kind"],
+            "attempt": attempt.number,
+            "outputs": outputs,
+            "facts": notes["facts"],
+            "headline": notes["headline"],
+            "shown": notes["shown"],
+            "datasets": notes["datasets"],
+            "inputs": dict(digests),
+            "digest": manifest_digest(outputs, notes["facts"]),
+            "time": ended,
+            "seconds": ended - started,
+        }
+        write_json(attempt.own / "end.json", {"state": "done", "time": ended, "reason": "done"})
+        if finish(self.folder, attempt.number, manifest):
+            shutil.rmtree(attempt.checkpoints, ignore_errors=True)
+            attempt.forget_earlier_checkpoints()
+
+    def _write_record(self, attempt: Attempt, request: Any, launch: Any, started: float, ended: float) -> None:
+        plugins = tuple(launch.get("plugins") or ())
+        code = provenance.code_state()
+        if code.get("diff"):
+            write_bytes(self.folder / "code.diff", code["diff"].encode())
+        record = {
+            "request": request,
+            "launch": launch,
+            "code": provenance.code_state(),
+            "science_files": provenance.science_files(
+                ("maskgit_core", "experiments.stages", "experiments.components", *plugins)
+            ),
+            "packages": provenance.packages(),
+            "machine": provenance.machine(),
+            "started": started,
+            "ended": ended,
+            "attempts": [
+                {"number": int(p.name), "start": read_json(p / "start.json"), "end": read_json(p / "end.json")}
+                for p in attempts(self.folder)
+            ],
+            "notes": attempt.notes,
+        }
+        write_json(self.folder / "record.json", record)
+
+    def _ended(self, attempt: Attempt, state: str, reason: str, code: int, trace: str | None = None) -> int:
+        if attempt.is_main or state == "failed":
+            name = "end.json" if attempt.is_main else f"end-rank{attempt.rank}.json"
+            end = {"state": state, "reason": reason, "code": code, "traceback": trace, "time": time.time()}
+            try:
+                write_json(attempt.own / name, end)
+            except ArtifactError as error:  # a full disk must not hide why the stage ended
+                print(f"warning: {error}", file=sys.stderr, flush=True)
+        return code
+
+    def _note_refusal(self, error: MaskgitError) -> None:
+        if self.rank == 0 and self.folder.is_dir():
+            try:
+                write_json(self.folder / "refused.json", {"reason": str(error), "time": time.time()})
+            except ArtifactError:
+                return
+
+
+def retire(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Takes a finished step's mark away but keeps its result: the mark and shared pieces go to its attempt's folder."""
+    own = folder / "attempts" / f"{int(manifest['attempt']):04d}"
+    own.mkdir(parents=True, exist_ok=True)
+    # The mark goes first: killed in between, the step is simply not done.
+    (folder / "manifest.json").rename(own / "manifest.json")
+    for number in attempts(folder):
+        shutil.rmtree(number / "checkpoints", ignore_errors=True)
+    if (folder / "parts").is_dir():
+        target = own / "parts"
+        shutil.rmtree(target, ignore_errors=True)
+        (folder / "parts").rename(target)
+    (folder / "files").unlink(missing_ok=True)
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}"[:500]
+
+
+def verify(folder: Path) -> None:
+    """Raises `ArtifactError` where a finished step's files do not match its manifest."""
+    manifest = read_json(folder / "manifest.json")
+    if manifest is None:
+        raise ArtifactError(f"{folder}: is not finished")
+    check_outputs(folder, manifest)
