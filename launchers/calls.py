@@ -1,0 +1,209 @@
+"""What every launcher understands: calls, the resources they ask for, and what became of them.
+
+A launcher is `launchers/<name>.py` with a class `Launcher`; its keyword-only signature is the schema of the config
+group `launcher`. Launchers know nothing of the work itself: a call names a function `module:function` and plain
+arguments.
+
+    inline, local    launch(calls, on_event=...) -> {key: Outcome}     wait until all has ended
+    slurm            submit(calls, ...) -> {key: job id}               hands everything to SLURM and returns
+
+The function returns an exit code: 0 done, 1 failed, 2 the request is wrong, 75 saved its state and wants to be run
+again, 130 or 143 saved its state and ended because it was asked to. Its process finds RANK, WORLD_SIZE, LOCAL_RANK,
+LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT in its environment (accelerate and torch.distributed read them),
+OMP_NUM_THREADS, CUDA_VISIBLE_DEVICES, and MASKGIT_LAUNCH_ID, which is the same for all ranks of one start.
+"""
+
+from __future__ import annotations
+
+import importlib
+import signal
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from maskgit_core.errors import LaunchError
+
+CONTINUE = 75  # exit code (EX_TEMPFAIL): state is saved, run me again
+STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)  # exit codes: state is saved, asked to end
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one call needs; all processes of a call are alike.
+
+    Args:
+        ranks: processes that work together on the call (one rendezvous).
+        nodes: machines they are spread over evenly (SLURM only).
+        cpus_per_task, gpus_per_task: for each process.
+        mem_gb: memory for each node in GiB; None leaves it to the site.
+        timeout_min: time limit in minutes; None leaves it to the site.
+        num_tasks: independent processes the call is cut into (SLURM only; they share the work through files).
+        pack: how many calls of one group share one job task, one after another (SLURM only).
+    """
+
+    ranks: int = 1
+    nodes: int = 1
+    cpus_per_task: int = 1
+    gpus_per_task: int = 0
+    mem_gb: float | None = None
+    timeout_min: float | None = None
+    num_tasks: int = 1
+    pack: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("ranks", "nodes", "cpus_per_task", "num_tasks", "pack"):
+            if getattr(self, name) < 1:
+                raise LaunchError(f"{name}: found {getattr(self, name)}; at least 1 is needed")
+        if self.gpus_per_task < 0:
+            raise LaunchError(f"gpus_per_task: found {self.gpus_per_task}; use 0 for none")
+        for name in ("mem_gb", "timeout_min"):
+            if (value := getattr(self, name)) is not None and value <= 0:
+                raise LaunchError(f"{name}: found {value}; it must be above 0, or null for the site's default")
+        if self.ranks % self.nodes:
+            raise LaunchError(f"ranks: {self.ranks} processes cannot be spread evenly over {self.nodes} nodes")
+
+    @property
+    def cores(self) -> int:
+        """CPU cores of all processes together."""
+        return self.ranks * self.cpus_per_task
+
+    @property
+    def gpus(self) -> int:
+        """GPUs of all processes together."""
+        return self.ranks * self.gpus_per_task
+
+
+@dataclass(frozen=True)
+class Call:
+    """One function call to be executed somewhere.
+
+    Args:
+        key: unique among the calls of one launch.
+        name: what people read; also the job's name on SLURM.
+        target: "module:function"; it is called with `args` and returns an exit code.
+        args: plain data (JSON).
+        log: the file that gets the output; ranks above 0 write to `<stem>.rank<N><suffix>` beside it.
+        needs: keys of calls that must have ended well before this one starts; keys not in the launch count as done.
+        group: calls of one group with equal resources may be submitted as one array.
+    """
+
+    key: str
+    name: str
+    target: str
+    args: Sequence[Any]
+    log: Path
+    needs: tuple[str, ...] = ()
+    group: str = ""
+    resources: Resources = field(default_factory=Resources)
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened to a call: `kind` is "started", "finished", "failed", "blocked" or "stopped"."""
+
+    kind: str
+    call: Call
+    message: str = ""
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a call ended.
+
+    Args:
+        state: "done", "failed", "blocked" (something it needs failed) or "stopped" (asked to end; goes on next time).
+        exit_code: of the first process that did not end well, else 0; negative: the signal that killed it.
+        message: why, in a few words.
+        seconds: wall time.
+    """
+
+    state: str
+    exit_code: int = 0
+    message: str = ""
+    seconds: float = 0.0
+
+
+OnEvent = Callable[[Event], None]
+
+
+def topological(calls: Iterable[Call]) -> list[Call]:
+    """The calls in an order in which each comes after all it needs; otherwise in the given order.
+
+    Raises:
+        LaunchError: two calls share a key, or the needs form a cycle.
+    """
+    given = list(calls)
+    by_key = {call.key: call for call in given}
+    if len(by_key) != len(given):
+        twice = next(call.key for i, call in enumerate(given) if call.key in {c.key for c in given[:i]})
+        raise LaunchError(f"{twice}: two calls have this key; keys must be unique in one launch")
+    missing = {call.key: {need for need in call.needs if need in by_key} for call in given}
+    wanted_by: dict[str, list[str]] = {}
+    for key, needs in missing.items():
+        for need in needs:
+            wanted_by.setdefault(need, []).append(key)
+    ready = [call.key for call in given if not missing[call.key]]
+    ordered: list[Call] = []
+    for key in ready:  # grows while it is walked
+        ordered.append(by_key[key])
+        for waiting in wanted_by.get(key, ()):
+            missing[waiting].discard(key)
+            if not missing[waiting]:
+                ready.append(waiting)
+    if len(ordered) < len(given):
+        stuck = ", ".join(sorted(key for key, needs in missing.items() if needs))
+        raise LaunchError(f"{stuck}: these calls wait for each other in a circle; remove one of their needs")
+    return ordered
+
+
+def resolve(target: str) -> Callable[..., int | None]:
+    """The function named by "module:function".
+
+    Raises:
+        LaunchError: there is no such module or function.
+    """
+    module_name, _, function_name = target.partition(":")
+    try:
+        found = getattr(importlib.import_module(module_name), function_name)
+    except (ModuleNotFoundError, AttributeError, ValueError) as error:
+        raise LaunchError(f"{target}: no such function ({error}); write it as module:function") from error
+    if not callable(found):
+        raise LaunchError(f"{target}: this is not a function; write it as module:function")
+    return found  # type: ignore[no-any-return]
+
+
+def rank_log(log: Path, rank: int) -> Path:
+    """The file that holds the output of one rank."""
+    return log if rank == 0 else log.with_name(f"{log.stem}.rank{rank}{log.suffix}")
+
+
+def describe_exit(code: int) -> str:
+    """An exit code in words; negative codes are signals, as `subprocess` reports them."""
+    if code >= 0:
+        return f"exit code {code}"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = f"signal {-code}"
+    return f"killed by {name}" + (" (out of memory?)" if code == -signal.SIGKILL else "")
+
+
+def rank_variables(
+    rank: int, world_size: int, *, local_rank: int, local_world_size: int, address: str, port: int
+) -> dict[str, str]:
+    """What `accelerate launch` and `torchrun` would put into a process's environment."""
+    return {
+        "RANK": str(rank),
+        "WORLD_SIZE": str(world_size),
+        "LOCAL_RANK": str(local_rank),
+        "LOCAL_WORLD_SIZE": str(local_world_size),
+        "MASTER_ADDR": address,
+        "MASTER_PORT": str(port),
+    }
+
+
+def first_obstacle(call: Call, outcomes: Mapping[str, Outcome]) -> str | None:
+    """The key of something this call needs that did not end well, or None."""
+    return next((need for need in call.needs if need in outcomes and outcomes[need].state != "done"), None)
