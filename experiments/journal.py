@@ -23,7 +23,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -169,33 +169,62 @@ def _special(value: float) -> str:
 
 # -- reading ----------------------------------------------------------------------------------------------------------
 def journals(step_folder: Path) -> list[Path]:
-    """The journals of a step's attempts, oldest attempt first."""
+    """The journals of a step's present life, oldest attempt first.
+
+    A finished attempt whose result was set aside (`manifest.json` moved into its folder) ended an earlier life.
+    """
     folder = Path(step_folder) / "attempts"
-    numbered = [p for p in folder.glob("*/journal.jsonl") if p.parent.name.isdigit()]
-    return sorted(numbered, key=lambda path: int(path.parent.name))
+    numbered = sorted((p for p in folder.glob("*") if p.name.isdigit()), key=lambda p: int(p.name))
+    ended = [i for i, p in enumerate(numbered) if (p / "manifest.json").exists()]
+    return [p / "journal.jsonl" for p in numbered[ended[-1] + 1 if ended else 0 :]]
 
 
 def read_lines(path: Path, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
-    """Whole, sound lines from byte `offset` on, and the offset after the last whole one; torn lines are left out."""
+    """Whole, sound lines from byte `offset` on, and the offset after the last whole one; torn lines are left out.
+
+    Each line also says where it ends, as `"end"` (bytes from the start of the file).
+    """
     try:
         with open(path, "rb") as file:
             file.seek(offset)
             data = file.read()
     except (FileNotFoundError, NotADirectoryError):
         return [], offset
-    end = data.rfind(b"\n") + 1
-    return [record for line in data[:end].splitlines() if (record := _decode(line)) is not None], offset + end
+    found = []
+    for raw in data[: data.rfind(b"\n") + 1].splitlines(keepends=True):
+        offset += len(raw)
+        if (line := _decode(raw)) is not None:
+            found.append({**line, "end": offset})
+    return found, offset
 
 
-def _decode(line: bytes) -> dict[str, Any] | None:
+def _decode(raw: bytes) -> dict[str, Any] | None:
     try:
-        record = json.loads(line)
+        record = json.loads(raw)
         if "resumed_at" in record:
             return {"resumed_at": int(record["resumed_at"]), "time": int(record["time"])}
         metrics = {str(name): float(value) for name, value in record["metrics"].items()}
         return {"step": int(record["step"]), "time": int(record["time"]), "metrics": metrics}
     except (ValueError, TypeError, KeyError, AttributeError):
         return None
+
+
+def started(journal: Path) -> float | None:
+    """When the journal's attempt began (ms since 1970), as its `start.json` says."""
+    try:
+        return float(json.loads((journal.parent / "start.json").read_text())["time"]) * 1000.0
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def attempt_lines(step_folder: Path) -> list[list[dict[str, Any]]]:
+    """The lines of each attempt that count: what one wrote after its successor began is a zombie's and left out."""
+    paths = journals(step_folder)
+    found = []
+    for path, successor in zip(paths, [*paths[1:], None], strict=True):
+        until = started(successor) if successor is not None else None
+        found.append([line for line in read_lines(path)[0] if until is None or line["time"] <= until])
+    return found
 
 
 def merge(attempts: Iterable[Iterable[Mapping[str, Any]]]) -> list[Point]:
@@ -223,7 +252,7 @@ def _is_system(line: Mapping[str, Any]) -> bool:
 
 def read_points(step_folder: Path) -> list[Point]:
     """All points of a step that count, over all its attempts; see `merge`."""
-    return merge(read_lines(path)[0] for path in journals(step_folder))
+    return merge(attempt_lines(step_folder))
 
 
 def curves(points: Iterable[Point]) -> dict[str, list[Point]]:
@@ -232,9 +261,3 @@ def curves(points: Iterable[Point]) -> dict[str, list[Point]]:
     for point in points:
         by_metric.setdefault(point.metric, []).append(point)
     return {metric: sorted(found, key=lambda p: p.step) for metric, found in sorted(by_metric.items())}
-
-
-def last_values(points: Iterable[Point]) -> Iterator[tuple[str, float]]:
-    """The value of each metric at its highest step."""
-    for metric, found in curves(points).items():
-        yield metric, found[-1].value
