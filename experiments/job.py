@@ -1,7 +1,7 @@
 """Executes one step in its folder: what every launcher calls, in every process of the step.
 
 Exit codes: 0 done, 1 failed, 2 the request cannot be met (one line says why), 75 saved and wants to be continued,
-76 stopped on request (saved; goes on at the next run).
+143 stopped on request (saved; goes on at the next run).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from experiments.claims import Claim, JobAlive
 from experiments.signals import StopFlag
 from maskgit_core.errors import ArtifactError, MaskgitError
 
-DONE, FAILED, REFUSED, CONTINUE, STOPPED = 0, 1, 2, 75, 76
+DONE, FAILED, REFUSED, CONTINUE, STOPPED = 0, 1, 2, 75, 143
 
 
 def main(folder: str) -> int:

@@ -103,9 +103,8 @@ class Planner:
         if nearest is None:
             return "never run"
         folder, keys = nearest
-        return (
-            f"differs from {folder.parent.name}/{folder.name}: {'; '.join(keys[:4])}{' ...' if len(keys) > 4 else ''}"
-        )
+        more = " ..." if len(keys) > 4 else ""
+        return f"differs from {folder.parent.name}/{folder.name}: {'; '.join(keys[:4])}{more}"
 
     def _nearest(self, node: Node) -> tuple[Path, list[str]] | None:
         """The finished step of the same stage that differs in the fewest keys, and those keys."""
