@@ -1,4 +1,4 @@
-"""Puts the full Fashion-MNIST into a folder: from Debian's package where it is installed, else by torchvision's download.
+"""Puts the full Fashion-MNIST into a folder: from Debian's package where it is installed, else by torchvision.
 
 python tools/fetch_fashion_mnist.py [--target data/fashion_mnist]
 """

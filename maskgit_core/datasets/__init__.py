@@ -34,3 +34,6 @@ class ImageSequence(Protocol):
 
     def __getitem__(self, index: int, /) -> Sample:
         """The sample at `index` in [0, len)."""
+
+    def check(self) -> None:
+        """Fails with one `DataError`, before work begins, where images cannot be read."""

@@ -1,4 +1,4 @@
-"""Fashion-MNIST (Xiao et al., 2017, arXiv:1708.07747): 70,000 photos of garments, 28 x 28 grey, 10 classes, MIT licence.
+"""Fashion-MNIST (Xiao et al., 2017, arXiv:1708.07747): 70,000 photos of garments, 28 x 28 grey, 10 classes, MIT.
 
 Reads the idx files themselves, packed or not, as the authors, Debian (`dataset-fashion-mnist`) and torchvision lay
 them out, and the subset that comes with this package (`bundled:fashion_mnist_subset`).
@@ -69,6 +69,14 @@ class Dataset:
         if self.channels == 3:
             image = image.repeat(3, axis=2)
         return Sample(f"{self.split}-{index:05d}", image, int(self._labels[index]))
+
+    def check(self) -> None:
+        """Reads all pixels, so that a damaged file is known before work begins.
+
+        Raises:
+            DataError: the images' file is missing, damaged or does not match the labels.
+        """
+        _ = self.images
 
     @property
     def images(self) -> np.ndarray:

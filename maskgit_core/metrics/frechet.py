@@ -1,0 +1,130 @@
+"""Fréchet distance between Gaussians fitted to features (Heusel et al. 2017, arXiv:1706.08500, eq. 6).
+
+    d^2 = |m_1 - m_2|^2 + tr(S_1) + tr(S_2) - 2 tr((S_1 S_2)^(1/2))
+
+N samples, D features. Moments are streamed in float64; memory is 2 D^2 doubles whatever N.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from maskgit_core.errors import DataError
+
+
+class Moments(NamedTuple):
+    """Mean (D,), sample covariance (D, D; divided by N - 1) and count of a feature set, in float64."""
+
+    mean: Tensor
+    covariance: Tensor
+    count: int
+
+
+class Metric:
+    """Streams features of one set; `moments` at any time, the distance to a reference in `compute`.
+
+    The running mean and the centred second moment are updated a batch at a time (Chan, Golub, LeVeque 1983, eq. 2.1),
+    which keeps full precision however far the mean is from zero. The same batches in the same order give the same bits.
+
+    Args:
+        reference: moments to compare with; None where only moments are wanted.
+    """
+
+    def __init__(self, *, reference: Moments | None = None) -> None:
+        self.reference = reference
+        self.count = 0
+        self._mean = torch.zeros(0, dtype=torch.float64)
+        self._scatter = torch.zeros(0, 0, dtype=torch.float64)
+
+    def update(self, features_ND: Tensor) -> None:
+        """Adds features (N, D) of any float type; they stay on their device."""
+        batch = features_ND.detach().to(torch.float64)
+        if batch.ndim != 2 or len(batch) == 0:
+            raise DataError(f"features: shape {tuple(batch.shape)} was given; at least one row of (N, D) is needed")
+        if not bool(torch.isfinite(batch).all()):
+            raise DataError("features: a value is not finite; look at the images and the extractor's weights")
+        mean = batch.mean(dim=0)
+        centred = batch - mean
+        self._add(len(batch), mean, centred.T @ centred)
+
+    def merge(self, other: Metric) -> None:
+        """Adds all that `other` has seen."""
+        if other.count:
+            self._add(other.count, other._mean, other._scatter)
+
+    def _add(self, count: int, mean: Tensor, scatter: Tensor) -> None:
+        if self.count == 0:
+            self.count, self._mean, self._scatter = count, mean.clone(), scatter.clone()
+            return
+        if mean.shape != self._mean.shape:
+            raise DataError(f"features: {len(mean)} values a row after {len(self._mean)}; use one extractor")
+        total = self.count + count
+        delta = mean.to(self._mean.device) - self._mean
+        self._scatter += scatter.to(self._scatter.device)
+        self._scatter.addr_(delta, delta, alpha=self.count * count / total)
+        self._mean += delta * (count / total)
+        self.count = total
+
+    @property
+    def moments(self) -> Moments:
+        """Mean, covariance and count so far; two samples at least.
+
+        Raises:
+            DataError: fewer than two samples were seen.
+        """
+        if self.count < 2:
+            raise DataError(f"features: a covariance needs at least 2 samples, {self.count} came; use more images")
+        return Moments(self._mean.clone(), self._scatter / (self.count - 1), self.count)
+
+    def compute(self) -> dict[str, float]:
+        """`{"frechet": d^2}` to the reference given at the start."""
+        if self.reference is None:
+            raise DataError("frechet: there is no reference to compare with; give reference=Moments(...)")
+        return {"frechet": frechet_distance(self.moments, self.reference)}
+
+
+def frechet_distance(a: Moments, b: Moments) -> float:
+    """Squared Fréchet distance of two Gaussians; exact, also where covariances are singular.
+
+    tr((S_1 S_2)^(1/2)) is the sum of the square roots of the eigenvalues of the symmetric L' S_2 L with S_1 = L L':
+    one Cholesky factor and the eigenvalues of one symmetric matrix, no general matrix root. Where that matrix is
+    (nearly) singular its root would lose half of the digits, so there the sum is taken as the nuclear norm of
+    F_1' F_2 with S = F F' from a symmetric eigen-decomposition of each, whose error stays of the order of rounding.
+    """
+    if a.mean.shape != b.mean.shape:
+        raise DataError(
+            f"frechet: moments of {len(a.mean)} and of {len(b.mean)} features were given; use one extractor for both"
+        )
+    device = a.mean.device
+    mean_b, cov_a, cov_b = b.mean.to(device), _symmetric(a.covariance), _symmetric(b.covariance.to(device))
+    between = (a.mean - mean_b).square().sum()
+    root = _trace_root(cov_a, cov_b)
+    distance = between + cov_a.diagonal().sum() + cov_b.diagonal().sum() - 2 * root
+    return max(0.0, float(distance))
+
+
+def _symmetric(matrix: Tensor) -> Tensor:
+    matrix = matrix.to(torch.float64)
+    return (matrix + matrix.T) / 2
+
+
+def _trace_root(cov_a: Tensor, cov_b: Tensor) -> Tensor:
+    """tr((A B)^(1/2)) of two symmetric positive semi-definite matrices."""
+    factor, failed = torch.linalg.cholesky_ex(cov_a)
+    if not int(failed):
+        eigenvalues = torch.linalg.eigvalsh(factor.T @ cov_b @ factor)
+        # Below this share of the largest eigenvalue, rounding has the size of the eigenvalue itself.
+        if eigenvalues[0] > 1e4 * len(eigenvalues) * torch.finfo(torch.float64).eps * eigenvalues[-1]:
+            return eigenvalues.sqrt().sum()
+    return torch.linalg.svdvals(_factor(cov_a).T @ _factor(cov_b)).sum()
+
+
+def _factor(covariance: Tensor) -> Tensor:
+    """F (D, rank) with F F' = covariance; directions of no variance are left out."""
+    eigenvalues, vectors = torch.linalg.eigh(covariance)
+    floor = len(eigenvalues) * torch.finfo(torch.float64).eps * eigenvalues[-1].clamp_min(0)
+    kept = eigenvalues > floor
+    return vectors[:, kept] * eigenvalues[kept].sqrt()
