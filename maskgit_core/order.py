@@ -4,8 +4,8 @@ A training stream is endless: epoch after epoch, each a full permutation of the 
 permutation is never stored. It is computed for any positions asked for, in constant time, so that a run resumes
 anywhere at once and the order does not depend on ranks, workers or library versions.
 
-The permutation is a Feistel network on the mixed-radix grid a × b >= N with cycle walking (Black & Rogaway, "Ciphers with
-arbitrary finite domains", 2002), keyed by hashes of seed and epoch.
+The permutation is a Feistel network on the mixed-radix grid a × b >= N with cycle walking (Black & Rogaway, "Ciphers
+with arbitrary finite domains", 2002), keyed by hashes of seed and epoch.
 
 Shapes: positions of any shape, int64; all results int64 of that shape.
 """
@@ -70,32 +70,40 @@ def permute(positions: np.ndarray, num_samples: int, key: int) -> np.ndarray:
     return values.astype(np.int64).reshape(np.shape(positions))
 
 
-def sample_ids(
-    seed: int, start: int, count: int, num_samples: int, num_variants: int = 1
+def samples_at(
+    seed: int, positions: np.ndarray, num_samples: int, num_variants: int = 1
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Which sample, and which of its variants, stand at positions start ... start + count - 1 of the training stream.
+    """Which sample, and which of its variants, stand at any positions of the training stream.
 
     Args:
         seed: of the order, any integer.
-        start: first position, >= 0; position p lies in epoch p // num_samples.
-        count: number of positions, >= 0.
+        positions: int64, >= 0, any shape; position p lies in epoch p // num_samples.
         num_samples: size of the data set.
         num_variants: how many variants (flips, crops) each sample has; one is drawn per epoch, uniformly.
 
     Returns:
-        (samples, variants): int64 arrays of shape (count,).
+        (samples, variants): int64 arrays of the shape of `positions`.
     """
-    samples = np.empty(count, dtype=np.int64)
-    variants = np.zeros(count, dtype=np.int64)
-    done = 0
-    while done < count:
-        epoch, offset = divmod(start + done, num_samples)
-        length = min(count - done, num_samples - offset)
+    positions = np.asarray(positions, dtype=np.int64)
+    samples = np.empty(positions.shape, dtype=np.int64)
+    variants = np.zeros(positions.shape, dtype=np.int64)
+    if not positions.size:
+        return samples, variants
+    epochs, offsets = np.divmod(positions, num_samples)
+    first, last = int(epochs.min()), int(epochs.max())
+    for epoch in [first] if first == last else np.unique(epochs).tolist():
+        here = ... if first == last else epochs == epoch
         key = mix(mix(seed) + epoch)
-        part = permute(np.arange(offset, offset + length), num_samples, key)
-        samples[done : done + length] = part
+        found = permute(offsets[here], num_samples, key)
+        samples[here] = found
         if num_variants > 1:
-            drawn = _hash32(_hash32(part.astype(np.uint64), mix(key + 1)), mix(key + 2))
-            variants[done : done + length] = (drawn * np.uint64(num_variants)) >> np.uint64(32)
-        done += length
+            drawn = _hash32(_hash32(found.astype(np.uint64), mix(key + 1)), mix(key + 2))
+            variants[here] = (drawn * np.uint64(num_variants)) >> np.uint64(32)
     return samples, variants
+
+
+def sample_ids(
+    seed: int, start: int, count: int, num_samples: int, num_variants: int = 1
+) -> tuple[np.ndarray, np.ndarray]:
+    """`samples_at` for the positions start ... start + count - 1: two int64 arrays of shape (count,)."""
+    return samples_at(seed, np.arange(start, start + count, dtype=np.int64), num_samples, num_variants)

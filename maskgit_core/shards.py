@@ -1,0 +1,244 @@
+"""Reads token shards: all shards of a cache mapped side by side, any samples gathered at memory speed.
+
+The shards' files are mapped into one stretch of address space, so a gather over a thousand shards is one indexing
+operation and no file is read before its samples are asked for. Nothing is copied until the gather, and the reader's own
+memory stays small whatever the size of the cache.
+
+Shapes: B batch, L tokens, V variants.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import mmap
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from maskgit_core.errors import DataError
+from maskgit_core.shard_format import BLOCK, LABEL_CHARS, Layout, decode_key
+from maskgit_core.shard_writer import FORMAT, FORMAT_VERSION, MANIFEST
+
+_MAP_FIXED = 0x10  # the same on Linux and macOS
+_POWERS = 10 ** np.arange(LABEL_CHARS - 1, -1, -1, dtype=np.int64)
+
+_mmap = ctypes.CDLL(None, use_errno=True).mmap
+_mmap.restype = ctypes.c_void_p
+_mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *([ctypes.c_int] * 3), ctypes.c_long]
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest in `folder` (or in its `files/`), checked for form.
+
+    Raises:
+        DataError: there is none, or it is not a manifest of token shards.
+    """
+    path = _manifest_path(Path(folder))
+    try:
+        manifest = json.loads(path.read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        raise DataError(
+            f"{path}: no manifest, so this is not a finished set of token shards; make one with the cache_tokens stage"
+        ) from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise DataError(f"{path}: not readable as JSON ({error}); cache the tokens again") from None
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise DataError(f"{path}: not a manifest of token shards; expected format {FORMAT!r}")
+    if manifest.get("format_version") != FORMAT_VERSION:
+        found = manifest.get("format_version")
+        raise DataError(
+            f"{path}: format_version {found} is not {FORMAT_VERSION}; read it with the release that wrote it"
+        )
+    missing = [key for key in ("codebook_size", "grid", "num_variants", "num_samples", "shards") if key not in manifest]
+    if missing:
+        raise DataError(f"{path}: lacks {', '.join(missing)}; cache the tokens again")
+    return manifest
+
+
+def _manifest_path(folder: Path) -> Path:
+    inner = folder / "files" / MANIFEST
+    return inner if inner.is_file() else folder / MANIFEST
+
+
+class TokenShards:
+    """A finished cache, open for reading.
+
+    Args:
+        folder: the folder with `manifest.json` and the shards.
+
+    Attributes:
+        codebook_size: K.
+        grid: (H, W).
+        num_tokens: H * W.
+        num_classes: None where the data set has no labels.
+        num_variants: V.
+        manifest: all that is known about the cache.
+
+    Raises:
+        DataError: no manifest, a shard missing or of another size than the manifest says; names the file.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.manifest = read_manifest(Path(folder))
+        self.folder = _manifest_path(Path(folder)).parent
+        self.layout = Layout.from_json(self.manifest)
+        self.codebook_size: int = self.layout.codebook_size
+        self.grid: tuple[int, int] = self.layout.grid
+        self.num_tokens = self.grid[0] * self.grid[1]
+        self.num_classes: int | None = self.manifest.get("num_classes")
+        self.num_variants: int = self.layout.num_variants
+        self._counts = np.array([shard["count"] for shard in self.manifest["shards"]], dtype=np.int64)
+        self._check_counts()
+        self._map()
+
+    def __len__(self) -> int:
+        return int(self.manifest["num_samples"])
+
+    def __reduce__(self) -> tuple[type[TokenShards], tuple[Path]]:
+        return TokenShards, (self.folder,)
+
+    def _check_counts(self) -> None:
+        path = self.folder / MANIFEST
+        if int(self._counts.sum()) != len(self):
+            raise DataError(
+                f"{path}: num_samples is {len(self)} but its shards hold {int(self._counts.sum())}; "
+                "cache the tokens again"
+            )
+        if len(self) == 0:
+            raise DataError(f"{path}: holds no samples; cache the tokens of a data set with at least one image")
+        if len(set(self._counts[:-1].tolist())) > 1 or self._counts[-1] > self._counts[0]:
+            raise DataError(
+                f"{path}: all shards but the last must hold the same number of samples; cache the tokens again"
+            )
+
+    def _map(self) -> None:
+        """Maps every shard at its place in one reserved stretch of addresses."""
+        page = mmap.ALLOCATIONGRANULARITY
+        sizes = [int(shard["bytes"]) for shard in self.manifest["shards"]]
+        starts = np.cumsum([0, *(-(-size // page) * page for size in sizes)])
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
+        self._region = mmap.mmap(-1, int(starts[-1]), flags=flags, prot=mmap.PROT_READ)
+        self._bytes = np.frombuffer(self._region, dtype=np.uint8)
+        address = self._bytes.ctypes.data
+        for shard, start, size in zip(self.manifest["shards"], starts.tolist(), sizes, strict=False):
+            _map_file(self.folder / shard["name"], address + start, size)
+        self._per_shard = int(self._counts[0])
+        self._first_block = (starts[:-1] // BLOCK).astype(np.int64)
+        self._sample_blocks = self.layout.stride // BLOCK
+        self._views: dict[str, np.ndarray] = {}
+
+    def _rows(self, suffix: str) -> np.ndarray:
+        """All places where a member's arrays may begin, one a block: overlapping views, nothing copied.
+
+        Shape (blocks, V, values of one variant); `.cls` counts as one variant of ten characters.
+        """
+        if suffix not in self._views:
+            member = self.layout.members[suffix]
+            dtype = np.dtype(np.uint8) if suffix == "cls" else member.dtype
+            variants = 1 if suffix == "cls" else self.num_variants
+            values = member.array_bytes // dtype.itemsize // variants
+            blocks = (self._bytes.size - member.data_offset - member.array_bytes) // BLOCK + 1
+            self._views[suffix] = np.ndarray(
+                shape=(blocks, variants, values),
+                dtype=dtype,
+                buffer=self._bytes.data,
+                offset=member.data_offset,
+                strides=(BLOCK, values * dtype.itemsize, dtype.itemsize),
+            )
+        return self._views[suffix]
+
+    def _block_of(self, indices: np.ndarray) -> np.ndarray:
+        indices = np.asarray(indices, dtype=np.int64)
+        if indices.size and not 0 <= int(indices.min()) <= int(indices.max()) < len(self):
+            raise IndexError(f"sample indices must lie in [0, {len(self)})")
+        shard, inside = np.divmod(indices, self._per_shard)
+        return self._first_block[shard] + inside * self._sample_blocks
+
+    def gather(
+        self,
+        indices: np.ndarray | Sequence[int],
+        variants: np.ndarray | Sequence[int] | int = 0,
+        out: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens and labels of any samples.
+
+        Args:
+            indices: (B,) in [0, len).
+            variants: (B,) or one number, in [0, V).
+            out: (B, L) int64 to write the tokens into (pinned memory, for instance).
+
+        Returns:
+            (tokens (B, L) int64, labels (B,) int64; -1 means no label).
+        """
+        blocks = self._block_of(np.asarray(indices))
+        tokens = self._rows("tokens.npy")[blocks, variants]
+        if out is None:
+            return tokens.astype(np.int64), self._labels(blocks)
+        np.copyto(out, tokens, casting="unsafe")
+        return out, self._labels(blocks)
+
+    def _labels(self, blocks: np.ndarray) -> np.ndarray:
+        digits = self._rows("cls")[blocks, 0].astype(np.int64) - ord("0")
+        negative = digits[:, 0] < 0  # a minus sign
+        digits[negative, 0] = 0
+        values = digits @ _POWERS
+        values[negative] *= -1
+        return values
+
+    def labels(self) -> np.ndarray:
+        """Labels of all samples in order: (len,) int64."""
+        return self._labels(self._block_of(np.arange(len(self))))
+
+    def key(self, index: int) -> str:
+        """The name of one sample, as its data set gave it."""
+        first = int(self._block_of(np.array([index]))[0]) * BLOCK
+        name = self._bytes[first : first + 100].tobytes().split(b"\0", 1)[0].decode()
+        return decode_key(name.removesuffix(".cls"), self._long_keys(index // self._per_shard) if "~" in name else {})
+
+    def _long_keys(self, shard: int) -> dict[str, str]:
+        first = int(self._first_block[shard]) * BLOCK + int(self._counts[shard]) * self.layout.stride
+        header = self._bytes[first : first + BLOCK].tobytes()
+        size = int(header[124:135], 8)
+        found: dict[str, str] = json.loads(self._bytes[first + BLOCK : first + BLOCK + size].tobytes())
+        return found
+
+    def boxes(self, indices: np.ndarray | Sequence[int]) -> np.ndarray:
+        """Crop boxes (B, V, 5) int32: left, top, width, height, flipped; only where the cache has them."""
+        return self._extra("boxes.npy", indices)
+
+    def latents(self, indices: np.ndarray | Sequence[int]) -> np.ndarray:
+        """Latents (B, V, C, H, W) float16; only where the cache has them."""
+        return self._extra("latents.npy", indices)
+
+    def _extra(self, suffix: str, indices: np.ndarray | Sequence[int]) -> np.ndarray:
+        if suffix not in self.layout.members:
+            raise DataError(f"{self.folder}: this cache keeps no {suffix.split('.')[0]}; ask cache_tokens for them")
+        shape = self.layout.members[suffix].shape
+        rows = self._rows(suffix)[self._block_of(np.asarray(indices))]
+        return rows.reshape(len(rows), *shape)
+
+
+def _map_file(path: Path, address: int, size: int) -> None:
+    """Maps a whole file, read-only, at `address`, over what is there."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        raise DataError(
+            f"{path}: this shard is missing; cache the tokens again (only missing shards are made)"
+        ) from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be opened ({error.strerror}); check its permissions") from None
+    try:
+        found = os.fstat(descriptor).st_size
+        if found != size:
+            raise DataError(f"{path}: {found} bytes where the manifest says {size}; the shard is torn, cache it again")
+        got = _mmap(address, size, mmap.PROT_READ, mmap.MAP_SHARED | _MAP_FIXED, descriptor, 0)
+        if got != address:
+            reason = os.strerror(ctypes.get_errno())
+            raise DataError(f"{path}: cannot be mapped into memory ({reason}); copy the cache to a local disk")
+    finally:
+        os.close(descriptor)
