@@ -1,0 +1,205 @@
+"""What the samplers share: guided logits where they are needed, token draws, and the bookkeeping of reveals.
+
+Logits are computed only at the positions asked for; both guidance halves go through the model in one batch; and while
+nothing is revealed yet the logits depend on the class alone, so the first step runs once per class, not per sample.
+
+Shapes: B samples, L tokens, M asked positions (row-major over the batch), K codebook, U distinct labels.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from maskgit_core.errors import ConfigError
+from maskgit_core.guidance import guidance_scale, guided
+
+#: Matrix products of fewer rows take other kernels on CPUs, whose sums round differently; small batches are padded to
+#: this many rows, so that a sample does not depend on how many others are drawn with it.
+MIN_ROWS = 64
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """Guidance scale over the reveal steps; see `maskgit_core/guidance.py`."""
+
+    scale: float = 1.0
+    schedule: str = "constant"
+    power: float = 2.5
+
+    def at(self, step: int, num_steps: int, revealed_B: torch.Tensor) -> torch.Tensor:
+        """s for each sample: float64 (B,). `revealed_B`: share of its unknown tokens known after this step."""
+        if self.schedule == "linear-r":
+            return 1.0 + (self.scale - 1.0) * revealed_B.double()
+        scale = guidance_scale(self.schedule, self.scale, step, num_steps, 0.0, self.power)
+        return torch.full_like(revealed_B, scale, dtype=torch.float64)
+
+
+class Decoder:
+    """Tokens being revealed.
+
+    Args:
+        model: a `Model` (see docs/architecture.md), in eval mode.
+        labels_B: int64 classes, or None for an unconditional model.
+        grid: (H, W) with H * W = L.
+        seeds_B: int64, one per sample; all that its draws depend on.
+        known_BL: int64 tokens that are given, -1 where unknown; None where nothing is known.
+    Raises:
+        ConfigError: a class out of range, a grid or known tokens that do not fit, guidance without classes.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        labels_B: torch.Tensor | None,
+        grid: tuple[int, int],
+        seeds_B: torch.Tensor,
+        known_BL: torch.Tensor | None = None,
+        guidance: Guidance | None = None,
+        num_steps: int = 1,
+    ) -> None:
+        self.model, self.grid, self.num_steps = model, grid, num_steps
+        self.guidance = guidance or Guidance()
+        self.seeds_B = seeds_B
+        self._check(labels_B, known_BL)
+        shape = (len(seeds_B), grid[0] * grid[1])
+        self.labels_B = labels_B
+        self.tokens_BL = torch.full(shape, model.mask_token_id, dtype=torch.long, device=seeds_B.device)
+        self.masked_BL = torch.ones(shape, dtype=torch.bool, device=seeds_B.device)
+        if known_BL is not None:
+            self.masked_BL = known_BL < 0
+            self.tokens_BL = torch.where(self.masked_BL, self.tokens_BL, known_BL)
+        self.unknown_B = self.masked_BL.sum(1)
+
+    def _check(self, labels_B: torch.Tensor | None, known_BL: torch.Tensor | None) -> None:
+        model, (height, width) = self.model, self.grid
+        if height * width != model.num_tokens:
+            raise ConfigError(f"grid: {height} x {width} cells do not fit a model of {model.num_tokens} tokens")
+        if self.num_steps > model.num_tokens:
+            raise ConfigError(
+                f"sampler.num_steps: {self.num_steps} steps for {model.num_tokens} tokens; "
+                "every step reveals at least one token, so give at most that many"
+            )
+        if model.num_classes is None and self.guidance.scale != 1.0:
+            raise ConfigError(
+                f"sampler.guidance_scale: {self.guidance.scale} with an unconditional model; there is no class "
+                "to guide towards, set it to 1.0"
+            )
+        if model.num_classes is not None and labels_B is not None and len(labels_B):
+            low, high = int(labels_B.min()), int(labels_B.max())
+            if low < 0 or high > model.num_classes:
+                wrong = low if low < 0 else high
+                raise ConfigError(
+                    f"labels: class {wrong} is out of range; the model knows classes 0 to {model.num_classes - 1} "
+                    f"and {model.num_classes} for none"
+                )
+        if known_BL is not None and len(known_BL) and int(known_BL.max()) >= model.codebook_size:
+            raise ConfigError(
+                f"known tokens: id {int(known_BL.max())} is not in the model's codebook of {model.codebook_size}; "
+                "use tokens of the tokenizer the model was trained with"
+            )
+
+    # -- logits ------------------------------------------------------------------------------------------------------
+    def logits(self, wanted_BL: torch.Tensor, step: int, left_B: torch.Tensor) -> torch.Tensor:
+        """Guided logits at the wanted positions: float32 (M, K).
+
+        Args:
+            wanted_BL: bool.
+            step: reveal step t, from 0.
+            left_B: number of tokens still masked after this step.
+        """
+        revealed_B = 1.0 - left_B / self.unknown_B.clamp(min=1)
+        scale_B = self.guidance.at(step, self.num_steps, revealed_B)
+        unguided = self.model.num_classes is None or bool((scale_B == 1.0).all())
+        if self.model.num_classes is not None and len(self.tokens_BL) > 1 and bool(self.masked_BL.all()):
+            return self._first_logits(wanted_BL, scale_B, unguided)
+        if unguided:
+            return self._masked_logits(self.tokens_BL, self.labels_B, wanted_BL)
+        null_B = torch.full_like(self.tokens_BL[:, 0], self.model.null_label)
+        labels_B = null_B if self.labels_B is None else self.labels_B
+        both_MK = self._masked_logits(
+            self.tokens_BL.repeat(2, 1), torch.cat([labels_B, null_B]), wanted_BL.repeat(2, 1)
+        )
+        cond_MK, uncond_MK = both_MK.chunk(2)
+        return guided(cond_MK, uncond_MK, scale_B.float()[wanted_BL.nonzero()[:, 0], None])
+
+    def _first_logits(self, wanted_BL: torch.Tensor, scale_B: torch.Tensor, unguided: bool) -> torch.Tensor:
+        """While all is masked: one pass over the distinct labels (and the null label), shared by their samples."""
+        null = self.model.null_label
+        labels_B = self.labels_B if self.labels_B is not None else torch.full_like(self.tokens_BL[:, 0], null)
+        asked = labels_B if unguided else torch.cat([labels_B, labels_B.new_tensor([null])])
+        labels_U, places = asked.unique(return_inverse=True)
+        wanted_UL = torch.ones(len(labels_U), wanted_BL.shape[1], dtype=torch.bool, device=wanted_BL.device)
+        masks_UL = self.tokens_BL[:1].expand(len(labels_U), -1)
+        logits_ULK = self._masked_logits(masks_UL, labels_U, wanted_UL).unflatten(0, wanted_UL.shape)
+        rows_M, cells_M = wanted_BL.nonzero(as_tuple=True)
+        cond_MK = logits_ULK[places[: len(labels_B)][rows_M], cells_M]
+        if unguided:
+            return cond_MK
+        return guided(cond_MK, logits_ULK[places[-1], cells_M], scale_B.float()[rows_M, None])
+
+    def _masked_logits(
+        self, tokens_BL: torch.Tensor, labels_B: torch.Tensor | None, wanted_BL: torch.Tensor
+    ) -> torch.Tensor:
+        count, rows = len(tokens_BL), len(tokens_BL)
+        if rows * tokens_BL.shape[1] < MIN_ROWS:
+            rows = -(-MIN_ROWS // tokens_BL.shape[1])
+            pad = torch.arange(rows, device=tokens_BL.device) % count
+            tokens_BL, labels_B = tokens_BL[pad], None if labels_B is None else labels_B[pad]
+        features_MD = self.model.features(tokens_BL, labels_B)[:count][wanted_BL]
+        asked = len(features_MD)
+        if asked < MIN_ROWS:
+            features_MD = torch.cat([features_MD, features_MD.new_zeros(MIN_ROWS - asked, features_MD.shape[1])])
+        return self.model.head(features_MD)[:asked].float()
+
+    # -- reveals -----------------------------------------------------------------------------------------------------
+    def reveal(self, newly_BL: torch.Tensor, drawn_BL: torch.Tensor) -> None:
+        """Fixes the drawn tokens at `newly_BL`; known and earlier ones never change."""
+        newly_BL = newly_BL & self.masked_BL
+        self.tokens_BL = torch.where(newly_BL, drawn_BL, self.tokens_BL)
+        self.masked_BL = self.masked_BL & ~newly_BL
+
+
+def draw_tokens(
+    logits_MK: torch.Tensor,
+    uniforms_M: torch.Tensor,
+    *,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+) -> torch.Tensor:
+    """Tokens drawn from softmax(logits / temperature), by inverting the distribution at `uniforms_M`: int64 (M,).
+
+    `top_k` keeps the k most probable tokens; `top_p` the fewest whose
+    probabilities sum to at least p (of what top_k left).
+    """
+    logits_MK = logits_MK / temperature
+    if top_k is not None and top_k < logits_MK.shape[1]:
+        least_M1 = logits_MK.topk(top_k, dim=1).values[:, -1:]
+        logits_MK = logits_MK.masked_fill(logits_MK < least_M1, -torch.inf)
+    probabilities_MK = logits_MK.softmax(-1)
+    if top_p is not None and top_p < 1.0:
+        probabilities_MK = _nucleus(probabilities_MK, top_p)
+    sums_MK = probabilities_MK.double().cumsum(-1)
+    points_M1 = uniforms_M.double()[:, None] * sums_MK[:, -1:]
+    return torch.searchsorted(sums_MK, points_M1, right=True)[:, 0].clamp(max=logits_MK.shape[1] - 1)
+
+
+def _nucleus(probabilities_MK: torch.Tensor, top_p: float) -> torch.Tensor:
+    """Probabilities with all but the nucleus of mass `top_p` set to zero; the most probable token always stays."""
+    sorted_MK, order_MK = probabilities_MK.sort(dim=-1, descending=True, stable=True)
+    before_MK = sorted_MK.cumsum(-1) - sorted_MK
+    kept_MK = torch.where(before_MK < top_p, sorted_MK, 0.0)
+    return torch.zeros_like(probabilities_MK).scatter(-1, order_MK, kept_MK)
+
+
+def log_probabilities(logits_MK: torch.Tensor, tokens_M: torch.Tensor) -> torch.Tensor:
+    """log p of the given tokens under softmax(logits): float32 (M,)."""
+    return logits_MK.gather(1, tokens_M[:, None])[:, 0] - logits_MK.logsumexp(-1)
+
+
+def chosen(scores_BL: torch.Tensor, masked_BL: torch.Tensor, count_B: torch.Tensor) -> torch.Tensor:
+    """The `count_B` masked positions with the highest scores, ties to the earlier position: bool (B, L)."""
+    scores_BL = scores_BL.masked_fill(~masked_BL, -torch.inf)
+    ranks_BL = scores_BL.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+    return (ranks_BL < count_B[:, None]) & masked_BL

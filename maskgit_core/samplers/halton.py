@@ -1,0 +1,125 @@
+"""A fixed reveal order that spreads over the grid: the Halton sequence with bases 2 and 3 (Besnier et al., ICLR 2025).
+
+The order is that of the published code (cells floor(x * size), first occurrences), but generated until every cell of
+the grid is covered, which a fixed number of points does not do from 64 x 64 on.
+"""
+
+from functools import lru_cache
+from typing import Annotated, Any
+
+import torch
+
+from maskgit_core import rng
+from maskgit_core.decoding import Decoder, Guidance, draw_tokens
+from maskgit_core.guidance import GuidanceSchedule
+from maskgit_core.hints import Range
+from maskgit_core.masking import Schedule, masked_counts
+
+
+def halton(index: int, base: int) -> float:
+    """The radical inverse of `index` (from 1) in `base`, in (0, 1)."""
+    value, scale = 0.0, 1.0
+    while index > 0:
+        scale /= base
+        index, digit = divmod(index, base)
+        value += digit * scale
+    return value
+
+
+@lru_cache(maxsize=32)
+def halton_cells(height: int, width: int) -> tuple[tuple[int, int], ...]:
+    """All (row, column) cells of the grid in Halton order, each once."""
+    seen: dict[tuple[int, int], None] = {}
+    index = 0
+    while len(seen) < height * width:
+        index += 1
+        seen.setdefault((int(halton(index, 2) * height), int(halton(index, 3) * width)))
+    return tuple(seen)
+
+
+class Sampler:
+    """Reveals in Halton order; all cells of a step are drawn independently.
+
+    Args:
+        num_steps: reveal steps T.
+        schedule, schedule_power: how many tokens stay masked after each step.
+        guidance_scale, guidance_schedule, guidance_power: see `maskgit_core/guidance.py`; 1.0 is none.
+        logit_scale, logit_scale_end: logits are multiplied by a value that goes linearly from the first (first step) to
+            the second (last step), raised to `logit_scale_power`.
+        top_k, top_p: limits of the token draw.
+        randomize: begins the sequence at a place of its own for each sample.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_steps: Annotated[int, Range(1, 4096)] = 32,
+        schedule: Schedule = "arccos",
+        schedule_power: Annotated[float, Range(0.0, low_open=True)] = 1.0,
+        guidance_scale: Annotated[float, Range(0.0)] = 1.0,
+        guidance_schedule: GuidanceSchedule = "constant",
+        guidance_power: Annotated[float, Range(0.0, low_open=True)] = 2.5,
+        logit_scale: Annotated[float, Range(0.0, low_open=True)] = 1.0,
+        logit_scale_end: Annotated[float | None, Range(0.0, low_open=True)] = None,
+        logit_scale_power: Annotated[float, Range(0.0)] = 1.0,
+        top_k: Annotated[int | None, Range(1)] = None,
+        top_p: Annotated[float | None, Range(0.0, 1.0, low_open=True)] = None,
+        randomize: bool = True,
+    ) -> None:
+        self.num_steps, self.schedule, self.schedule_power = num_steps, schedule, schedule_power
+        self.guidance = Guidance(guidance_scale, guidance_schedule, guidance_power)
+        self.logit_scales = (logit_scale, logit_scale if logit_scale_end is None else logit_scale_end)
+        self.logit_scale_power = logit_scale_power
+        self.top_k, self.top_p, self.randomize = top_k, top_p, randomize
+
+    @torch.no_grad()
+    def sample(
+        self,
+        model: Any,
+        labels_B: torch.Tensor | None,
+        *,
+        grid: tuple[int, int],
+        seeds_B: torch.Tensor,
+        known_BL: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Tokens (B, L) in [0, K): a function of model, label, seed and known tokens of each sample alone."""
+        state = Decoder(model, labels_B, grid, seeds_B, known_BL, self.guidance, self.num_steps)
+        counts_TB = masked_counts(state.unknown_B, self.num_steps, self.schedule, self.schedule_power)
+        places_BL = self._places(grid, seeds_B)
+        for step in range(self.num_steps):
+            reveal_in_order(state, places_BL, counts_TB[step], step, 1 / self._scale(step), self.top_k, self.top_p)
+        return state.tokens_BL
+
+    def _places(self, grid: tuple[int, int], seeds_B: torch.Tensor) -> torch.Tensor:
+        """The place of each cell in the order: int64 (B, L), a permutation of 0 ... L - 1 per sample."""
+        cells_L2 = torch.tensor(halton_cells(*grid), device=seeds_B.device)
+        places_L = (cells_L2[:, 0] * grid[1] + cells_L2[:, 1]).argsort()
+        if not self.randomize:
+            return places_L.expand(len(seeds_B), -1)
+        shifts_B1 = (rng.uniforms(seeds_B, rng.ORDER, 1) * len(places_L)).long()
+        return (places_L[None] + shifts_B1) % len(places_L)
+
+    def _scale(self, step: int) -> float:
+        start, end = self.logit_scales
+        scale: float = (start + (end - start) * step / max(self.num_steps - 1, 1)) ** self.logit_scale_power
+        return scale
+
+
+def reveal_in_order(
+    state: Decoder,
+    places_BL: torch.Tensor,
+    left_B: torch.Tensor,
+    step: int,
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+) -> None:
+    """One step of a fixed order: the masked cells with the lowest places are drawn until `left_B` stay masked."""
+    places_BL = places_BL.masked_fill(~state.masked_BL, places_BL.shape[1])
+    ranks_BL = places_BL.argsort(dim=1, stable=True).argsort(dim=1)
+    count_B = state.masked_BL.sum(1) - left_B
+    newly_BL = (ranks_BL < count_B[:, None]) & state.masked_BL
+    logits_MK = state.logits(newly_BL, step, left_B)
+    uniforms_BL = rng.uniforms(state.seeds_B, rng.TOKEN, places_BL.shape[1], step)
+    drawn_M = draw_tokens(logits_MK, uniforms_BL[newly_BL], temperature=temperature, top_k=top_k, top_p=top_p)
+    state.reveal(newly_BL, torch.zeros_like(state.tokens_BL).masked_scatter(newly_BL, drawn_M))

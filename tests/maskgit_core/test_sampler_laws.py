@@ -1,0 +1,134 @@
+"""Laws of every sampler in `maskgit_core/samplers/`: found by listing the folder."""
+
+import hashlib
+import importlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import maskgit_core.samplers
+from maskgit_core import rng
+from maskgit_core.decoding import Decoder, Guidance, draw_tokens
+from maskgit_core.errors import ConfigError
+from maskgit_core.models.prenorm import Model
+from maskgit_core.samplers.halton import halton_cells
+
+NAMES = sorted(p.stem for p in Path(maskgit_core.samplers.__path__[0]).glob("*.py") if p.stem != "__init__")
+GRID = (4, 5)
+
+
+def built(name: str, **options: Any) -> Any:
+    return importlib.import_module(f"maskgit_core.samplers.{name}").Sampler(**options)
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    torch.manual_seed(0)
+    model = Model(codebook_size=17, num_tokens=20, num_classes=3, dim=32, num_layers=2, num_heads=4, dropout=0.0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(3)
+    return model.eval()
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("options", [{}, {"guidance_scale": 2.5, "guidance_schedule": "linear-r", "top_k": 5}])
+def test_no_mask_is_left_and_any_batch_size_gives_the_same_tokens(name: str, options: dict, model: Model) -> None:
+    sampler = built(name, num_steps=6, **options)
+    seeds, labels = rng.sample_seeds(3, torch.arange(64)), torch.arange(64) % 4
+    whole = sampler.sample(model, labels, grid=GRID, seeds_B=seeds)
+    assert whole.shape == (64, 20) and whole.min() >= 0 and whole.max() < 17
+    for size in (1, 7):
+        parts = [
+            sampler.sample(model, labels[i : i + size], grid=GRID, seeds_B=seeds[i : i + size])
+            for i in range(0, 64, size)
+        ]
+        assert torch.equal(torch.cat(parts), whole)
+    other = sampler.sample(model, labels, grid=GRID, seeds_B=rng.sample_seeds(4, torch.arange(64)))
+    assert not torch.equal(other, whole)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_position_is_revealed_once_and_known_tokens_stay(
+    name: str, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reveals: list[torch.Tensor] = []
+    original = Decoder.reveal
+
+    def watched(self: Decoder, newly_BL: torch.Tensor, drawn_BL: torch.Tensor) -> None:
+        before = self.masked_BL
+        original(self, newly_BL, drawn_BL)
+        reveals.append(before & ~self.masked_BL)
+
+    monkeypatch.setattr(Decoder, "reveal", watched)
+    known = torch.full((3, 20), -1)
+    known[0, :9] = torch.arange(9)
+    known[1] = 5
+    before = known.clone()
+    seeds = rng.sample_seeds(0, torch.arange(3))
+    tokens = built(name, num_steps=5).sample(model, torch.tensor([0, 1, 2]), grid=GRID, seeds_B=seeds, known_BL=known)
+    assert torch.equal(torch.stack(reveals).sum(0), (before < 0).long())
+    assert torch.equal(tokens[before >= 0], before[before >= 0]) and torch.equal(known, before)
+    assert len(reveals) == 5 and all(step[2].any() for step in reveals)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_bad_requests_end_before_any_work(name: str, model: Model) -> None:
+    seeds, labels = rng.sample_seeds(0, torch.arange(2)), torch.tensor([0, 1])
+    with pytest.raises(ConfigError, match=r"sampler.num_steps: 21 steps for 20 tokens"):
+        built(name, num_steps=21).sample(model, labels, grid=GRID, seeds_B=seeds)
+    with pytest.raises(ConfigError, match=r"class 7 is out of range; the model knows classes 0 to 2"):
+        built(name, num_steps=2).sample(model, torch.tensor([0, 7]), grid=GRID, seeds_B=seeds)
+    with pytest.raises(ConfigError, match=r"3 x 5 cells do not fit a model of 20 tokens"):
+        built(name, num_steps=2).sample(model, labels, grid=(3, 5), seeds_B=seeds)
+    with pytest.raises(ConfigError, match="id 99 is not in the model's codebook of 17"):
+        built(name, num_steps=2).sample(model, labels, grid=GRID, seeds_B=seeds, known_BL=torch.full((2, 20), 99))
+    free = Model(codebook_size=17, num_tokens=20, dim=16, num_layers=1, num_heads=2).eval()
+    with pytest.raises(ConfigError, match=r"guidance_scale: 2.0 with an unconditional model"):
+        built(name, num_steps=2, guidance_scale=2.0).sample(free, None, grid=GRID, seeds_B=seeds)
+    tokens = built(name, num_steps=2).sample(free, None, grid=GRID, seeds_B=seeds)
+    assert tokens.shape == (2, 20) and tokens.max() < 17
+
+
+def test_guided_logits_equal_two_plain_passes(model: Model) -> None:
+    labels, seeds = torch.tensor([0, 2, 2, 1, 0]), rng.sample_seeds(1, torch.arange(5))
+    for known in (None, torch.where(torch.arange(20) % 3 == 0, 4, -1).repeat(5, 1)):
+        state = Decoder(model, labels, GRID, seeds, known, Guidance(3.0), 8)
+        left = state.unknown_B - 1
+        ours = state.logits(state.masked_BL, 0, left)
+        with torch.no_grad():
+            cond, null = model(state.tokens_BL, labels), model(state.tokens_BL, torch.full_like(labels, 3))
+        assert torch.allclose(ours, (null + 3 * (cond - null))[state.masked_BL], atol=2e-5)
+
+
+def test_token_draw_follows_the_distribution_and_its_limits() -> None:
+    logits = torch.tensor([[2.0, 1.0, 0.0, -1.0]])
+    points = rng.uniforms(rng.sample_seeds(0, torch.arange(1)), rng.TOKEN, 20000)[0]
+    for temperature in (0.5, 1.0, 2.0):
+        drawn = draw_tokens(logits.expand(20000, -1), points, temperature=temperature)
+        shares = drawn.bincount(minlength=4) / 20000
+        assert (shares - (logits[0] / temperature).softmax(0)).abs().max() < 0.012
+    assert draw_tokens(logits.expand(20000, -1), points, top_k=2).unique().tolist() == [0, 1]
+    assert draw_tokens(logits.expand(20000, -1), points, top_p=0.6).unique().tolist() == [0]
+    assert draw_tokens(logits.expand(20000, -1), points, top_p=0.7).unique().tolist() == [0, 1]
+
+
+HALTON_SHA = {8: "411ce5960c47d2aa", 16: "a7891aecf281de78", 24: "e87f7cbbe627d776", 32: "fff26f8fdb4bda29"}
+
+
+@pytest.mark.parametrize("size", HALTON_SHA)
+def test_published_halton_orders(size: int) -> None:
+    rows = np.array(halton_cells(size, size), dtype="<i8")
+    assert hashlib.sha256(rows.tobytes()).hexdigest()[:16] == HALTON_SHA[size]
+    if size == 16:
+        first = [(8, 5), (4, 10), (12, 1), (2, 7), (10, 12), (6, 3), (14, 8), (1, 14)]
+        assert [tuple(row) for row in rows[:8].tolist()] == first
+
+
+@pytest.mark.parametrize("grid", [(1, 1), (7, 7), (3, 11), (64, 64)])
+def test_halton_order_covers_every_cell_of_any_grid(grid: tuple[int, int]) -> None:
+    cells = halton_cells(*grid)
+    assert sorted(cells) == [(y, x) for y in range(grid[0]) for x in range(grid[1])]
