@@ -1,0 +1,41 @@
+"""`maskgit config`: the composed config."""
+
+from __future__ import annotations
+
+import argparse
+
+from experiments.commands._request import config_dirs, request_arguments
+
+HELP = "the composed config of an experiment"
+EPILOG = """\
+examples:
+  maskgit config experiment=quickstart
+  maskgit config experiment=quickstart --checked       with every default filled in, step by step
+"""
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Overrides and `--checked`."""
+    request_arguments(parser)
+    parser.add_argument("--checked", action="store_true", help="per step, with every default filled in")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Prints YAML."""
+    from experiments.config import groups, to_yaml
+    from experiments.door import Door
+    from experiments.pipeline import plan_configs
+
+    dirs = config_dirs(args)
+    points, resolved = plan_configs(args.overrides, dirs)
+    door = Door(resolved[0].get("plugins") or (), groups(dirs))
+    for point, config in zip(points, resolved, strict=True):
+        requests = door.steps(config)
+        if len(points) > 1:
+            print(f"--- # {point}")
+        if args.checked:
+            shown = {r.name: {**r.config, **r.content, **r.weights} for r in requests.values()}
+            print(to_yaml(shown), end="")
+        else:
+            print(to_yaml(config), end="")
+    return 0

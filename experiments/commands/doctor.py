@@ -1,0 +1,113 @@
+"""`maskgit doctor`: looks at everything a run will need before hours are lost."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from experiments.commands._request import config_dirs, request_arguments
+from experiments.console import coloured, size
+from maskgit_core.errors import MaskgitError
+
+HELP = "check packages, store, data, weights, tracking and the cluster"
+EPILOG = """\
+examples:
+  maskgit doctor                                         this machine
+  maskgit doctor experiment=quickstart                   and everything this experiment needs
+  maskgit doctor experiment=NAME launcher=slurm          and the cluster
+"""
+NEEDED = ("torch", "torchvision", "hydra-core", "submitit", "mlflow", "accelerate", "einops", "webdataset", "torchmetrics",
+          "huggingface_hub", "safetensors")  # fmt: skip
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Overrides."""
+    request_arguments(parser)
+
+
+def main(args: argparse.Namespace) -> int:
+    """Runs every check, prints a line for each, returns 1 where one failed."""
+    checks: list[tuple[str, Callable[[], str]]] = [("python", _python), ("packages", _packages), ("gpu", _gpu)]
+    if args.overrides:
+        dirs = config_dirs(args)
+        from experiments.pipeline import build
+        from experiments.plan import store_of
+
+        graph = build(args.overrides, dirs)
+        checks.append(
+            ("experiment", lambda: f"{graph.experiment}: {len(graph.nodes)} steps, config and data are in order")
+        )
+        checks.append(("store", lambda: _store(store_of(graph))))
+        checks.append(("tracking", lambda: _tracking(graph, store_of(graph).root)))
+        checks += _launcher_checks(graph)
+    else:
+        from experiments.artifacts import Store
+        from experiments.find import default_store
+
+        checks.append(("store", lambda: _store(Store(default_store()))))
+    failed = 0
+    for name, check in checks:
+        try:
+            print(coloured(f"  ok    {name}: {check()}", "green"))
+        except MaskgitError as error:
+            failed += 1
+            print(coloured(f"  FAIL  {name}: {error}", "red"))
+    print("all checks passed" if not failed else f"{failed} of {len(checks)} checks failed")
+    return 1 if failed else 0
+
+
+def _python() -> str:
+    if sys.version_info < (3, 11):
+        raise MaskgitError(f"Python {sys.version.split()[0]} is too old; 3.11 or newer is needed")
+    return sys.version.split()[0]
+
+
+def _packages() -> str:
+    missing = []
+    for name in NEEDED:
+        try:
+            version(name)
+        except PackageNotFoundError:
+            missing.append(name)
+    if missing:
+        raise MaskgitError(f"missing {', '.join(missing)}; run `make install` or `pip install -e .`")
+    return f"torch {version('torch')}, mlflow {version('mlflow')}, submitit {version('submitit')}"
+
+
+def _gpu() -> str:
+    import torch
+
+    if not torch.cuda.is_available():
+        return "none visible (everything runs on the CPU)"
+    return ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
+
+
+def _store(store: Any) -> str:
+    store.check_writable()
+    free = shutil.disk_usage(store.root).free
+    if free < 1_000_000_000:
+        raise MaskgitError(f"{store.root}: only {size(free)} free; free some space or set paths.store")
+    return f"{store.root} is writable, {size(free)} free"
+
+
+def _tracking(graph: Any, root: Path) -> str:
+    uri = (graph.settings.get("tracking") or {}).get("uri")
+    if uri is None:
+        return f"embedded SQLite at {root / 'mlflow.db'}"
+    from experiments.tracking import ping
+
+    ping(uri)
+    return f"{uri} answers"
+
+
+def _launcher_checks(graph: Any) -> list[tuple[str, Callable[[], str]]]:
+    from experiments.launching import load_launcher
+
+    launcher = load_launcher(graph.settings.get("launcher"))
+    found = getattr(launcher, "checks", None)
+    return list(found(graph)) if found else [("launcher", lambda: type(launcher).__module__.rpartition(".")[2])]

@@ -1,0 +1,88 @@
+"""`maskgit gc`: shows (and with `--delete` removes) what no experiment reaches."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+from pathlib import Path
+
+from experiments.console import size, table
+
+HELP = "show what no experiment reaches; --delete removes it"
+EPILOG = """\
+A step is reached while a link in <store>/experiments/ points at it, or a reached step was made from it. Remove an
+experiment's folder of links (or single links) to let go of its steps. Running steps and other users' are never touched.
+examples:
+  maskgit gc                 what would be deleted, and how much it holds
+  maskgit gc --delete
+"""
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """`--delete`, `--store`."""
+    parser.add_argument("--delete", action="store_true", help="really delete (default: only show)")
+    parser.add_argument("--store", type=Path, help="the store (default: MASKGIT_STORE or ./runs)")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Lists or deletes unreached steps."""
+    from experiments.artifacts import Store
+    from experiments.find import default_store
+
+    root = args.store.expanduser().absolute() if args.store else default_store()
+    store = Store(root)
+    reached = reachable(store)
+    rows, total = [], 0
+    for folder in store.steps():
+        reason = _kept(folder)
+        if folder.resolve() in reached:
+            continue
+        held = _held(folder)
+        if reason is None:
+            total += held
+        rows.append([str(folder.relative_to(root)), size(held), f"kept: {reason}" if reason else "unreached"])
+        if args.delete and reason is None:
+            # The mark goes first, so that a deletion cut short never leaves something that looks finished.
+            (folder / "manifest.json").unlink(missing_ok=True)
+            shutil.rmtree(folder, ignore_errors=True)
+    if not rows:
+        print("nothing to delete: every step is reached by an experiment")
+        return 0
+    print(table(rows))
+    print(f"{size(total)} " + ("deleted" if args.delete else "would be deleted; add --delete to do it"))
+    return 0
+
+
+def reachable(store: object) -> set[Path]:
+    """Folders of all steps that an experiment's links lead to, and of what those were made from."""
+    from experiments.artifacts import Store
+    from experiments.atomic import read_json
+
+    assert isinstance(store, Store)
+    todo = [p.resolve() for p in (store.root / "experiments").rglob("*") if p.is_symlink() and p.exists()]
+    reached: set[Path] = set()
+    while todo:
+        folder = todo.pop()
+        if folder in reached:
+            continue
+        reached.add(folder)
+        request = read_json(folder / "request.json") or {}
+        todo += [(store.root / e["folder"]).resolve() for es in request.get("inputs", {}).values() for e in es]
+    return reached
+
+
+def _kept(folder: Path) -> str | None:
+    from experiments.claims import Claim
+    from experiments.queue_hint import job_alive
+
+    owner = Claim(folder, job_alive()).live_owner()
+    if owner is not None:
+        return f"running as {owner.where()}"
+    if folder.stat().st_uid != os.getuid():
+        return "belongs to another user"
+    return None
+
+
+def _held(folder: Path) -> int:
+    return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file() and not p.is_symlink())

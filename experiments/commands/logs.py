@@ -1,0 +1,70 @@
+"""`maskgit logs STEP`: what a step printed."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from maskgit_core.errors import ConfigError
+
+HELP = "what a step printed"
+EPILOG = """\
+examples:
+  maskgit logs train                 the newest log of the step `train`
+  maskgit logs quickstart/train -f   follow it
+  maskgit logs train --rank 1        another process of the step
+"""
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Step, `-f`, `--rank`, `-n`, `--store`."""
+    parser.add_argument("step", help="a step's name, experiment/step, fingerprint or folder")
+    parser.add_argument("-f", "--follow", action="store_true", help="go on printing as it grows, until the step ends")
+    parser.add_argument("--rank", type=int, default=0, help="which process of the step (default 0)")
+    parser.add_argument("-n", "--lines", type=int, help="only the last N lines")
+    parser.add_argument("--store", type=Path, help="the store (default: MASKGIT_STORE or ./runs)")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Prints the newest log of the step."""
+    from experiments.find import default_store, find_steps
+
+    store = args.store.expanduser().absolute() if args.store else default_store()
+    entry = find_steps(args.step, store)[0]
+    path = newest_log(entry["folder"], args.rank)
+    if path is None:
+        raise ConfigError(f"{args.step}: has no log of rank {args.rank} yet (looked in {entry['folder'] / 'logs'})")
+    text = path.read_text(errors="replace")
+    lines = text.splitlines(keepends=True)
+    sys.stdout.write("".join(lines[-args.lines :] if args.lines else lines))
+    if args.follow:
+        _follow(path, entry["folder"], len(text.encode(errors="replace")))
+    return 0
+
+
+def newest_log(folder: Path, rank: int) -> Path | None:
+    """The newest log file of a rank."""
+    tail = f".rank{rank}"
+    logs = [p for p in (folder / "logs").glob("*") if p.is_file()]
+    found = [p for p in logs if (p.stem.endswith(tail) if rank else ".rank" not in p.stem)]
+    return max(found, key=lambda p: p.stat().st_mtime, default=None)
+
+
+def _follow(path: Path, folder: Path, position: int) -> None:
+    from experiments.claims import Claim
+    from experiments.queue_hint import job_alive
+
+    claim = Claim(folder, job_alive())
+    while True:
+        alive = claim.live_owner() is not None
+        with open(path, "rb") as file:
+            file.seek(position)
+            new = file.read()
+        position += len(new)
+        sys.stdout.write(new.decode(errors="replace"))
+        sys.stdout.flush()
+        if not alive:
+            return
+        time.sleep(0.5)

@@ -1,0 +1,56 @@
+"""`maskgit plan`: what would run and why; submits nothing, writes nothing."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from experiments.commands._request import config_dirs, print_plan, request_arguments
+
+HELP = "what would run, and why; submits nothing"
+EPILOG = """\
+examples:
+  maskgit plan experiment=quickstart
+  maskgit plan experiment=quickstart train.num_train_steps=5000
+  maskgit plan experiment=quickstart train.lr=1e-4,3e-4 model.depth=4,8   the grid of a sweep
+"""
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Overrides, `--redo`, `--json`, `--grid`."""
+    request_arguments(parser)
+    parser.add_argument("--redo", action="append", default=[], metavar="STEP", help="as if this step had to run again")
+    parser.add_argument("--json", action="store_true", help="machine-readable output")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Prints the plan."""
+    from experiments.pipeline import build
+    from experiments.plan import Planner
+    from experiments.queue_hint import job_alive
+
+    graph = build(args.overrides, config_dirs(args))
+    planned = Planner(graph, redo=args.redo, job_alive=job_alive()).plan()
+    if args.json:
+        rows = [
+            {
+                "name": s.node.name,
+                "stage": s.node.request.stage,
+                "fingerprint": s.node.fingerprint,
+                "folder": str(s.node.folder),
+                "action": s.action,
+                "reason": s.reason,
+                "params": dict(s.node.params),
+                "warnings": list(s.warnings),
+            }
+            for s in planned
+        ]
+        print(json.dumps({"experiment": graph.experiment, "steps": rows}, indent=2))
+        return 0
+    if len(graph.items) > 1:
+        from experiments.sweep import label
+
+        print(f"sweep of {len(graph.items)} points: " + "; ".join(label(i.params) for i in graph.items[:8])
+              + (" ..." if len(graph.items) > 8 else ""))  # fmt: skip
+    print_plan(planned)
+    return 0

@@ -1,0 +1,177 @@
+"""`maskgit run`: plans, then runs what is missing; with `launcher=slurm` submits it and returns."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.commands._request import config_dirs, print_plan, request_arguments
+from experiments.console import coloured, duration, number
+
+HELP = "run an experiment; finished steps are found and not run again"
+EPILOG = """\
+examples:
+  maskgit run experiment=quickstart
+  maskgit run experiment=quickstart train.lr=1e-3,2e-3     a sweep; the tokenizer and the cache are made once
+  maskgit run experiment=quickstart sweep=FILE.yaml        grid, zip, list, exclude, seeds
+  maskgit run experiment=quickstart --redo evaluate        run a finished step again; the old result is kept
+  maskgit run experiment=NAME launcher=slurm               submit the whole DAG and return
+exit codes: 0 done, 1 a step failed, 2 the request is wrong
+"""
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Overrides and `--redo`."""
+    request_arguments(parser)
+    parser.add_argument("--redo", action="append", default=[], metavar="STEP", help="run this step again")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Plans, prepares, launches, reports."""
+    from experiments.launching import load_launcher
+    from experiments.pipeline import build
+    from experiments.plan import Planner, store_of
+    from experiments.queue_hint import job_alive
+
+    graph = build(args.overrides, config_dirs(args))
+    launcher = load_launcher(graph.settings.get("launcher"))
+    store = store_of(graph)
+    planned = Planner(graph, redo=args.redo, job_alive=job_alive()).plan()
+    print_plan(planned)
+    if all(s.action == "done" for s in planned):
+        print("nothing to do: every step is done and was not run again")
+        return 0
+    store.check_writable()
+    check_datasets(planned)
+    if hasattr(launcher, "submit"):
+        from experiments.submission import submit
+
+        return submit(graph, planned, store, launcher, redo=args.redo)
+    return _launch(graph, planned, store, launcher)
+
+
+def _launch(graph: Any, planned: Sequence[Any], store: Any, launcher: Any) -> int:
+    from experiments.launching import calls
+    from experiments.prepare import prepare
+
+    set_aside(planned)
+    uid = prepare(graph, planned, store)
+    for step in planned:
+        (step.node.folder / "logs").mkdir(parents=True, exist_ok=True)
+    todo = calls(graph, planned, uid)
+    shipper = _Shipper(store.root, graph)
+    outcomes = launcher.launch(todo, on_event=_Teller({s.node.fingerprint: s for s in planned}))
+    code = report(todo, outcomes)
+    shipper.ship()
+    return code
+
+
+def set_aside(planned: Sequence[Any]) -> None:
+    """Takes the done mark from steps that `--redo` names; what they made is kept with its attempt."""
+    from experiments.job import retire
+
+    for step in planned:
+        if step.action == "run" and (step.node.folder / "manifest.json").exists() and "--redo" in step.reason:
+            retire(step.node.folder, step.status.manifest)
+        (step.node.folder / "cancelled").unlink(missing_ok=True)
+
+
+def check_datasets(planned: Sequence[Any]) -> None:
+    """Looks at the pictures of every data set that a step to run reads, before anything is started.
+
+    Raises:
+        DataError: unreadable pictures, named and counted.
+    """
+    from experiments.prepare import resolved
+    from experiments.schema import DatasetSpec
+
+    seen = set()
+    for step in planned:
+        request = step.node.request
+        for name, value in request.config.items():
+            roots = {k: v for k, v in request.content.items() if k.startswith(f"{name}.")}
+            if step.action == "done" or not roots or not isinstance(value, Mapping):
+                continue
+            module = request.modules[name]
+            if ".datasets." not in module or (key := repr((module, value, roots))) in seen:
+                continue
+            seen.add(key)
+            options = {k: v for k, v in value.items() if k != "name"}
+            options |= {k.partition(".")[2]: resolved(v) for k, v in roots.items()}
+            data = DatasetSpec(str(value["name"]), options, module).build()
+            if hasattr(data, "check"):
+                data.check()
+
+
+def report(todo: Sequence[Any], outcomes: Mapping[str, Any]) -> int:
+    """Prints headline numbers, or for each failed step its name, its last lines and its log; returns the exit code."""
+    from experiments.atomic import read_json
+
+    code = 0
+    for call in todo:
+        outcome = outcomes[call.key]
+        folder = Path(call.args[0])
+        if outcome.state == "done":
+            head = (read_json(folder / "manifest.json") or {}).get("headline")
+            if head:
+                print(f"  {call.name}: {head['name']} = {number(head['value'])}")
+        elif outcome.state == "failed":
+            code = max(code, 2 if outcome.exit_code == 2 else 1) if code != 1 else 1
+            _print_failure(call, outcome)
+        elif outcome.state == "stopped":
+            code = code or 130
+    blocked = [c.name for c in todo if outcomes[c.key].state == "blocked"]
+    if blocked:
+        print(f"not run, since something they need failed: {', '.join(blocked)}")
+    if code == 130:
+        print("stopped; run the same command to go on from what was saved")
+    return code
+
+
+def _print_failure(call: Any, outcome: Any) -> None:
+    lines = call.log.read_text(errors="replace").splitlines() if call.log.exists() else []
+    told = [line for line in lines if line.startswith("error: ")]
+    if outcome.exit_code == 2 and told:
+        print(f"{told[-1]} (step {call.name})", file=sys.stderr)
+        return
+    print(coloured(f"step {call.name} failed: {outcome.message}", "red"), file=sys.stderr)
+    for line in lines[-8:]:
+        print(f"    {line}", file=sys.stderr)
+    print(f"    log: {call.log}", file=sys.stderr)
+
+
+class _Teller:
+    """Prints what happens to steps as it happens."""
+
+    def __init__(self, steps: Mapping[str, Any]) -> None:
+        self._steps = steps
+        self._began = time.monotonic()
+
+    def __call__(self, event: Any) -> None:
+        colour = {"finished": "green", "failed": "red", "blocked": "yellow"}.get(event.kind)
+        took = f" in {duration(event.seconds)}" if event.seconds else ""
+        message = f": {event.message}" if event.message and event.kind != "finished" else ""
+        at = duration(time.monotonic() - self._began)
+        print(coloured(f"[{at:>6}] {event.call.name} {event.kind}{took}{message}", colour), flush=True)
+
+
+class _Shipper:
+    """Forwards journals to MLflow after the run (embedded store) or leaves that to the jobs (tracking server)."""
+
+    def __init__(self, store: Path, graph: Any) -> None:
+        self._store = store
+        self._uri = (graph.settings.get("tracking") or {}).get("uri")
+
+    def ship(self) -> None:
+        """Ships what is new; a failure to do so never changes the run's outcome."""
+        from experiments.tracking import ship
+        from maskgit_core.errors import MaskgitError
+
+        try:
+            ship(self._store, self._uri)
+        except MaskgitError as error:
+            print(f"warning: {error} (the numbers are safe in {self._store}; maskgit sync ships them)", file=sys.stderr)

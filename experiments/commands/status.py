@@ -1,0 +1,136 @@
+"""`maskgit status`: every step's state, from files; the queue is only a hint."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.console import coloured, duration, number, table
+
+HELP = "every step: state, job, time, headline number"
+EPILOG = """\
+examples:
+  maskgit status                     the newest run of every experiment in the store
+  maskgit status quickstart          one experiment
+  maskgit status --watch             again every two seconds
+  maskgit status --json              for scripts
+"""
+COLOURS = {
+    "done": "green",
+    "running": "blue",
+    "queued": "blue",
+    "failed": "red",
+    "killed": "red",
+    "cancelled": "yellow",
+    "blocked": "yellow",
+    "stopped": "yellow",
+}
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Experiment, `--watch`, `--json`, `--store`."""
+    parser.add_argument("experiment", nargs="?", help="an experiment's name or a run's uid")
+    parser.add_argument("--watch", action="store_true", help="repeat every two seconds until everything has ended")
+    parser.add_argument("--json", action="store_true", help="machine-readable output")
+    parser.add_argument("--store", type=Path, help="the store (default: MASKGIT_STORE or ./runs)")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Prints the table, once or repeatedly."""
+    from experiments.find import default_store, latest_records
+
+    store = args.store.expanduser().absolute() if args.store else default_store()
+    while True:
+        records = latest_records(store, args.experiment)
+        rows = [(record, rows_of(record, store)) for record in records]
+        if args.json:
+            print(json.dumps([{"experiment": r["experiment"], "uid": r["uid"], "steps": s} for r, s in rows], indent=2))
+        else:
+            _print(rows, store)
+        busy = any(row["state"] in ("running", "queued") for _, steps in rows for row in steps)
+        if not args.watch or not busy:
+            return 0
+        time.sleep(2)
+        print()
+
+
+def rows_of(record: dict[str, Any], store: Path) -> list[dict[str, Any]]:
+    """Every step of an execution with its state as it is now."""
+    from experiments.queue_hint import job_alive, queued_jobs
+
+    alive, queued = job_alive(), queued_jobs(store)
+    states: dict[str, str] = {}
+    rows = []
+    for entry in record["steps"]:
+        row = row_of(entry, store, alive, queued, states)
+        states[entry["fingerprint"]] = row["state"]
+        rows.append(row)
+    return rows
+
+
+def row_of(entry: dict[str, Any], store: Path, alive: Any, queued: Any, states: dict[str, str]) -> dict[str, Any]:
+    """One step's state: from its files first, then the queue, then what it waits for."""
+    from experiments.artifacts import status
+    from experiments.atomic import read_json
+
+    folder = store / entry["folder"]
+    found = status(folder, alive)
+    state, job = str(found.state), found.owner.job if found.owner else None
+    reason = str(found.end.get("reason") or "")
+    if state not in ("done", "running") and entry["fingerprint"] in queued:
+        job, reason = queued[entry["fingerprint"]]
+        state = "queued"
+    blockers = [n for n in entry["needs"] if states.get(n) in ("failed", "killed", "cancelled", "blocked", "stopped")]
+    if state in ("waiting", "absent"):
+        state = "blocked" if blockers else "waiting"
+        reason = "something it needs did not finish" if blockers else reason
+    manifest = found.manifest or {}
+    seconds = manifest.get("seconds")
+    if state == "running" and found.start.get("time"):
+        seconds = time.time() - found.start["time"]
+    progress = read_json(folder / "attempts" / f"{found.attempt:04d}" / "progress.json") if state == "running" else None
+    return {
+        "name": entry["name"],
+        "stage": entry["stage"],
+        "state": state,
+        "job": job,
+        "owner": found.owner.where() if found.owner and state == "running" else None,
+        "attempt": found.attempt,
+        "seconds": seconds,
+        "headline": manifest.get("headline"),
+        "reason": reason if state != "done" else "",
+        "progress": progress,
+        "folder": str(folder),
+        "fingerprint": entry["fingerprint"],
+        "params": entry.get("params", {}),
+    }
+
+
+def _print(rows: Sequence[tuple[dict[str, Any], list[dict[str, Any]]]], store: Path) -> None:
+    if not rows:
+        print(f"nothing has been run in {store}")
+    for record, steps in rows:
+        print(coloured(f"{record['experiment']}  ({record['uid']}, {record['user']})", "bold"))
+        shown = [
+            [s["name"], s["state"], s["job"] or "", duration(s["seconds"]), _headline(s), _detail(s)] for s in steps
+        ]
+        print(table(shown, [COLOURS.get(s["state"]) for s in steps]))
+
+
+def _headline(row: dict[str, Any]) -> str:
+    head = row["headline"]
+    return f"{head['name']} {number(head['value'])}" if head else ""
+
+
+def _detail(row: dict[str, Any]) -> str:
+    progress = row["progress"]
+    if progress and progress.get("total"):
+        rate = progress["rate"] or 0
+        left = (progress["total"] - progress["done"]) / rate if rate else None
+        eta = f", {duration(left)} left" if left is not None else ""
+        return f"{progress['done']}/{progress['total']} {progress['unit']}s, {rate:.3g}/s{eta}"
+    return " ".join(str(row["reason"]).split())[:100]
