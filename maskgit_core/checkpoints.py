@@ -1,0 +1,136 @@
+"""Training checkpoints: one safetensors file each, whole or not there; and trained models on disk.
+
+A checkpoint holds `model.*`, `ema.*` and `optimizer.<number>.<name>` tensors and, in its header, plain facts (step,
+gradient scale). Random states and the data position need no place in it: they are functions of the seed and the step.
+"""
+
+import json
+import re
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from maskgit_core.errors import WeightsError
+
+_NAME = re.compile(r"step-(\d{9})\.safetensors")
+
+
+def checkpoint_name(step: int) -> str:
+    """The file name of the checkpoint after `step` optimizer steps."""
+    return f"step-{step:09d}.safetensors"
+
+
+def checkpoint_step(path: Path) -> int | None:
+    """The step a checkpoint's name states; None for other files."""
+    match = _NAME.fullmatch(path.name)
+    return int(match[1]) if match else None
+
+
+def list_checkpoints(folders: Iterable[Path]) -> list[Path]:
+    """All checkpoints in the folders, the highest step first; among equal steps the earlier folder first."""
+    found = [
+        (step, -place, path)
+        for place, folder in enumerate(folders)
+        if folder.is_dir()
+        for path in folder.iterdir()
+        if (step := checkpoint_step(path)) is not None
+    ]
+    return [path for _, _, path in sorted(found, key=lambda entry: entry[:2], reverse=True)]
+
+
+def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) -> None:
+    """Writes tensors and plain facts as safetensors; the caller makes it atomic."""
+    plain = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    save_file(plain, path, metadata={"facts": json.dumps(dict(facts), sort_keys=True)})
+
+
+def load_tensors(path: Path, device: str = "cpu") -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Tensors and facts of a safetensors file written by `save_tensors`.
+
+    Raises:
+        WeightsError: the file is missing or damaged.
+    """
+    try:
+        with safe_open(path, framework="pt", device=device) as file:
+            facts = json.loads((file.metadata() or {}).get("facts", "{}"))
+            return {name: file.get_tensor(name) for name in file.keys()}, facts  # noqa: SIM118
+    except FileNotFoundError:
+        raise WeightsError(f"{path}: no such file; give the path of a safetensors file that exists") from None
+    except (SafetensorError, OSError, ValueError) as error:
+        raise WeightsError(
+            f"{path}: cannot be read as safetensors ({error}); it is damaged, fetch or make it again"
+        ) from None
+
+
+def load_newest(folders: Iterable[Path]) -> tuple[dict[str, torch.Tensor], dict[str, Any], Path, list[str]] | None:
+    """The newest readable checkpoint: (tensors, facts, path, complaints about damaged newer ones), or None."""
+    complaints: list[str] = []
+    for path in list_checkpoints(folders):
+        try:
+            return *load_tensors(path), path, complaints
+        except WeightsError as error:
+            complaints.append(str(error))
+    return None
+
+
+def load_strictly(module: torch.nn.Module, tensors: Mapping[str, torch.Tensor], source: str) -> None:
+    """Copies tensors into a module whose names and shapes they must match exactly.
+
+    Raises:
+        WeightsError: names the first key that is missing, unknown or of another shape, and both shapes.
+    """
+    wanted = module.state_dict()
+    for name, tensor in wanted.items():
+        if name not in tensors:
+            raise WeightsError(f"{source}: lacks {name} {list(tensor.shape)}; these weights belong to another model")
+        if tensors[name].shape != tensor.shape:
+            raise WeightsError(
+                f"{source}: {name} has shape {list(tensors[name].shape)} but the model wants {list(tensor.shape)}; "
+                "give the options the weights were made with"
+            )
+    if unknown := sorted(set(tensors) - set(wanted)):
+        raise WeightsError(
+            f"{source}: holds {unknown[0]} (and {len(unknown) - 1} more) which the model does not have; "
+            "these weights belong to another model"
+        )
+    module.load_state_dict(dict(tensors))
+
+
+def select(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    """The tensors under `prefix.`, without it."""
+    return {name[len(prefix) + 1 :]: tensor for name, tensor in tensors.items() if name.startswith(prefix + ".")}
+
+
+class BackgroundWriter:
+    """Runs one write at a time in a thread; an error in it is raised at the next call."""
+
+    def __init__(self) -> None:
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def submit(self, write: Callable[[], object]) -> None:
+        """Starts `write()` after the earlier one has ended."""
+        self.wait()
+
+        def work() -> None:
+            try:
+                write()
+            except BaseException as error:
+                self._error = error
+
+        self._thread = threading.Thread(target=work, name="checkpoint-writer")
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Returns once nothing is being written; raises what went wrong."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error

@@ -1,0 +1,185 @@
+"""The training loop in small functions, on accelerate: one step, its meters, its state.
+
+Nothing in a step waits for the device: losses are summed where they are made and read at log intervals only. Every
+random choice is a function of the seed and the sample's or step's number, so a state is complete without any generator's.
+
+Shapes: B samples of this process, L tokens, M tokens in the loss, K codebook.
+"""
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch import nn
+
+from maskgit_core import rng
+from maskgit_core.checkpoints import load_strictly, select
+from maskgit_core.errors import ConfigError, WeightsError
+from maskgit_core.losses import token_cross_entropy, weighted_mean
+from maskgit_core.masked_batches import NUM_BUCKETS, MaskedBatch
+from maskgit_core.recipe import Ema, Recipe, ema_decay_at, learning_rate, make_optimizer
+
+PRECISIONS = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
+
+
+def make_accelerator(precision: str, device: str) -> Accelerator:
+    """An accelerator of its own for one training run; a process may make several, one after the other."""
+    AcceleratorState._reset_state()
+    return Accelerator(cpu=device == "cpu", mixed_precision=PRECISIONS[precision])
+
+
+class TokenLoss(nn.Module):
+    """The model with its loss in one module, so that a distributed wrapper sees a single forward."""
+
+    def __init__(self, model: Any, label_smoothing: float) -> None:
+        super().__init__()
+        self.model, self.label_smoothing = model, label_smoothing
+
+    def forward(self, batch: MaskedBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """(loss, sums): this process's part of the global mean loss, and what the meters add up: (2 + 2 * buckets,)."""
+        features_BLD = self.model.features(batch.inputs_BL, batch.labels_B)
+        logits_MK = self.model.head(features_BLD.flatten(0, 1).index_select(0, batch.places_M))
+        losses_M = token_cross_entropy(logits_MK, batch.targets_M, self.label_smoothing)
+        loss = weighted_mean(losses_M, batch.weights_M, batch.total_weight)
+        with torch.no_grad():
+            right_M = (logits_MK.argmax(-1) == batch.targets_M).float() * batch.hidden_M
+            by_bucket = torch.zeros(2, NUM_BUCKETS, device=right_M.device)
+            by_bucket.index_add_(1, batch.buckets_M, torch.stack([right_M, batch.hidden_M]))
+            sums = torch.cat([loss.detach()[None], loss.new_ones(1), by_bucket.flatten()])
+        return loss, sums
+
+
+class Trainer:
+    """A model in training.
+
+    Args:
+        model: a `Model`, on the CPU.
+        recipe: what was asked.
+        device: "cpu" or "cuda".
+        compile_blocks: compile each transformer block (`model.blocks`) by itself.
+    """
+
+    def __init__(self, model: Any, recipe: Recipe, device: str = "cpu", compile_blocks: bool = False) -> None:
+        self.recipe, self.step = recipe, 0
+        self.accelerator = make_accelerator(recipe.precision, device)
+        if recipe.batch_size < self.accelerator.num_processes:
+            raise ConfigError(
+                f"train.batch_size: {recipe.batch_size} samples cannot be shared by {self.accelerator.num_processes} "
+                "processes; raise it or use fewer"
+            )
+        self.model = model.train()
+        if compile_blocks:
+            for block in model.blocks:
+                block.compile(fullgraph=True)
+        loss = TokenLoss(model, recipe.label_smoothing)
+        self.parameters = dict(model.named_parameters())
+        self._loss = self.accelerator.prepare(loss)
+        self.optimizer = self.accelerator.prepare(make_optimizer(recipe, list(self.parameters.values())))
+        self.ema = Ema(self.parameters) if recipe.ema_decay else None
+        self.meters = Meters(self.accelerator)
+
+    def train_step(self, pieces: Sequence[MaskedBatch]) -> None:
+        """One optimizer step on this process's micro-batches."""
+        recipe, step = self.recipe, self.step
+        torch.manual_seed(rng.step_seed(recipe.seed, step, self.accelerator.process_index))
+        for number, piece in enumerate(pieces):
+            last = number == len(pieces) - 1
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(self._loss):
+                loss, sums = self._loss(piece)
+                # a distributed wrapper averages gradients over processes; the parts of the loss are to be summed
+                self.accelerator.backward(loss * self.accelerator.num_processes)
+            self.meters.add(sums, is_new_step=number == 0)
+        limit = recipe.grad_clip if recipe.grad_clip else float("inf")
+        self.meters.grad_norm = self.accelerator.clip_grad_norm_(list(self.parameters.values()), limit)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(recipe, step)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.ema is not None:
+            self.ema.update(self.parameters, ema_decay_at(recipe, step))
+        self.step += 1
+
+    # -- state -------------------------------------------------------------------------------------------------------
+    def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """A copy of everything a resume needs, in CPU memory: (tensors, facts)."""
+        tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        if self.ema is not None:
+            tensors |= {f"ema.{name}": value for name, value in self.ema.averages.items()}
+        for number, values in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{number}.{name}": value for name, value in values.items()}
+        copied = {name: value.detach().to("cpu", copy=True) for name, value in tensors.items()}
+        scaler = self.accelerator.scaler
+        facts = {"step": self.step, "num_processes": self.accelerator.num_processes}
+        return copied, facts | ({"scaler": scaler.state_dict()} if scaler is not None else {})
+
+    def load_state(self, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any], source: str) -> None:
+        """Continues from a state, exactly.
+
+        Raises:
+            WeightsError: the state belongs to another model or optimizer.
+        """
+        load_strictly(self.model, select(tensors, "model"), source)
+        if self.ema is not None:
+            averages = select(tensors, "ema")
+            if set(averages) != set(self.ema.averages):
+                raise WeightsError(f"{source}: holds no moving average of this model; it was trained with another ema")
+            for name, value in self.ema.averages.items():
+                value.copy_(averages[name])
+        states: dict[int, dict[str, torch.Tensor]] = {}
+        for name, value in select(tensors, "optimizer").items():
+            number, _, kind = name.partition(".")
+            states.setdefault(int(number), {})[kind] = value
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": states, "param_groups": groups})
+        if self.accelerator.scaler is not None and "scaler" in facts:
+            self.accelerator.scaler.load_state_dict(dict(facts["scaler"]))
+        self.step = int(facts["step"])
+
+    def weights(self) -> dict[str, dict[str, torch.Tensor]]:
+        """The weights to publish: `model` (the moving average where there is one) and `raw`, in CPU memory."""
+        raw = {name: value.detach().cpu() for name, value in self.model.state_dict().items()}
+        if self.ema is None:
+            return {"model": raw}
+        averaged = {name: value.detach().cpu() for name, value in self.ema.averages.items()}
+        return {"model": {**raw, **averaged}, "raw": raw}
+
+
+class Meters:
+    """Sums kept on the device between two log intervals."""
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self._accelerator = accelerator
+        self._sums: torch.Tensor | None = None
+        self._steps = 0
+        self.grad_norm: torch.Tensor | float | None = None
+
+    def add(self, sums: torch.Tensor, *, is_new_step: bool) -> None:
+        """Adds one micro-batch's sums."""
+        self._steps += is_new_step
+        self._sums = sums if self._sums is None else self._sums + sums
+
+    def read(self) -> dict[str, float]:
+        """Metrics since the last call, over all processes (every process must call it); waits for the device.
+
+        Keys: loss (nats a weighted token, mean of the steps), masked_accuracy in [0, 1], masked_accuracy_q1 ... q4 by
+        quarter of the mask ratio (where there were tokens), grad_norm (of the last step, before clipping).
+        """
+        if self._sums is None:
+            return {}
+        sums = self._sums
+        if self._accelerator.num_processes > 1:
+            sums = self._accelerator.reduce(sums, reduction="sum")
+        values = sums.tolist()
+        right, hidden = values[2 : 2 + NUM_BUCKETS], values[2 + NUM_BUCKETS :]
+        metrics = {"loss": values[0] / self._steps}
+        metrics["masked_accuracy"] = sum(right) / max(sum(hidden), 1.0)
+        for number in range(NUM_BUCKETS):
+            if hidden[number]:
+                metrics[f"masked_accuracy_q{number + 1}"] = right[number] / hidden[number]
+        if self.grad_norm is not None:
+            metrics["grad_norm"] = float(self.grad_norm)
+        self._sums, self._steps = None, 0
+        return metrics
