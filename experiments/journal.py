@@ -221,8 +221,8 @@ def attempt_lines(step_folder: Path) -> list[list[dict[str, Any]]]:
     """The lines of each attempt that count: what one wrote after its successor began is a zombie's and left out."""
     paths = journals(step_folder)
     found = []
-    for path, successor in zip(paths, [*paths[1:], None], strict=True):
-        until = started(successor) if successor is not None else None
+    for number, path in enumerate(paths):
+        until = started(paths[number + 1]) if number + 1 < len(paths) else None
         found.append([line for line in read_lines(path)[0] if until is None or line["time"] <= until])
     return found
 

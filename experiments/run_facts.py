@@ -1,0 +1,178 @@
+"""What a run of the tracking window says of itself: tags, params, results and references, all from the files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.atomic import read_json
+from experiments.journal import Point
+
+#: Outputs up to this size are uploaded when a stage asked to show them; everything else is a reference.
+MAX_UPLOAD_BYTES = 8 * 1024 * 1024
+
+
+def milliseconds(seconds: float) -> int:
+    """Unix seconds as whole milliseconds."""
+    return int(float(seconds) * 1000)
+
+
+def common_tags(record: Mapping[str, Any]) -> dict[str, str]:
+    code = record.get("code") or {}
+    return {
+        "experiment": str(record["experiment"]),
+        "pipeline": str(record["uid"]),
+        "sweep": "yes" if len(record.get("items") or ()) > 1 else "no",
+        "commit": str(code.get("commit") or ""),
+        "dirty": str(bool(code.get("dirty"))).lower(),
+        "mlflow.user": str(record.get("user") or ""),
+        "mlflow.source.name": str(record.get("command") or ""),
+    }
+
+
+def step_tags(
+    store: Path,
+    record: Mapping[str, Any],
+    entry: Mapping[str, Any],
+    state: str,
+    mine: Sequence[Path],
+    manifest: Mapping[str, Any] | None,
+    request: Mapping[str, Any],
+) -> dict[str, str]:
+    params = entry.get("params") or {}
+    seeds = [v for k, v in params.items() if k.rsplit(".", 1)[-1] == "seed"]
+    seed = seeds[0] if seeds else (request.get("config") or {}).get("seed", "")
+    tags = {
+        **common_tags(record),
+        "stage": str(entry["stage"]),
+        "step": str(entry["step"]),
+        "state": state,
+        "fingerprint": str(entry["fingerprint"]),
+        "item": ",".join(f"{k}={v}" for k, v in params.items()),
+        "seed": str(seed),
+        "folder": str(entry["folder"]),
+        "upstream": " ".join(_upstream_uids(record, entry)),
+        "attempts": str(len(mine)),
+    }
+    if manifest is not None and (headline := manifest.get("headline")):
+        tags["headline"] = str(headline["name"])
+        if headline.get("protocol"):
+            tags["protocol"] = json.dumps(headline["protocol"], sort_keys=True)
+    if state == "reused" and manifest is not None:
+        own = store / entry["folder"] / "attempts" / f"{int(manifest['attempt']):04d}"
+        origin = (read_json(own / "start.json") or {}).get("pipeline")
+        tags["reused_from"] = f"{origin}/{_name_in(store, origin, entry)}" if origin else str(entry["folder"])
+    return {key: value for key, value in tags.items() if value != ""}
+
+
+def _name_in(store: Path, uid: str, entry: Mapping[str, Any]) -> str:
+    """The step's name in the execution that made it (a sweep may have named it otherwise)."""
+    origin = read_json(store / "pipelines" / f"{uid}.json") or {}
+    names = [s["name"] for s in origin.get("steps", ()) if s["fingerprint"] == entry["fingerprint"]]
+    return str(names[0]) if names else str(entry["name"])
+
+
+def _upstream_uids(record: Mapping[str, Any], entry: Mapping[str, Any]) -> list[str]:
+    names = {s["fingerprint"]: s["name"] for s in record["steps"]}
+    return [f"{record['uid']}/{names[p]}" for p in entry.get("needs") or () if p in names]
+
+
+def models_upstream(record: Mapping[str, Any], entry: Mapping[str, Any]) -> tuple[str, ...]:
+    """Fingerprints of the checkpoints an evaluation is about: its samples' models, nearest first."""
+    steps = {s["fingerprint"]: s for s in record["steps"]}
+    queue, found = list(entry.get("needs") or ()), []
+    while queue:
+        step = steps.get(queue.pop(0))
+        if step is None:
+            continue
+        if step["kind"] == "model":
+            found.append(str(step["fingerprint"]))
+        elif step["kind"] in ("samples", "scores"):
+            queue += step.get("needs") or ()
+    return tuple(dict.fromkeys(found))
+
+
+def step_params(entry: Mapping[str, Any], request: Mapping[str, Any]) -> dict[str, str]:
+    """Own config (`train.lr`, `sampler.guidance_scale`) and the sweep's values from upstream, as text."""
+    flat: dict[str, str] = {}
+    for key, value in (request.get("config") or {}).items():
+        if isinstance(value, Mapping):
+            _flatten(str(key), value, flat)
+        else:
+            flat[f"{entry['step']}.{key}"] = _text(value)
+    for key, value in (entry.get("params") or {}).items():
+        _flatten(str(key), value, flat)
+    return flat
+
+
+def _flatten(prefix: str, value: Any, into: dict[str, str]) -> None:
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            _flatten(f"{prefix}.{key}", inner, into)
+    else:
+        into[prefix] = _text(value)
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def results(folder: Path, manifest: Mapping[str, Any] | None) -> tuple[Point, ...]:
+    """The headline metric and, of an evaluation, its other scores; at step 0 with the time the step finished."""
+    if manifest is None:
+        return ()
+    found = dict(scores(files_of(folder, manifest)))
+    if headline := manifest.get("headline"):
+        found[str(headline["name"])] = float(headline["value"])
+    return tuple(Point(name, 0, value, milliseconds(manifest["time"])) for name, value in sorted(found.items()))
+
+
+def files_of(folder: Path, manifest: Mapping[str, Any]) -> Path:
+    """Where the outputs of a finished attempt lie, also after it was set aside."""
+    return folder / "attempts" / f"{int(manifest['attempt']):04d}" / "files"
+
+
+def scores(files: Path) -> dict[str, float]:
+    """The numbers of a step's `scores.json`: `{"metrics": {name: number}, ...}`; empty where there is none."""
+    metrics = (read_json(files / "scores.json") or {}).get("metrics") or {}
+    return {str(k): float(v) for k, v in metrics.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+
+
+def uploads(folder: Path, manifest: Mapping[str, Any] | None) -> tuple[tuple[Path, str], ...]:
+    """Small files that the stage asked to show, each with its folder in the window."""
+    if manifest is None:
+        return ()
+    sizes = {name: output["size"] for name, output in manifest["outputs"].items()}
+    shown = [n for n in manifest.get("shown") or () if sizes.get(n, MAX_UPLOAD_BYTES + 1) <= MAX_UPLOAD_BYTES]
+    files = files_of(folder, manifest)
+    return tuple((files / name, Path(name).parent.as_posix().strip(".")) for name in dict.fromkeys(shown))
+
+
+def texts(folder: Path, request: Mapping[str, Any], manifest: Mapping[str, Any] | None) -> dict[str, str]:
+    """Config, and the list of outputs as references (path, size, sha256): big files are never uploaded."""
+    found = {"request.json": json.dumps(request, indent=2, sort_keys=True)}
+    if manifest is not None:
+        files = files_of(folder, manifest)
+        listed = {
+            name: {"path": str(files / name), "size": output["size"], "sha256": output["sha256"]}
+            for name, output in manifest["outputs"].items()
+        }
+        found["outputs.json"] = json.dumps(listed, indent=2, sort_keys=True)
+    return found
+
+
+def model(folder: Path, entry: Mapping[str, Any], manifest: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """A finished `model` artifact as a logged model: a reference, nothing is uploaded."""
+    if manifest is None or entry["kind"] != "model":
+        return None
+    weights = {n: o for n, o in manifest["outputs"].items() if n.endswith(".safetensors")}
+    return {
+        "name": folder.name.replace(".", "-"),
+        "fingerprint": str(entry["fingerprint"]),
+        "digest": str(manifest.get("digest", "")),
+        "path": str(files_of(folder, manifest)),
+        "sha256": " ".join(f"{n}:{o['sha256']}" for n, o in sorted(weights.items()))[:4000],
+        "size": str(sum(o["size"] for o in weights.values())),
+    }
