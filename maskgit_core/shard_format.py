@@ -2,7 +2,7 @@
 
 A sample is two or more members under its key: `KEY.cls` (the label, ten characters), `KEY.tokens.npy` (variants ×
 height × width token ids) and, where asked for, `KEY.boxes.npy` and `KEY.latents.npy`. Every member has a fixed size, so
-sample i begins at byte i * stride, the archive is a strided array that can be mapped, and any WebDataset reader reads it.
+sample i begins at byte i * stride: the archive is a strided array that can be mapped, and that WebDataset reads too.
 Two variants of 256 uint16 ids take 3072 bytes a sample.
 
 Shapes: N samples, V variants, H × W grid.

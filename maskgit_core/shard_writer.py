@@ -217,7 +217,7 @@ def index_shard(path: Path, layout: Layout) -> dict[str, Any]:
     """Derives and publishes the index of a shard from its bytes: count, size, sha256, number of samples per class."""
     with open(path, "rb") as file:
         data = np.memmap(file, dtype=np.uint8, mode="r")
-        digest = hashlib.sha256(data).hexdigest()
+        digest = hashlib.sha256(data.data).hexdigest()
     count = count_samples(data, layout)
     labels = read_labels(layout.array(data, "cls", count))
     values, counts = np.unique(labels, return_counts=True)
