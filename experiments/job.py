@@ -56,6 +56,7 @@ class Job:
         """Claims the step, runs its stage as a new attempt and publishes what it made."""
         try:
             request, launch = read_request(self.folder)
+            sys.path.extend(p for p in launch.get("python_path") or () if p not in sys.path)
             if (self.folder / "cancelled").exists():
                 print(f"{self.folder.name}: was cancelled; nothing to do", flush=True)
                 return STOPPED
@@ -110,11 +111,22 @@ class Job:
             retire(self.folder, manifest)
 
     # -- the work --------------------------------------------------------------------------------------------------
+    def _attempt(self, number: int, request: Any, launch: Any, inputs: Any, digests: Mapping[str, str]) -> int:
+        try:
+            attempt = Attempt(self.folder, number, rank=self.rank, world_size=self.world_size, stop=self.stop)
+        except OSError as error:
+            print(f"error: {explain(error, self.folder)}", file=sys.stderr, flush=True)
+            return REFUSED
+        try:
+            return self._execute(attempt, request, launch, inputs, digests)
+        finally:
+            attempt.close()
+
     def _execute(self, attempt: Attempt, request: Any, launch: Any, inputs: Any, digests: Mapping[str, str]) -> int:
         started = time.time()
-        if attempt.is_main:
-            self._write_start(attempt, launch, started)
         try:
+            if attempt.is_main:
+                self._write_start(attempt, launch, started)
             stage = importlib.import_module(request["module"])
             stage.run(attempt, **arguments(request, launch, inputs))
             if attempt.is_main:
@@ -184,6 +196,7 @@ class Job:
         write_json(attempt.own / "end.json", {"state": "done", "time": ended, "reason": "done"})
         if finish(self.folder, attempt.number, manifest):
             shutil.rmtree(attempt.checkpoints, ignore_errors=True)
+            shutil.rmtree(attempt.parts, ignore_errors=True)
             attempt.forget_earlier_checkpoints()
 
     def _write_record(self, attempt: Attempt, request: Any, launch: Any, started: float, ended: float) -> None:

@@ -8,6 +8,7 @@ import socket
 import time
 import uuid
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -82,11 +83,21 @@ def write_launch(node: Node, graph: Graph, uid: str) -> None:
         "weights": dict(node.request.weights),
         "resources": dict(node.request.resources),
         "plugins": list(graph.settings.get("plugins") or ()),
+        "python_path": plugin_path(graph.settings.get("plugins") or ()),
         "inputs": {
             p: {"name": graph.nodes[p].request.name, "params": dict(graph.nodes[p].params)} for p in node.upstream
         },
     }
     write_json(node.folder / "launch.json", launch)
+
+
+def plugin_path(plugins: Sequence[str]) -> list[str]:
+    """The folders that hold the plugin packages, so that a job in another process finds them."""
+    found = []
+    for name in plugins:
+        spec = find_spec(name)
+        found += [str(Path(p).parent.absolute()) for p in (spec.submodule_search_locations or [] if spec else [])]
+    return list(dict.fromkeys(found))
 
 
 def resolved(value: Any) -> Any:

@@ -25,15 +25,15 @@ def request_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def config_dirs(args: argparse.Namespace) -> list[Path]:
-    """The folders given, which must exist; they are importable too, for `plugins`."""
+    """The folders given, which must exist; packages beside or around them become importable, for `plugins`."""
     found = []
     for name in args.config_dir:
         path = Path(name).expanduser().absolute()
         if not path.is_dir():
             raise ConfigError(f"--config-dir {name}: is not a folder")
         found.append(path)
-        if str(path.parent) not in sys.path:
-            sys.path.append(str(path.parent))
+        around = [path.parent, *([path.parent.parent] if (path.parent / "__init__.py").exists() else [])]
+        sys.path.extend(str(p) for p in around if str(p) not in sys.path)
     return found
 
 

@@ -18,15 +18,13 @@ EPILOG = """\
 examples:
   maskgit adopt old_store/train/prenorm-1a2b3c4d train experiment=quickstart   a step of another store
   maskgit adopt my_tokens/ cache_tokens experiment=NAME --fact codebook_size=1024 --fact grid='[16, 16]'
-The files are linked (or copied to another disk) into the step's folder; the record says that they were adopted and from where.
+The files are linked (or copied to another disk) into the step's folder; its manifest says where they came from.
 """
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Path, step, overrides, `--fact`."""
-    parser.add_argument(
-        "path", type=Path, help="a folder of output files, or a finished step's folder of another store"
-    )
+    parser.add_argument("path", type=Path, help="a folder of output files, or a finished step's folder")
     parser.add_argument("step", help="the step of the experiment that it stands for")
     request_arguments(parser)
     parser.add_argument("--fact", action="append", default=[], metavar="KEY=JSON", help="a fact for downstream steps")

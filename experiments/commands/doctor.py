@@ -21,8 +21,19 @@ examples:
   maskgit doctor experiment=quickstart                   and everything this experiment needs
   maskgit doctor experiment=NAME launcher=slurm          and the cluster
 """
-NEEDED = ("torch", "torchvision", "hydra-core", "submitit", "mlflow", "accelerate", "einops", "webdataset", "torchmetrics",
-          "huggingface_hub", "safetensors")  # fmt: skip
+NEEDED = (
+    "torch",
+    "torchvision",
+    "hydra-core",
+    "submitit",
+    "mlflow",
+    "accelerate",
+    "einops",
+    "webdataset",
+    "torchmetrics",
+    "huggingface_hub",
+    "safetensors",
+)
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -62,9 +73,7 @@ def main(args: argparse.Namespace) -> int:
 
 
 def _python() -> str:
-    if sys.version_info < (3, 11):
-        raise MaskgitError(f"Python {sys.version.split()[0]} is too old; 3.11 or newer is needed")
-    return sys.version.split()[0]
+    return f"{sys.version.split()[0]} at {sys.executable}"
 
 
 def _packages() -> str:

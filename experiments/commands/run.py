@@ -154,7 +154,8 @@ class _Teller:
     def __call__(self, event: Any) -> None:
         colour = {"finished": "green", "failed": "red", "blocked": "yellow"}.get(event.kind)
         took = f" in {duration(event.seconds)}" if event.seconds else ""
-        message = f": {event.message}" if event.message and event.kind != "finished" else ""
+        said = " ".join(self._steps[w].node.name if w in self._steps else w for w in event.message.split())
+        message = f": {said}" if said and event.kind != "finished" else ""
         at = duration(time.monotonic() - self._began)
         print(coloured(f"[{at:>6}] {event.call.name} {event.kind}{took}{message}", colour), flush=True)
 

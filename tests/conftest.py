@@ -1,0 +1,66 @@
+"""Shared fixtures: a clean environment and the toy lab."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).resolve().parent
+ROOT = TESTS.parent
+LEAKY = ("SLURM_", "MASKGIT_", "MLFLOW_", "RANK", "WORLD_SIZE", "LOCAL_RANK")
+LAB = TESTS / "toylab" / "conf"
+
+sys.path.insert(0, str(TESTS))
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of the caller's cluster, store or tracker leaks into a test."""
+    for name in list(os.environ):
+        if (
+            name.startswith(("SLURM_", "MASKGIT_", "MLFLOW_", "RANK", "WORLD_SIZE", "LOCAL_RANK"))
+            and name != "SLURM_CONF"
+        ):
+            monkeypatch.delenv(name)
+
+
+Done = subprocess.CompletedProcess[str]
+Maskgit = Callable[..., Done]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    """An empty store."""
+    return tmp_path / "store"
+
+
+@pytest.fixture
+def maskgit(store: Path, tmp_path: Path) -> Maskgit:
+    """Runs `maskgit ARGS` as a real process with its own store; returns the completed process."""
+
+    def call(*arguments: str, env: dict[str, str] | None = None, timeout: float = 300) -> Done:
+        return subprocess.run(
+            [sys.executable, "-m", "experiments.cli", *arguments],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            timeout=timeout,
+            env={**os.environ, "MASKGIT_STORE": str(store), "PYTHONPATH": str(ROOT), **(env or {})},
+        )
+
+    return call
+
+
+@pytest.fixture
+def lab(maskgit: Maskgit) -> Maskgit:
+    """`maskgit VERB ... --config-dir <toy lab>`."""
+
+    def call(verb: str, *arguments: str, **kwargs: object) -> Done:
+        return maskgit(verb, *arguments, "--config-dir", str(LAB), **kwargs)
+
+    return call
