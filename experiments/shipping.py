@@ -78,9 +78,11 @@ def read_runs(store: Path, job_alive: JobAlive | None = None, pipelines: Sequenc
         record = read_json(path)
         if record is None or (pipelines is not None and record["uid"] not in pipelines):
             continue
-        steps = [_step_run(store, record, entry, job_alive) for entry in record["steps"]]
-        found.append(_parent_run(record, steps))
-        found += steps
+        # A folder that is gone was deleted by `gc` after its time; what the window says of it stays as it is.
+        kept = [e for e in record["steps"] if (store / e["folder"] / "request.json").exists()]
+        if kept:
+            steps = [_step_run(store, record, entry, job_alive) for entry in kept]
+            found += [_parent_run(record, steps), *steps]
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import re
 import time
@@ -23,6 +24,11 @@ class ShipReport:
     touched: int = 0
     points: int = 0
     problems: list[str] = field(default_factory=list)
+
+
+def default_uri() -> str | None:
+    """The address MLflow itself would use, where the environment names one."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or None
 
 
 def resolve_uri(store: Path, uri: str | None) -> str:

@@ -1,0 +1,69 @@
+"""`maskgit sync`: ships journals to MLflow, once or continuously."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from pathlib import Path
+
+HELP = "ship journals to MLflow and correct the state of runs that died"
+EPILOG = """\
+Safe at any time, from any machine that sees the store, also while steps run and while others sync: each point arrives
+exactly once. The store's own SQLite is the default; give --uri (or MLFLOW_TRACKING_URI) for a tracking server.
+examples:
+  maskgit sync
+  maskgit sync --follow                                   every ten seconds, until Ctrl-C
+  maskgit sync --uri http://tracker:5000      credentials: MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_PASSWORD
+"""
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """`--follow`, `--uri`, `--store`."""
+    parser.add_argument("--follow", action="store_true", help="go on until interrupted")
+    parser.add_argument(
+        "--every", type=float, default=10.0, metavar="SECONDS", help="pause between rounds (default 10)"
+    )
+    parser.add_argument("--uri", help="tracking store (default: MLFLOW_TRACKING_URI, else SQLite in the store)")
+    parser.add_argument("--store", type=Path, help="the store (default: MASKGIT_STORE or ./runs)")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Ships what is new; 1 where something could not be shipped."""
+    from experiments.find import default_store
+    from experiments.queue_hint import job_alive
+    from experiments.tracking import ship
+    from experiments.tracking_address import ShipReport, default_uri, follow
+
+    store = args.store.expanduser().absolute() if args.store else default_store()
+    uri = args.uri or default_uri()
+    if not args.follow:
+        report = ship(store, uri, job_alive=job_alive())
+        return _tell(report)
+    stopped: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, frame: stopped.append(number))
+    signal.signal(signal.SIGINT, lambda number, frame: stopped.append(number))
+
+    def once() -> ShipReport:
+        return ship(store, uri, job_alive=job_alive())
+
+    code = 0
+    for report in follow(once, args.every, lambda: bool(stopped)):
+        if report.touched or report.problems:
+            code = _tell(report)
+    return code
+
+
+def _tell(report: object) -> int:
+    from experiments.tracking_address import ShipReport, without_password
+
+    assert isinstance(report, ShipReport)
+    if report.uri:
+        print(
+            f"{report.touched} of {report.runs} runs brought up to date, {report.points} points shipped to "
+            f"{without_password(report.uri)}",
+            flush=True,
+        )
+    for problem in report.problems:
+        print(f"warning: {problem}", file=sys.stderr, flush=True)
+    return 1 if report.problems else 0
