@@ -61,16 +61,15 @@ def overview() -> argparse.ArgumentParser:
 
 def parse(argv: Sequence[str]) -> tuple[str, argparse.Namespace]:
     """The verb and its parsed arguments; `key=value` may stand anywhere among the options."""
-    import difflib
+    from experiments.values import suggestion
 
     if not argv or argv[0] in ("-h", "--help"):
         overview().print_help()
         raise SystemExit(0)
     name = argv[0]
     if name not in command_names():
-        near = difflib.get_close_matches(name, command_names(), n=1)
-        suggestion = f"did you mean {near[0]}? " if near else ""
-        raise MaskgitError(f"{name}: unknown command; {suggestion}One of [{', '.join(command_names())}]")
+        near = suggestion(name, command_names())
+        raise MaskgitError(f"{name}: unknown command; {near}One of [{', '.join(command_names())}]")
     module = import_module(f"experiments.commands.{name}")
     parser = argparse.ArgumentParser(
         prog=f"maskgit {name}",

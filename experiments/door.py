@@ -204,15 +204,13 @@ class Door:
                 raise ConfigError(f"{key}: is derived from data, tokenizer or hardware; remove it from the config")
             return
         forms = param.forms()
-        if "input" in forms:
+        if param.kind is not None:
             if value is not MISSING and "spec" not in forms:
                 raise ConfigError(f"{key}: is the artifact of an upstream step; name that step in needs instead")
             if has_need or ("spec" not in forms and ("none" in forms or param.hint.form == "list")):
                 return
             if "spec" not in forms:
                 raise ConfigError(f"{key}: missing; add a step that makes {param.kind} to this step's needs")
-        elif "list" in forms and param.kind is not None:
-            return
         if value is MISSING:
             if param.required:
                 how = (

@@ -164,6 +164,8 @@ def _hinted(node: ast.expr, module: str, name: str) -> Param:
     """Resolves marks and `Annotated` around the hint proper."""
     if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Name):
         head = node.value.id
+        if head == "Derived":  # a fact may be any object: no config ever holds it
+            return Param(name, Hint("fact"), marks=frozenset({"derived"}))
         if head in MARKS:
             inner = _hinted(node.slice, module, name)
             return replace(inner, marks=inner.marks | {MARKS[head]})

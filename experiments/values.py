@@ -11,20 +11,22 @@ from experiments.signatures import Hint, Param
 from maskgit_core.errors import ConfigError
 
 
+def suggestion(name: str, names: Sequence[str]) -> str:
+    """`did you mean X? ` where some name is near to what was written or begins with it; else nothing."""
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.6) or [n for n in names if n.startswith(name)]
+    return f"did you mean {near[0]}? " if near else ""
+
+
 def unknown_key(key: str, name: str, allowed: Iterable[str]) -> ConfigError:
     """The error for a key that does not exist, with the nearest one that does."""
     names = sorted(allowed)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
-    hint = f"did you mean {near[0]}? " if near else ""
-    return ConfigError(f"{key}: unknown key; {hint}One of [{', '.join(names)}]")
+    return ConfigError(f"{key}: unknown key; {suggestion(name, names)}One of [{', '.join(names)}]")
 
 
 def unknown_name(key: str, name: str, allowed: Iterable[str], what: str) -> ConfigError:
     """The error for a value that must be one of some names."""
     names = sorted(allowed)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
-    hint = f"did you mean {near[0]}? " if near else ""
-    return ConfigError(f"{key}: there is no {what} {name!r}; {hint}One of [{', '.join(names)}]")
+    return ConfigError(f"{key}: there is no {what} {name!r}; {suggestion(name, names)}One of [{', '.join(names)}]")
 
 
 def coerce(param: Param, value: Any, key: str) -> Any:
@@ -97,9 +99,8 @@ def _literal(hint: Hint, value: Any, key: str) -> Any:
         if type(allowed) is type(value) and allowed == value:
             return allowed
     if isinstance(value, str):
-        near = difflib.get_close_matches(value, [str(a) for a in hint.args], n=1, cutoff=0.6)
-        suggestion = f"did you mean {near[0]}? " if near else ""
-        raise ConfigError(f"{key}: found {value!r}; {suggestion}It must be {hint}")
+        near = suggestion(value, [str(a) for a in hint.args])
+        raise ConfigError(f"{key}: found {value!r}; {near}It must be {hint}")
     raise _mismatch(hint, value, key)
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from maskgit_core.errors import DataError
+from maskgit_core.hints import Derived
 
 
 class Moments(NamedTuple):
@@ -33,7 +34,7 @@ class Metric:
         reference: moments to compare with; None where only moments are wanted.
     """
 
-    def __init__(self, *, reference: Moments | None = None) -> None:
+    def __init__(self, *, reference: Derived[Moments | None] = None) -> None:
         self.reference = reference
         self.count = 0
         self._mean = torch.zeros(0, dtype=torch.float64)
