@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import queue
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from maskgit_core.order import samples_at
 from maskgit_core.shards import TokenShards
 
 T = TypeVar("T")
-LOOK_AHEAD = 16384  # positions whose order is computed at once
+LOOK_AHEAD = 8192  # positions whose order is computed at once
 
 
 @dataclass(frozen=True)
@@ -177,8 +178,13 @@ class Batches:
             yield from self._read(self.order, self.pin_memory)
 
     def _read(self, order: Order, pin_memory: bool = False) -> Iterator[Batch]:
+        pool = Pool()
         for indices, samples, variants in order:
-            tokens = torch.empty((len(indices), self.shards.num_tokens), dtype=torch.int64, pin_memory=pin_memory)
+            shape = (len(indices), self.shards.num_tokens)
+            if pin_memory:
+                tokens = torch.empty(shape, dtype=torch.int64, pin_memory=True)
+            else:
+                tokens = torch.from_numpy(pool.take(shape))
             _, labels = self.shards.gather(samples, variants, out=tokens.numpy())
             yield Batch(tokens, *map(torch.from_numpy, (labels, indices, samples, variants)))
 
@@ -203,6 +209,29 @@ class _Turns(torch.utils.data.IterableDataset):
         info = torch.utils.data.get_worker_info()
         order = self.batches.order if info is None else self.batches.order.part(info.id, info.num_workers)
         return self.batches._read(order)
+
+
+class Pool:
+    """Arrays that are used again once nobody holds them: fresh memory costs more than filling it.
+
+    A tensor made by `torch.from_numpy` keeps its array alive, and so do all its views, so the reference count tells.
+    """
+
+    MOST = 16
+    _FREE = 3  # the pool's list, the loop variable and getrefcount's argument
+
+    def __init__(self) -> None:
+        self._arrays: list[np.ndarray] = []
+
+    def take(self, shape: tuple[int, ...]) -> np.ndarray:
+        """An int64 array with any content."""
+        for array in self._arrays:
+            if array.shape == shape and sys.getrefcount(array) == self._FREE:
+                return array
+        fresh = np.empty(shape, dtype=np.int64)
+        if len(self._arrays) < self.MOST:
+            self._arrays.append(fresh)
+        return fresh
 
 
 def ahead(items: Iterator[T], depth: int) -> Iterator[T]:

@@ -16,58 +16,71 @@ import math
 
 import numpy as np
 
+from maskgit_core.errors import DataError
+
 ROUNDS = 8
+MAX_SAMPLES = 1 << 32  # so that each half of the network fits 16 bits and all products fit 32
 _MASK = (1 << 64) - 1
-_GOLDEN = 0x9E3779B97F4A7C15
+_U = np.uint32
 
 
 def mix(value: int) -> int:
     """A 64-bit hash of an integer (the finaliser of SplitMix64, Steele et al. 2014); any int, result in [0, 2^64)."""
-    value = (value + _GOLDEN) & _MASK
+    value = (value + 0x9E3779B97F4A7C15) & _MASK
     value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
     value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK
     return value ^ (value >> 31)
 
 
-def _hash32(values: np.ndarray, key: int) -> np.ndarray:
-    """Hash of each value (< 2^32) under a key: uint64 numbers in [0, 2^32)."""
-    mixed = values * np.uint64(0xD6E8FEB86659FD93)
-    mixed ^= np.uint64(key)
-    mixed ^= mixed >> np.uint64(32)
-    mixed *= np.uint64(0xD6E8FEB86659FD93)
-    mixed >>= np.uint64(32)
-    return mixed
+def _below(values: np.ndarray, key: int, radix: int) -> np.ndarray:
+    """A number in [0, radix), radix <= 2^16, for each uint32 value, by a keyed 32-bit hash (as MurmurHash3 ends)."""
+    hashed = values * _U(0x9E3779B1)
+    hashed ^= _U(key & 0xFFFFFFFF)
+    hashed ^= hashed >> _U(16)
+    hashed *= _U(0x85EBCA6B)
+    hashed += _U(key >> 32)
+    hashed ^= hashed >> _U(13)
+    hashed *= _U(0xC2B2AE35)
+    hashed >>= _U(16)
+    hashed *= _U(radix)
+    hashed >>= _U(16)
+    return hashed
 
 
 def _rounds(values: np.ndarray, a: int, b: int, keys: list[int]) -> np.ndarray:
-    """One pass of the network over values in [0, a * b), uint64."""
-    left, right = np.divmod(values, np.uint64(b))
+    """One pass of the network over values in [0, a * b), uint32."""
+    left = values // _U(b)
+    right = values - left * _U(b)
     for number, key in enumerate(keys):
-        source, radix = (right, a) if number % 2 == 0 else (left, b)
-        shift = (_hash32(source, key) * np.uint64(radix)) >> np.uint64(32)
-        target = left if number % 2 == 0 else right
-        target += shift
-        target -= np.where(target >= np.uint64(radix), np.uint64(radix), np.uint64(0))
-    return left * np.uint64(b) + right
+        source, target, radix = (right, left, a) if number % 2 == 0 else (left, right, b)
+        target += _below(source, key, radix)
+        np.minimum(target, target - _U(radix), out=target)  # wraps around where target < radix
+    left *= _U(b)
+    left += right
+    return left
 
 
 def permute(positions: np.ndarray, num_samples: int, key: int) -> np.ndarray:
     """Images of `positions` in [0, num_samples) under the permutation named by `key`.
 
     Args:
-        positions: int64 array with values in [0, num_samples).
-        num_samples: size of the permuted set, in [1, 2^40].
+        positions: integers in [0, num_samples), any shape.
+        num_samples: size of the permuted set, in [1, 2^32].
         key: any integer; each gives another permutation.
+
+    Returns:
+        uint32 array of the shape of `positions`.
     """
+    if not 1 <= num_samples <= MAX_SAMPLES:
+        raise DataError(f"num_samples: {num_samples} does not lie in [1, 2^32]")
     a = math.isqrt(num_samples - 1) + 1
     b = -(-num_samples // a)
     keys = [mix(mix(key) + number) for number in range(ROUNDS)]
-    values = _rounds(np.asarray(positions, dtype=np.uint64).ravel(), a, b, keys)
-    outside = np.nonzero(values >= num_samples)[0]
-    while outside.size:  # at most b - 1 of the a * b cells lie outside, so this ends at once
-        values[outside] = _rounds(values[outside], a, b, keys)
-        outside = outside[values[outside] >= num_samples]
-    return values.astype(np.int64).reshape(np.shape(positions))
+    values = _rounds(np.asarray(positions).astype(_U).ravel(), a, b, keys)
+    if a * b > num_samples:  # fewer than b cells lie outside, so walking on ends at once
+        while (outside := np.nonzero(values >= num_samples)[0]).size:
+            values[outside] = _rounds(values[outside], a, b, keys)
+    return values.reshape(np.shape(positions))
 
 
 def samples_at(
@@ -79,7 +92,7 @@ def samples_at(
         seed: of the order, any integer.
         positions: int64, >= 0, any shape; position p lies in epoch p // num_samples.
         num_samples: size of the data set.
-        num_variants: how many variants (flips, crops) each sample has; one is drawn per epoch, uniformly.
+        num_variants: how many variants (flips, crops) each sample has, at most 2^16; one is drawn per epoch.
 
     Returns:
         (samples, variants): int64 arrays of the shape of `positions`.
@@ -97,8 +110,7 @@ def samples_at(
         found = permute(offsets[here], num_samples, key)
         samples[here] = found
         if num_variants > 1:
-            drawn = _hash32(_hash32(found.astype(np.uint64), mix(key + 1)), mix(key + 2))
-            variants[here] = (drawn * np.uint64(num_variants)) >> np.uint64(32)
+            variants[here] = _below(found, mix(key + 1), num_variants)
     return samples, variants
 
 

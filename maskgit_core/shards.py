@@ -24,7 +24,9 @@ from maskgit_core.shard_format import BLOCK, LABEL_CHARS, Layout, decode_key
 from maskgit_core.shard_writer import FORMAT, FORMAT_VERSION, MANIFEST
 
 _MAP_FIXED = 0x10  # the same on Linux and macOS
-_POWERS = 10 ** np.arange(LABEL_CHARS - 1, -1, -1, dtype=np.int64)
+_POWERS = 10.0 ** np.arange(LABEL_CHARS - 1, -1, -1)
+_ZEROS = float(ord("0") * _POWERS.sum())  # what ten zeros add up to
+_MINUS = float((ord("-") - ord("0")) * _POWERS[0])  # what a minus sign adds
 
 _mmap = ctypes.CDLL(None, use_errno=True).mmap
 _mmap.restype = ctypes.c_void_p
@@ -153,9 +155,10 @@ class TokenShards:
 
     def _block_of(self, indices: np.ndarray) -> np.ndarray:
         indices = np.asarray(indices, dtype=np.int64)
+        shard = indices // self._per_shard
         if indices.size and not 0 <= int(indices.min()) <= int(indices.max()) < len(self):
             raise IndexError(f"sample indices must lie in [0, {len(self)})")
-        shard, inside = np.divmod(indices, self._per_shard)
+        inside = indices - shard * self._per_shard
         return self._first_block[shard] + inside * self._sample_blocks
 
     def gather(
@@ -182,12 +185,11 @@ class TokenShards:
         return out, self._labels(blocks)
 
     def _labels(self, blocks: np.ndarray) -> np.ndarray:
-        digits = self._rows("cls")[blocks, 0].astype(np.int64) - ord("0")
-        negative = digits[:, 0] < 0  # a minus sign
-        digits[negative, 0] = 0
-        values = digits @ _POWERS
-        values[negative] *= -1
-        return values
+        characters = self._rows("cls")[blocks, 0]
+        values = characters.astype(np.float64) @ _POWERS - _ZEROS  # exact: all below 2^53
+        if (negative := characters[:, 0] == ord("-")).any():
+            values[negative] = _MINUS - values[negative]
+        return values.astype(np.int64)
 
     def labels(self) -> np.ndarray:
         """Labels of all samples in order: (len,) int64."""
