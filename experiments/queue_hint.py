@@ -13,16 +13,9 @@ def job_alive() -> JobAlive | None:
     """Answers whether a job id is in the queue; None where there is no SLURM on this machine."""
     if shutil.which("squeue") is None or find_spec("launchers.slurm_queue") is None:
         return None
-    from launchers.slurm_queue import alive_jobs
+    from launchers.slurm_queue import Queue
 
-    asked: list[set[str] | None] = []
-
-    def ask(job: str) -> bool | None:
-        if not asked:
-            asked.append(alive_jobs())
-        return None if asked[0] is None else job in asked[0]
-
-    return ask
+    return Queue().alive
 
 
 def queued_jobs(store: Path) -> dict[str, tuple[str, str]]:

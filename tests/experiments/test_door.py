@@ -138,7 +138,8 @@ def test_derived_keys_may_not_be_set(tmp_path: Path) -> None:
     for init in (stage, stage.parent):
         (init / "__init__.py").touch()
     (stage / "facts.py").write_text(
-        'from maskgit_core.hints import Derived\nPRODUCES = "x"\ndef run(attempt, *, num_classes: Derived[int]) -> None: ...\n'
+        'from maskgit_core.hints import Derived\nPRODUCES = "x"\n'
+        "def run(attempt, *, num_classes: Derived[int]) -> None: ...\n"
     )
     import sys
 
