@@ -45,8 +45,8 @@ def load_model(source: Input, device: str = "cpu", *, weights: str = WEIGHTS_FIL
 
     Args:
         source: an artifact of kind `model`.
-        weights: which of its files: the moving average (`model.safetensors`), the last weights (`raw.safetensors`), or a
-            kept checkpoint.
+        weights: which of its files: the moving average (`model.safetensors`), the last weights (`raw.safetensors`), or
+            a kept checkpoint.
     """
     model = build_model(source)
     path = source.files / weights

@@ -15,8 +15,8 @@ GuidanceSchedule = Literal["constant", "linear", "linear-r", "power-cosine"]
 GUIDANCE_SCHEDULES: tuple[str, ...] = ("constant", "linear", "linear-r", "power-cosine")
 
 
-def guided(cond: torch.Tensor, uncond: torch.Tensor, scale: float) -> torch.Tensor:
-    """`uncond + scale * (cond - uncond)`; logits of any equal shapes."""
+def guided(cond: torch.Tensor, uncond: torch.Tensor, scale: float | torch.Tensor) -> torch.Tensor:
+    """`uncond + scale * (cond - uncond)`; logits of any equal shapes, a scale that fits them."""
     return torch.lerp(uncond, cond, scale)
 
 

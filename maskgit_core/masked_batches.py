@@ -47,7 +47,7 @@ class MaskedBatch:
         """The batch on `device`; from pinned memory the copy does not wait."""
         if device == "cpu":
             return self
-        moved = {
+        moved: dict[str, Any] = {
             name: value.pin_memory().to(device, non_blocking=True)
             for name, value in vars(self).items()
             if isinstance(value, torch.Tensor)

@@ -1,30 +1,44 @@
 """Stage `train`: a masked transformer on cached tokens, or on images encoded on the fly.
 
-Resumes exactly: batches, masks, dropped labels and dropout are functions of the seed and of places in the training
-stream, and a checkpoint holds weights, optimizer and moving average. On a request to stop it finishes the step, saves
-and ends.
+Publishes `model.safetensors` (the moving average where there is one), `raw.safetensors` and `model.json`. Resumes
+exactly: batches, masks, dropped labels and dropout are functions of the seed and of places in the training stream, and
+a checkpoint holds weights, optimizer and moving average. On a request to stop it finishes the step, saves and ends.
+
+| keyword | meaning |
+|---|---|
+| tokens | the cache to train on; or images, image_tokenizer, image_views: what to encode on the fly instead |
+| num_train_steps, batch_size | optimizer steps; samples a step, over all processes |
+| lr, lr_schedule, lr_end, warmup_steps | see `maskgit_core.recipe.learning_rate` |
+| grad_clip | largest gradient norm; null for no limit |
+| label_drop | share of labels replaced by "no class", for guidance |
+| loss_on, unmasked_weight | see `maskgit_core.losses.token_weights` |
+| mask_kind, mask_rounding, mask_ratio_per, min_mask_ratio | see `maskgit_core.masking`; a ratio per sample or batch |
+| ema_decay, ema_warmup | see `maskgit_core.recipe.ema_decay_at`; null for no moving average |
+| precision | of the forward pass (autocast); weights and moments stay float32 |
+| micro_batch_size | samples a process puts through at once; more are accumulated |
+| compile | compile each transformer block |
+| log_every, checkpoint_every, keep_last | in optimizer steps; checkpoints kept while training |
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
-from experiments.atomic import write_json
 from experiments.attempt import Attempt
-from experiments.components import MODEL_FILE, RAW_FILE, WEIGHTS_FILE, describe
-from experiments.schema import Input, ModelSpec
-from maskgit_core.batches import Batches, ahead
-from maskgit_core.checkpoints import BackgroundWriter, checkpoint_name, list_checkpoints, load_newest, save_tensors
+from experiments.components import load_tokenizer
+from experiments.schema import DatasetSpec, Input, ModelSpec, TokenizerSpec
+from experiments.training_run import Cadence, TrainingRun
+from maskgit_core.batches import Batches
+from maskgit_core.encoding import Encoder
 from maskgit_core.errors import ConfigError
 from maskgit_core.hints import Execution, Kind, Range
+from maskgit_core.image_batches import ImageBatches
 from maskgit_core.losses import LossOn
-from maskgit_core.masked_batches import MaskedBatch, Masker, masked_steps
 from maskgit_core.masking import Schedule
-from maskgit_core.recipe import EmaWarmup, LrSchedule, Recipe, learning_rate
+from maskgit_core.recipe import EmaWarmup, LrSchedule, Recipe
 from maskgit_core.shards import TokenShards
-from maskgit_core.training import Trainer
+from maskgit_core.variants import Views
 
 VERSION = 1
 PRODUCES = "model"
@@ -33,8 +47,11 @@ PRODUCES = "model"
 def run(
     attempt: Attempt,
     *,
-    tokens: Annotated[Input, Kind("tokens")],
     model: ModelSpec,
+    tokens: Annotated[Input | None, Kind("tokens")] = None,
+    images: DatasetSpec | None = None,
+    image_tokenizer: Annotated[Input | TokenizerSpec | None, Kind("tokenizer")] = None,
+    image_views: Literal["original", "flip"] = "flip",
     num_train_steps: Annotated[int, Range(1)],
     batch_size: Annotated[int, Range(1)] = 256,
     lr: Annotated[float, Range(0.0, low_open=True)] = 1e-4,
@@ -66,158 +83,58 @@ def run(
     checkpoint_every: Annotated[Execution[int], Range(1)] = 1000,
     keep_last: Annotated[Execution[int], Range(1)] = 2,
 ) -> None:
-    """Trains and publishes `model.safetensors` (the moving average), `raw.safetensors` and `model.json`.
-
-    Args:
-        num_train_steps: optimizer steps. batch_size: samples a step, over all processes.
-        lr, lr_schedule, lr_end, warmup_steps: see `maskgit_core.recipe.learning_rate`.
-        label_drop: share of labels replaced by "no class". grad_clip: largest gradient norm, None for no limit.
-        mask_ratio_per: one ratio per sample, or one for the whole batch.
-        precision: of the forward pass (autocast); weights and moments stay float32.
-        micro_batch_size: samples a process puts through at once; more are accumulated.
-        log_every, checkpoint_every: in optimizer steps. keep_last: checkpoints kept while training.
-    """
-    given = locals()
-    recipe = Recipe(**{name: given[name] for name in Recipe.__dataclass_fields__})
-    shards = TokenShards(tokens.files)
-    facts = {
-        "codebook_size": shards.codebook_size,
-        "num_tokens": shards.num_tokens,
-        "num_classes": shards.num_classes,
-        "grid": list(shards.grid),
-    }
-    run_ = TrainingRun(attempt, recipe, model, facts, compile, log_every, checkpoint_every, keep_last)
-    run_.resume()
-    accelerator = run_.trainer.accelerator
-    rank, world = accelerator.process_index, accelerator.num_processes
-    batches = Batches(
-        shards,
-        batch_size=batch_size,
-        seed=seed,
-        rank=rank,
-        world_size=world,
-        start=run_.trainer.step * batch_size,
-        num_workers=num_workers,
+    """Trains; see the table above."""
+    recipe = Recipe(**{name: value for name, value in locals().items() if name in Recipe.__dataclass_fields__})
+    source = Source(tokens, images, image_tokenizer, image_views, attempt.device, num_workers)
+    training = TrainingRun(
+        attempt, recipe, model, source.facts, Cadence(log_every, checkpoint_every, keep_last, compile)
     )
-    parts = -(-batch_size // (world * (micro_batch_size or batch_size)))
-    masker = Masker(recipe, run_.trainer.model.mask_token_id, run_.trainer.model.null_label)
-    run_.train(masked_steps(batches, masker, parts, attempt.device))
-    run_.publish()
+    training.resume()
+    training.train(training.steps(source.batches, micro_batch_size))
+    training.publish()
 
 
-class TrainingRun:
-    """The trainer with its journal, checkpoints and stop requests."""
+class Source:
+    """Where training batches come from, and the facts that follow: codebook size, grid, classes."""
 
     def __init__(
         self,
-        attempt: Attempt,
-        recipe: Recipe,
-        spec: ModelSpec,
-        facts: dict[str, Any],
-        compile_blocks: bool,
-        log_every: int,
-        checkpoint_every: int,
-        keep_last: int,
+        tokens: Input | None,
+        images: DatasetSpec | None,
+        tokenizer: Input | TokenizerSpec | None,
+        views: Literal["original", "flip"],
+        device: str,
+        num_workers: int,
     ) -> None:
-        self.attempt, self.recipe, self.spec, self.facts = attempt, recipe, spec, facts
-        self.log_every, self.checkpoint_every, self.keep_last = log_every, checkpoint_every, keep_last
-        model = new_model(spec, facts, recipe.seed)
-        self.trainer = Trainer(model, recipe, attempt.device, compile_blocks)
-        self.writer = BackgroundWriter()
-        self._saved_at = -1
-        self._since = (time.perf_counter(), 0.0, 0)  # clock, seconds waited for data, step
-
-    # -- state on disk -------------------------------------------------------------------------------------------
-    def resume(self) -> None:
-        """Goes on from the newest readable checkpoint of this step, if there is one."""
-        folders = [self.attempt.checkpoints, *self.attempt.earlier_checkpoints()]
-        found = load_newest(folders)
-        if found is not None:
-            tensors, facts, path, complaints = found
-            for complaint in complaints:
-                print(f"{complaint}; going on from {path.name}", flush=True)
-            self.trainer.load_state(tensors, facts, str(path))
-            self._saved_at = self.trainer.step
-        self.attempt.resumed_at(self.trainer.step)
-
-    def save(self) -> None:
-        """Publishes a checkpoint in the background; the copy is taken now."""
-        if not self.attempt.is_main or self._saved_at == self.trainer.step:
-            return
-        tensors, facts = self.trainer.state()
-        self._saved_at = self.trainer.step
-        path = self.attempt.checkpoints / checkpoint_name(self.trainer.step)
-
-        def write() -> None:
-            self.attempt.publish(path, lambda temporary: save_tensors(temporary, tensors, facts))
-            for old in list_checkpoints([self.attempt.checkpoints])[self.keep_last :]:
-                old.unlink(missing_ok=True)
-            self.attempt.forget_earlier_checkpoints()
-
-        self.writer.submit(write)
-
-    def publish(self) -> None:
-        """Writes the outputs of the finished training."""
-        self.save()
-        self.writer.wait()
-        if not self.attempt.is_main:
-            return
-        names = {"model": WEIGHTS_FILE, "raw": RAW_FILE}
-        for kind, tensors in self.trainer.weights().items():
-            self.attempt.publish(
-                self.attempt.files / names[kind],
-                lambda temporary, t=tensors: save_tensors(temporary, t, {"step": self.trainer.step}),
+        self.num_workers = num_workers
+        self._shards: TokenShards | None = None
+        if images is None and tokens is not None:
+            self._shards = shards = TokenShards(tokens.files)
+            grid, codebook_size, num_classes = shards.grid, shards.codebook_size, shards.num_classes
+            names = list(tokens.facts.get("class_names", []))
+        elif images is not None and tokenizer is not None:
+            self._images, network = images.build(), load_tokenizer(tokenizer, device)
+            self._encoder, self._views = Encoder(network, device, "fp32"), Views(views)
+            height, width = self._images[0].image.shape[:2]
+            factor = network.downsample_factor
+            grid = (height // factor, width // factor)
+            codebook_size, num_classes = network.codebook_size, self._images.num_classes
+            names = list(self._images.class_names)
+        else:
+            raise ConfigError(
+                "train.tokens: neither cached tokens nor images to encode; let the step need cache_tokens, or set "
+                "train.images to a data set and let it need a tokenizer"
             )
-        write_json(self.attempt.files / MODEL_FILE, describe(self.spec, self.facts))
-        self.attempt.fact(**self.facts, num_train_steps=self.trainer.step)
+        self.facts = {
+            "codebook_size": codebook_size,
+            "num_tokens": grid[0] * grid[1],
+            "num_classes": num_classes,
+            "grid": list(grid),
+            "class_names": names,
+        }
 
-    # -- the loop ------------------------------------------------------------------------------------------------
-    def train(self, steps: Iterator[list[MaskedBatch]]) -> None:
-        """Trains to the last step; ends early, saved, where a stop is asked for."""
-        progress = self.attempt.progress(self.recipe.num_train_steps, unit="step", label="train")
-        progress.start_at(self.trainer.step)
-        waited = 0.0
-        ready = ahead(steps, 2)
-        while self.trainer.step < self.recipe.num_train_steps:
-            began = time.perf_counter()
-            pieces = next(ready)
-            waited += time.perf_counter() - began
-            self.trainer.train_step(pieces)
-            progress.update(1)
-            step = self.trainer.step
-            if step % self.log_every == 0 or step == self.recipe.num_train_steps:
-                self._log(waited)
-            if step % self.checkpoint_every == 0:
-                self.save()
-            if self.attempt.should_stop and step < self.recipe.num_train_steps:
-                self.save()
-                self.writer.wait()
-                self.attempt.stop()
-
-    def _log(self, waited: float) -> None:
-        step, now = self.trainer.step, time.perf_counter()
-        clock, waited_before, step_before = self._since
-        metrics = self.trainer.meters.read()
-        seconds = max(now - clock, 1e-9)
-        metrics["lr"] = learning_rate(self.recipe, step - 1)
-        num_tokens = (step - step_before) * self.recipe.batch_size * self.facts["num_tokens"]
-        metrics["tokens_per_s"] = num_tokens / seconds
-        metrics["data_wait_share"] = (waited - waited_before) / seconds
-        self._since = (now, waited, step)
-        self.attempt.log(metrics, step)
-
-
-def new_model(spec: ModelSpec, facts: dict[str, Any], seed: int) -> Any:
-    """A model with fresh weights that are a function of its config and `seed`."""
-    import torch
-
-    known = {name: facts[name] for name in ("codebook_size", "num_tokens", "num_classes")}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = spec.build(**known)
-    if model.codebook_size < facts["codebook_size"]:
-        raise ConfigError(
-            f"model: {spec.name} knows {model.codebook_size} tokens but the tokenizer has {facts['codebook_size']}; "
-            "use the tokenizer the model is made for"
-        )
-    return model
+    def batches(self, **place: Any) -> Iterable[Any]:
+        """Endless batches; `place` is batch_size, seed, rank, world_size and start."""
+        if self._shards is not None:
+            return Batches(self._shards, num_workers=self.num_workers, **place)
+        return ImageBatches(self._images, self._encoder, self._views, num_workers=self.num_workers, **place)

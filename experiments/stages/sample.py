@@ -1,0 +1,230 @@
+"""Stage `sample`: images from a trained model, the same for any batch size and any number of processes.
+
+Sample i has a random stream of its own and the class i mod `num_classes` (or of `classes`), so a number of samples that
+the number of classes divides is balanced. The index range is cut into pieces that processes share out and publish one
+by one; a killed run goes on with the missing ones. Publishes `images.npz` (`arr_0` uint8 NHWC, `labels`), `tokens.npz`
+(`tokens`, `labels`, `seeds`) and `grid.png` (a row a class).
+
+| keyword | meaning |
+|---|---|
+| num_samples, seed | indices 0 ... num_samples - 1; another seed gives other samples |
+| classes | which classes, in turn; null for all |
+| weights | `model` (moving average where there is one), `raw`, or the step of a kept checkpoint |
+| untrained | fresh random weights instead: the ceiling that a score can be placed under |
+| precision | of the forward pass |
+| grid_columns, grid_rows | of the picture |
+| png | also writes every image as `png/<index>.png` |
+| batch_size | samples at once; piece_size: samples a published piece |
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+
+from experiments.atomic import read_json
+from experiments.attempt import Attempt, iterate
+from experiments.components import RAW_FILE, WEIGHTS_FILE, build_model, load_model, load_tokenizer
+from experiments.schema import Input, SamplerSpec, TokenizerSpec
+from maskgit_core import rng
+from maskgit_core.errors import ConfigError
+from maskgit_core.hints import Execution, Kind, Range
+from maskgit_core.pixels import picture_grid, to_nhwc, to_uint8, to_unit
+from maskgit_core.sample_files import piece_name, piece_ranges, read_piece, write_joined, write_piece
+
+VERSION = 1
+PRODUCES = "samples"
+
+
+def run(
+    attempt: Attempt,
+    *,
+    model: Annotated[Input, Kind("model")],
+    tokenizer: Annotated[Input | TokenizerSpec, Kind("tokenizer")],
+    sampler: SamplerSpec,
+    num_samples: Annotated[int, Range(1)] = 50000,
+    seed: int = 0,
+    classes: list[int] | None = None,
+    weights: str = "model",
+    untrained: bool = False,
+    precision: Literal["float32", "bfloat16", "float16"] = "float32",
+    grid_rows: Annotated[int, Range(1, 100)] = 10,
+    grid_columns: Annotated[int, Range(1, 100)] = 10,
+    png: bool = False,
+    batch_size: Annotated[Execution[int], Range(1)] = 64,
+    piece_size: Annotated[Execution[int], Range(1)] = 500,
+) -> None:
+    """Samples; see the table above."""
+    transformer = _transformer(model, weights, untrained, seed, attempt.device)
+    decoder = load_tokenizer(tokenizer, attempt.device)
+    _check(transformer, decoder, classes)
+    grid = (int(model.facts["grid"][0]), int(model.facts["grid"][1]))
+    origin = _origin(model, tokenizer)
+    maker = Maker(transformer, decoder, sampler.build(), grid, classes, seed, precision, attempt.device, origin)
+    pieces = share(attempt, maker, num_samples, batch_size, piece_size)
+    if attempt.is_main:
+        publish(attempt, pieces, grid_rows, grid_columns, png)
+        attempt.fact(num_samples=num_samples, num_classes=transformer.num_classes, grid=list(grid), untrained=untrained)
+        attempt.fact(class_names=list(model.facts.get("class_names", [])))
+
+
+def _origin(*sources: Any) -> str:
+    """Names what the samples are made from, so that a rebuilt model never finds its predecessor's pieces."""
+    digests = [(read_json(s.folder / "manifest.json") or {}).get("digest") for s in sources if isinstance(s, Input)]
+    return "samples-" + hashlib.sha256(json.dumps(digests).encode()).hexdigest()[:12]
+
+
+def _transformer(model: Input, weights: str, untrained: bool, seed: int, device: str) -> Any:
+    if untrained:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return build_model(model).to(device).eval().requires_grad_(False)
+    files = {"model": WEIGHTS_FILE, "raw": RAW_FILE}
+    return load_model(model, device, weights=files.get(weights, f"model-{weights}.safetensors"))
+
+
+def _check(model: Any, tokenizer: Any, classes: list[int] | None) -> None:
+    if tokenizer.codebook_size < model.codebook_size:
+        raise ConfigError(
+            f"sample.tokenizer: its codebook has {tokenizer.codebook_size} entries but the model draws from "
+            f"{model.codebook_size}; use the tokenizer the model was trained with"
+        )
+    if classes is not None:
+        if model.num_classes is None:
+            raise ConfigError("sample.classes: the model is unconditional; leave classes at null")
+        wrong = [c for c in classes if not 0 <= c < model.num_classes]
+        if wrong or not classes:
+            raise ConfigError(
+                f"sample.classes: {wrong[0] if wrong else 'an empty list'} given; the model knows classes 0 to "
+                f"{model.num_classes - 1}"
+            )
+
+
+class Maker:
+    """Makes the samples of any indices: a function of the index alone."""
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        sampler: Any,
+        grid: tuple[int, int],
+        classes: list[int] | None,
+        seed: int,
+        precision: str,
+        device: str,
+        origin: str,
+    ) -> None:
+        self.origin = origin
+        self.model, self.tokenizer, self.sampler, self.grid = model, tokenizer, sampler, grid
+        self.classes = classes if classes is not None else list(range(model.num_classes or 0))
+        self.seed, self.precision, self.device = seed, precision, device
+
+    @torch.no_grad()
+    def make(self, first: int, end: int) -> dict[str, np.ndarray]:
+        """tokens int32 (N, L), labels int64 (N,) (-1 without classes), seeds int64 (N,), images uint8 (N, H, W, C)."""
+        numbers_N = torch.arange(first, end)
+        seeds_N = rng.sample_seeds(self.seed, numbers_N)
+        labels_N = torch.full_like(numbers_N, -1)
+        if self.classes:
+            labels_N = torch.tensor(self.classes)[numbers_N % len(self.classes)]
+        device_type = torch.device(self.device).type
+        dtype = torch.float16 if self.precision == "float16" else torch.bfloat16
+        with torch.autocast(device_type, dtype, enabled=self.precision != "float32"):
+            tokens_NL = self.sampler.sample(
+                self.model,
+                labels_N.to(self.device) if self.classes else None,
+                grid=self.grid,
+                seeds_B=seeds_N.to(self.device),
+            )
+        images_NCHW = to_uint8(to_unit(self.tokenizer.decode(tokens_NL.unflatten(1, self.grid))))
+        return {
+            "tokens": tokens_NL.cpu().numpy().astype(np.int32),
+            "labels": labels_N.numpy(),
+            "seeds": seeds_N.numpy(),
+            "images": to_nhwc(images_NCHW),
+        }
+
+
+def share(attempt: Attempt, maker: Maker, num_samples: int, batch_size: int, piece_size: int) -> list[Path]:
+    """Makes this process's pieces and, in rank 0, waits for those of the others; all pieces in order of their index."""
+    folder = attempt.parts / maker.origin
+    ranges = piece_ranges(num_samples, piece_size)
+    paths = [folder / piece_name(*bounds) for bounds in ranges]
+    progress = attempt.progress(num_samples, unit="image", label="sample")
+    mine = [place for place in range(len(ranges)) if place % attempt.world_size == attempt.rank]
+    for place in iterate(attempt, mine):
+        first, end = ranges[place]
+        if not paths[place].is_file():
+            began = time.perf_counter()
+            batches = [maker.make(at, min(at + batch_size, end)) for at in range(first, end, batch_size)]
+            arrays = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
+            attempt.publish(paths[place], partial(write_piece, arrays=arrays))
+            attempt.log({"images_per_s": (end - first) / (time.perf_counter() - began)}, step=end)
+        progress.update(end - first)
+    if attempt.is_main:
+        for path in iterate(attempt, _waited_for(attempt, paths)):
+            read_piece(path)
+    return paths
+
+
+def _waited_for(attempt: Attempt, paths: list[Path]) -> Iterator[Path]:
+    for path in paths:
+        while not path.is_file() and not attempt.should_stop:
+            time.sleep(0.2)
+        yield path
+
+
+def publish(attempt: Attempt, pieces: list[Path], rows: int, columns: int, png: bool) -> None:
+    """Joins the pieces into the outputs and draws the picture."""
+    files = attempt.files
+    pictures = {"arr_0": "images", "labels": "labels"}
+    ids = {name: name for name in ("tokens", "labels", "seeds")}
+    attempt.publish(files / "images.npz", lambda path: write_joined(path, pieces, pictures))
+    attempt.publish(files / "tokens.npz", lambda path: write_joined(path, pieces, ids))
+    draw_grid(files / "grid.png", pieces, rows, columns)
+    attempt.show(files / "grid.png")
+    if png:
+        write_pngs(files / "png", pieces)
+
+
+def draw_grid(path: Path, pieces: list[Path], rows: int, columns: int) -> None:
+    """A picture of the first `columns` samples of each of the first `rows` classes; of all samples without classes."""
+    from PIL import Image
+
+    labels = sorted(set(read_piece(pieces[0])["labels"].tolist()))[:rows]
+    free = labels[0] < 0
+    chosen: list[list[torch.Tensor]] = [[] for _ in range(rows if free else len(labels))]
+    for piece in pieces:
+        arrays = read_piece(piece)
+        for image, label in zip(arrays["images"], arrays["labels"].tolist(), strict=True):
+            open_rows = [row for row in chosen if len(row) < columns]
+            row = open_rows[0] if free and open_rows else chosen[labels.index(label)] if label in labels else []
+            if len(row) < columns:
+                row.append(torch.from_numpy(image).permute(2, 0, 1))
+        if all(len(row) == columns for row in chosen):
+            break
+    chosen = [row for row in chosen if row]
+    side = chosen[0][0].shape[1]
+    picture = picture_grid(chosen, scale=max(1, 56 // side))
+    Image.fromarray(picture.squeeze(-1) if picture.shape[-1] == 1 else picture).save(path)
+
+
+def write_pngs(folder: Path, pieces: list[Path]) -> None:
+    """Every image as a PNG named by its index."""
+    from PIL import Image
+
+    folder.mkdir(parents=True, exist_ok=True)
+    index = 0
+    for piece in pieces:
+        for image in read_piece(piece)["images"]:
+            Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(folder / f"{index:06d}.png")
+            index += 1
