@@ -1,0 +1,121 @@
+"""The report: self-contained, escaped, the same bytes for the same inputs."""
+
+import base64
+import re
+from html.parser import HTMLParser
+
+import pytest
+from tracked_store import TrackedStore, lines
+
+from experiments import html
+from experiments.atomic import write_json
+from experiments.attempt import Attempt
+from experiments.schema import Input
+from experiments.stages import report
+
+EVIL = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>"
+PNG = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+)
+
+
+class Seen(HTMLParser):
+    """Tags and attributes a browser would see."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags, self.attributes, self.depth, self.text = [], [], 0, []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += [(tag, *a) for a in attrs]
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def see(page: str) -> Seen:
+    seen = Seen()
+    seen.feed(page)
+    return seen
+
+
+def made(tmp_path, name="evaluate", evil="fine"):
+    """Finished upstream steps whose every outside string is `evil`."""
+    store = TrackedStore(tmp_path / "store")
+    model = store.step("train", "train", "model", {"note": evil})
+    own = store.attempt(model)
+    lines(own / "journal.jsonl", [(i, {"loss": 1 / (i + 1), "tokens_per_s": i, "acc/low": i}) for i in range(9)])
+    (own / "files" / "model.bin").write_bytes(b"w")
+    store.done(model)
+    scores = store.step(name, "evaluate", "scores", {"n": 5, "text": evil}, [store.steps[0]["fingerprint"]])
+    own = store.attempt(scores)
+    (own / "files" / "grid.png").write_bytes(PNG)
+    protocol = {"name": evil, "reference": evil, "num_samples": 5}
+    write_json(own / "files" / "scores.json", {"metrics": {"fd": 2.5, evil: 1.0}, "protocol": protocol})
+    store.done(scores, headline={"name": "fd", "value": 2.5, "protocol": protocol}, shown=["grid.png"])
+    inputs = []
+    for entry, folder in zip(store.steps, (model, scores), strict=True):
+        (folder / "files").symlink_to("attempts/0001/files")
+        write_json(folder / "record.json", {"code": {"commit": evil, "dirty": True}, "packages": {"torch": evil}})
+        facts = {"class_names": [evil]}
+        inputs.append(
+            Input(entry["name"], entry["kind"], folder, entry["fingerprint"], facts, {"x": evil}, {"train.lr": evil})
+        )
+    return inputs
+
+
+def written(tmp_path, inputs, **options) -> tuple[str, dict[str, bytes]]:
+    model, scores = inputs
+    attempt = Attempt(tmp_path, 1)
+    report.run(attempt, scores=[scores], tokenizer_scores=[], samples=[], models=[model], tokenizers=[], **options)
+    attempt.close()
+    files = {p.name: p.read_bytes() for p in sorted(attempt.files.iterdir())}
+    return files["report.html"].decode(), files
+
+
+def test_everything_is_on_the_page_and_nothing_is_loaded(tmp_path):
+    page, files = written(tmp_path / "report", made(tmp_path), title="A title")
+    seen = see(page)
+    text = " ".join(seen.text)
+    assert "A title" in text and "2.5" in text and "fd" in text and "grid.png" in text
+    addresses = [value for _, name, value in seen.attributes if name in ("src", "href")]
+    assert addresses and all(a.startswith("data:image/") for a in addresses)
+    assert "script" not in seen.tags and "link" not in seen.tags
+    assert {"curves_model.png", "curves_model.svg", "report.html", "01-evaluate-grid.png"} == set(files)
+    assert files["01-evaluate-grid.png"] == PNG
+
+
+def test_strings_from_outside_stay_text(tmp_path):
+    page, _ = written(tmp_path / "report", made(tmp_path, evil=EVIL), title=EVIL)
+    seen = see(page)
+    assert "script" not in seen.tags
+    assert not [a for a in seen.attributes if a[1].startswith("on")]
+    assert all(value.startswith("data:image/") for _, name, value in seen.attributes if name == "src")
+    assert EVIL in " ".join(seen.text)
+
+
+def test_same_inputs_same_bytes(tmp_path):
+    inputs = made(tmp_path)
+    assert written(tmp_path / "one", inputs)[1] == written(tmp_path / "two", inputs)[1]
+
+
+def test_a_pipeline_without_scores_still_has_a_page(tmp_path):
+    attempt = Attempt(tmp_path, 1)
+    report.run(attempt, scores=[], tokenizer_scores=[], samples=[], models=[], tokenizers=[])
+    attempt.close()
+    assert "<h1>Report</h1>" in (attempt.files / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "attributes"),
+    [
+        ("a", {"href": "javascript:alert(1)"}),
+        ("img", {"src": "http://tracker/x.png"}),
+        ("div", {"onclick": "x"}),
+        ("b><script", {}),
+    ],
+)
+def test_markup_that_could_run_or_load_is_refused(name, attributes):
+    with pytest.raises(ValueError, match=re.compile("not|only")):
+        html.tag(name, "text", **attributes)
