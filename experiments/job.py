@@ -23,6 +23,7 @@ from experiments.atomic import explain, read_json, write_bytes, write_json
 from experiments.attempt import Attempt, Stopped, SupersededError, wait_for_file
 from experiments.binding import arguments, input_manifests, load_inputs, read_request
 from experiments.claims import Claim, JobAlive
+from experiments.queue_hint import job_alive
 from experiments.signals import StopFlag
 from maskgit_core.errors import ArtifactError, MaskgitError
 
@@ -31,7 +32,7 @@ DONE, FAILED, REFUSED, CONTINUE, STOPPED = 0, 1, 2, 75, 143
 
 def main(folder: str) -> int:
     """Runs the step in `folder`; safe to call any number of times."""
-    return Job(Path(folder)).run()
+    return Job(Path(folder), job_alive()).run()
 
 
 def is_current(folder: Path, inputs: Mapping[str, str]) -> bool:

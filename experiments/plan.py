@@ -39,10 +39,19 @@ class Planner:
     Args:
         redo: step names (or fingerprints) to run again although they are done.
         job_alive: asks the queue about a job id.
+        queued: fingerprint -> entry of the queue, for steps that somebody has submitted.
     """
 
-    def __init__(self, graph: Graph, *, redo: Collection[str] = (), job_alive: JobAlive | None = None) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        *,
+        redo: Collection[str] = (),
+        job_alive: JobAlive | None = None,
+        queued: Mapping[str, Any] | None = None,
+    ) -> None:
         self._graph = graph
+        self._queued = queued or {}
         self._redo = set(redo)
         self._job_alive = job_alive
         self._siblings: dict[Path, list[tuple[Path, dict[str, Any]]]] = {}
@@ -67,6 +76,9 @@ class Planner:
         if found.state == "running":
             where = found.owner.where() if found.owner else "somewhere"
             return PlannedStep(node, "running", f"running as {where}", found)
+        entry = self._queued.get(node.fingerprint)
+        if entry is not None and found.state != "done":
+            return PlannedStep(node, "queued", f"job {entry.job} of {entry.user} ({entry.state.lower()})", found)
         pending = [planned[p] for p in node.upstream if planned[p].action != "done"]
         if node.request.name in self._redo or node.name in self._redo:
             return PlannedStep(node, "run", "asked for with --redo", found)

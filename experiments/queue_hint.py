@@ -1,28 +1,64 @@
-"""What SLURM's queue says of jobs, asked at most once a command; only ever a hint, and its absence is no error."""
+"""What SLURM's queue says of steps; only ever a hint, and its absence is no error."""
 
 from __future__ import annotations
 
 import shutil
-from importlib.util import find_spec
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from experiments.atomic import read_json, write_json
 from experiments.claims import JobAlive
+
+if TYPE_CHECKING:
+    from launchers.slurm_queue import Queue, QueueEntry
+
+SUBMITTED = "submitted.json"
+
+
+def has_queue() -> bool:
+    """True where SLURM's commands are installed."""
+    return shutil.which("squeue") is not None
+
+
+@cache
+def queue() -> Queue:
+    """The queue as this process sees it, asked at most every two seconds."""
+    from launchers.slurm_queue import Queue
+
+    return Queue()
 
 
 def job_alive() -> JobAlive | None:
     """Answers whether a job id is in the queue; None where there is no SLURM on this machine."""
-    if shutil.which("squeue") is None or find_spec("launchers.slurm_queue") is None:
-        return None
-    from launchers.slurm_queue import Queue
-
-    return Queue().alive
+    return queue().alive if has_queue() else None
 
 
-def queued_jobs(store: Path) -> dict[str, tuple[str, str]]:
-    """fingerprint -> (job id, reason) of steps that wait in the queue; empty where there is no SLURM."""
-    if shutil.which("squeue") is None or find_spec("launchers.slurm_queue") is None:
+def note_submitted(folder: Path, links: tuple[str, ...], *, pipeline: str, packed: bool, user: str) -> None:
+    """Writes into a step's folder which jobs will run it."""
+    note = {"links": list(links), "pipeline": pipeline, "packed": packed, "user": user}
+    write_json(folder / SUBMITTED, note, durable=False)
+
+
+def submitted(folder: Path) -> dict[str, Any] | None:
+    """What `note_submitted` wrote."""
+    found = read_json(folder / SUBMITTED)
+    return found if isinstance(found, dict) and found.get("links") else None
+
+
+def live_entry(folder: Path) -> QueueEntry | None:
+    """The queue's entry of the job that will run (or runs) this step; None where there is none or nobody answers."""
+    note = submitted(folder) if has_queue() else None
+    for job in (note or {}).get("links", []):
+        entry = queue().find(job)
+        if entry is not None and entry.is_live:
+            return entry
+    return None
+
+
+def queued_steps(folders: dict[str, Path]) -> dict[str, QueueEntry]:
+    """fingerprint -> the queue's entry, for those of the given steps that wait or run in the queue."""
+    if not has_queue() or not queue().all():
         return {}
-    from launchers import slurm_queue
-
-    waiting = getattr(slurm_queue, "waiting_steps", None)
-    return dict(waiting(store)) if waiting else {}
+    found = {print_: live_entry(folder) for print_, folder in folders.items()}
+    return {print_: entry for print_, entry in found.items() if entry is not None}

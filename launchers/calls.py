@@ -86,6 +86,8 @@ class Call:
         log: the file that gets the output; ranks above 0 write to `<stem>.rank<N><suffix>` beside it.
         needs: keys of calls that must have ended well before this one starts; keys not in the launch count as done.
         group: calls of one group with equal resources may be submitted as one array.
+        progress: "module:function" that, called with `args`, returns plain data that changes as the call gets on;
+            a job restarted again and again without a change is given up (SLURM only).
     """
 
     key: str
@@ -96,6 +98,7 @@ class Call:
     needs: tuple[str, ...] = ()
     group: str = ""
     resources: Resources = field(default_factory=Resources)
+    progress: str = ""
 
 
 @dataclass(frozen=True)

@@ -26,11 +26,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     """Prints the plan."""
     from experiments.pipeline import build
-    from experiments.plan import Planner
-    from experiments.queue_hint import job_alive
+    from experiments.submission import plan
 
     graph = build(args.overrides, config_dirs(args))
-    planned = Planner(graph, redo=args.redo, job_alive=job_alive()).plan()
+    planned = plan(graph, args.redo)
     if args.json:
         rows = [
             {

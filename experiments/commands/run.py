@@ -40,6 +40,10 @@ def main(args: argparse.Namespace) -> int:
     graph = build(args.overrides, config_dirs(args))
     launcher = load_launcher(graph.settings.get("launcher"))
     store = store_of(graph)
+    if hasattr(launcher, "submit"):
+        from experiments.submission import submit
+
+        return submit(graph, store, launcher, redo=args.redo)
     planned = Planner(graph, redo=args.redo, job_alive=job_alive()).plan()
     print_plan(planned)
     if all(s.action == "done" for s in planned):
@@ -47,10 +51,6 @@ def main(args: argparse.Namespace) -> int:
         return 0
     store.check_writable()
     check_datasets(planned)
-    if hasattr(launcher, "submit"):
-        from experiments.submission import submit
-
-        return submit(graph, planned, store, launcher, redo=args.redo)
     return _launch(graph, planned, store, launcher)
 
 
@@ -165,14 +165,16 @@ class _Shipper:
 
     def __init__(self, store: Path, graph: Any) -> None:
         self._store = store
-        self._uri = (graph.settings.get("tracking") or {}).get("uri")
+        self._tracking = graph.settings["tracking"]
 
     def ship(self) -> None:
         """Ships what is new; a failure to do so never changes the run's outcome."""
+        if not self._tracking["ship"]:
+            return
         from experiments.tracking import ship
         from maskgit_core.errors import MaskgitError
 
         try:
-            ship(self._store, self._uri)
+            ship(self._store, self._tracking["uri"])
         except MaskgitError as error:
             print(f"warning: {error} (the numbers are safe in {self._store}; maskgit sync ships them)", file=sys.stderr)

@@ -60,9 +60,10 @@ def main(args: argparse.Namespace) -> int:
 
 def rows_of(record: dict[str, Any], store: Path) -> list[dict[str, Any]]:
     """Every step of an execution with its state as it is now."""
-    from experiments.queue_hint import job_alive, queued_jobs
+    from experiments.queue_hint import job_alive, queued_steps
 
-    alive, queued = job_alive(), queued_jobs(store)
+    alive = job_alive()
+    queued = queued_steps({entry["fingerprint"]: store / entry["folder"] for entry in record["steps"]})
     states: dict[str, str] = {}
     rows = []
     for entry in record["steps"]:
@@ -82,8 +83,8 @@ def row_of(entry: dict[str, Any], store: Path, alive: Any, queued: Any, states: 
     state, job = str(found.state), found.owner.job if found.owner else None
     reason = str(found.end.get("reason") or "")
     if state not in ("done", "running") and entry["fingerprint"] in queued:
-        job, reason = queued[entry["fingerprint"]]
-        state = "queued"
+        waiting = queued[entry["fingerprint"]]
+        job, reason, state = waiting.job, waiting.reason, "queued"
     blockers = [n for n in entry["needs"] if states.get(n) in ("failed", "killed", "cancelled", "blocked", "stopped")]
     if state in ("waiting", "absent"):
         state = "blocked" if blockers else "waiting"
