@@ -1,0 +1,107 @@
+"""What the evaluating stages share: passing sets of images through a feature network, and the rows of a score file."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from experiments.atomic import write_json
+from experiments.attempt import Attempt
+from experiments.schema import ExtractorSpec, Input
+from maskgit_core.blocks import Blocks
+from maskgit_core.errors import ConfigError
+from maskgit_core.features import describe_extractor, extract, load_moments
+from maskgit_core.metrics.frechet import Moments
+
+
+def blocks_of(attempt: Attempt, name: str, count: int, *inputs: Input | None) -> Blocks:
+    """Blocks in the attempt's shared parts; a rebuilt input never meets the blocks made from its predecessor."""
+    made_from = hashlib.sha256()
+    for entry in inputs:
+        made_from.update(b"-" if entry is None else (entry.folder / "manifest.json").read_bytes())
+    return Blocks(
+        attempt.parts / made_from.hexdigest()[:12],
+        name,
+        count,
+        attempt.publish,
+        rank=attempt.rank,
+        world_size=attempt.world_size,
+        should_stop=lambda: attempt.should_stop,
+    )
+
+
+@dataclass
+class FeaturePass:
+    """A feature network on the attempt's device, and the block files of the sets that went through it."""
+
+    attempt: Attempt
+    spec: ExtractorSpec
+    network: Any = None
+    passed: list[Blocks] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.network = self.spec.build().to(self.attempt.device)
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """The extractor's part of a protocol."""
+        return describe_extractor(self.spec.name, dict(self.spec.options), self.network)
+
+    def check_reference(self, reference: Input) -> Moments:
+        """The reference's moments, if they were made with this very network and preprocessing.
+
+        Raises:
+            ConfigError: the reference was made with another extractor; numbers would mean nothing.
+        """
+        theirs = reference.facts.get("extractor")
+        if theirs != self.about:
+            differing = [k for k, v in self.about.items() if not isinstance(theirs, dict) or theirs.get(k) != v]
+            raise ConfigError(
+                f"extractor: {', '.join(differing)} differ(s) from what {reference.name} was made with; "
+                "use one extractor for both"
+            )
+        return load_moments(reference.files / "moments.safetensors")
+
+    def extract(
+        self, name: str, count: int, read: Callable[[range], Tensor], *inputs: Input | None, label: str = ""
+    ) -> Blocks:
+        """This rank's share of a set's features; `read(items)` gives uint8 images BCHW. Rank 0 waits for the others."""
+        blocks = blocks_of(self.attempt, name, count, *inputs)
+        with self.attempt.progress(count, unit="image", label=label or name) as progress:
+            for done in extract(blocks, read, self.network, self.attempt.device):
+                progress.update(done)
+        self.passed.append(blocks)
+        finish(self.attempt, blocks)
+        return blocks
+
+
+def finish(attempt: Attempt, blocks: Blocks) -> None:
+    """Rank 0 waits for every block; where a stop was asked for, what is done stays and the attempt ends."""
+    if attempt.should_stop or (attempt.is_main and not blocks.wait()):
+        attempt.stop()
+
+
+class Scores:
+    """The rows of `scores.json`: a number never stands without what it is of, how many images, and its protocol."""
+
+    def __init__(self, protocol_name: str, protocol: dict[str, Any]) -> None:
+        self.protocol_name, self.protocol = protocol_name, protocol
+        self.rows: list[dict[str, Any]] = []
+
+    def add(self, name: str, of: str, value: float, num_images: int, **more: Any) -> None:
+        """One number: a metric's name, what was measured, the value and the count it depends on."""
+        row = {"name": name, "of": of, "value": value, "num_images": num_images, "protocol": self.protocol_name}
+        self.rows.append({**row, **more})
+
+    def value(self, name: str, of: str) -> float | None:
+        """The value of a row, or None."""
+        return next((r["value"] for r in self.rows if r["name"] == name and r["of"] == of), None)
+
+    def write(self, path: Path) -> None:
+        """Writes the rows and the protocol behind them."""
+        write_json(path, {"scores": self.rows, "protocols": {self.protocol_name: self.protocol}})

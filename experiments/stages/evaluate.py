@@ -1,0 +1,194 @@
+"""Scores samples against real images, with the floor and the ceiling that give the number its place.
+
+The floor is what real test images score, the ceiling what an untrained model's samples score; every number keeps the
+protocol under which it was taken.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from experiments.atomic import read_json
+from experiments.attempt import Attempt
+from experiments.feature_pass import FeaturePass, Scores
+from experiments.schema import DatasetSpec, ExtractorSpec, Input
+from maskgit_core.blocks import Blocks
+from maskgit_core.content import resolve
+from maskgit_core.errors import ConfigError, DataError
+from maskgit_core.features import moments_of
+from maskgit_core.hints import Content, Kind, Range
+from maskgit_core.interchange import ImageSet, open_images
+from maskgit_core.metrics.frechet import Moments, frechet_distance
+from maskgit_core.pixels import stack
+
+VERSION = 1
+PRODUCES = "scores"
+
+
+def run(
+    attempt: Attempt,
+    *,
+    reference: Annotated[Input, Kind("reference")],
+    extractor: ExtractorSpec,
+    samples: Annotated[Input | None, Kind("samples")] = None,
+    ceiling: Annotated[Input | None, Kind("samples")] = None,
+    tokenizer_scores: Annotated[Input | None, Kind("tokenizer_scores")] = None,
+    path: Content[str | None] = None,
+    dataset: DatasetSpec | None = None,
+    train_split: str = "train",
+    test_split: str = "test",
+    num_images: Annotated[int | None, Range(2, None)] = None,
+    classifier_steps: Annotated[int, Range(0, None)] = 0,
+    seed: int = 0,
+    protocol: str = "unnamed",
+) -> None:
+    """Writes `files/scores.json`.
+
+    Args:
+        reference: statistics of real images (stage `reference_statistics`).
+        extractor: the feature network the reference was made with.
+        samples: made upstream; `path`: somebody else's instead (`.npz` with `arr_0`, or a folder of pictures).
+        ceiling: samples of an untrained model, scored beside.
+        tokenizer_scores: its Fréchet distance of reconstructions is shown beside.
+        dataset: real images; `test_split` gives the floor, `train_split` the classifier's lessons.
+        num_images: images of each set, evenly spread over the file; None: all of the samples.
+        classifier_steps: training steps of the small classifier that names the samples; 0: none (needs labels).
+        seed: of the classifier.
+        protocol: name of the protocol, stored with every number.
+    """
+    source = _open(samples, path)
+    count = min(num_images or len(source), len(source))
+    features = FeaturePass(attempt, extractor)
+    moments = features.check_reference(reference)
+    known = dict(reference.facts["reference"])
+    scores = Scores(protocol, {"reference": known, "extractor": features.about, "order": "evenly spread over the set"})
+    name = features.network.distance_name
+    sets = {"samples": (source, samples)}
+    if ceiling is not None:
+        sets["untrained model"] = (open_images(ceiling.files / "images.npz"), ceiling)
+    passed = {
+        of: features.extract(
+            of.replace(" ", "_"), min(count, len(images)), _reader(images, min(count, len(images))), made
+        )
+        for of, (images, made) in sets.items()
+    }
+    test = None if dataset is None else dataset.with_options(split=test_split).build()
+    if test is not None:
+        test.check()
+        floor_count = min(count, len(test))
+        read_test = _evenly(len(test), floor_count)
+        passed["real images"] = features.extract(
+            "real", floor_count, lambda items: stack(test, read_test(items))[0], label="real images"
+        )
+    if not attempt.is_main:
+        return
+    _distances(scores, name, moments, passed, known)
+    _beside(scores, name, tokenizer_scores, count)
+    _place(scores, name)
+    if classifier_steps:
+        _classify(attempt, scores, source, count, dataset, train_split, test, classifier_steps, seed)
+    scores.write(attempt.files / "scores.json")
+    attempt.log({_key(row): row["value"] for row in scores.rows}, step=count)
+    attempt.headline(name, scores.value(name, "samples") or 0.0, protocol={"name": protocol, **scores.protocol})
+    for blocks in features.passed:
+        blocks.remove()
+
+
+def _key(row: dict[str, Any]) -> str:
+    return str(row["name"]) if row["of"] == "samples" else f"{row['name']}/{row['of'].replace(' ', '_')}"
+
+
+def _open(samples: Input | None, path: str | None) -> ImageSet:
+    if (samples is None) == (path is None):
+        raise ConfigError("evaluate.path: give either a file or folder of samples or a step that makes them, not both")
+    return open_images(resolve(path) if path is not None else Path(samples.files, "images.npz"))  # type: ignore[union-attr]
+
+
+def _evenly(total: int, count: int) -> Any:
+    """Maps items of [0, count) to indices of [0, total), evenly spread; the identity where all are taken."""
+    return lambda items: [item * total // count for item in items]
+
+
+def _reader(images: ImageSet, count: int) -> Any:
+    spread = _evenly(len(images), count)
+
+    def read(items: range) -> Tensor:
+        pixels = images.read(spread(items))
+        return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
+
+    return read
+
+
+def _distances(scores: Scores, name: str, moments: Moments, passed: dict[str, Blocks], known: dict[str, Any]) -> None:
+    """The Fréchet distance of every set to the reference."""
+    for of, blocks in passed.items():
+        scores.add(name, of, frechet_distance(moments_of(blocks), moments), blocks.count, reference=known)
+
+
+def _beside(scores: Scores, name: str, tokenizer_scores: Input | None, count: int) -> None:
+    """The tokenizer's own distance: the samples cannot be nearer than what their decoder makes of real images."""
+    if tokenizer_scores is None:
+        return
+    told = read_json(tokenizer_scores.files / "scores.json") or {}
+    for row in told.get("scores", []):
+        if row["name"] == name and row["of"] == "reconstructions":
+            more = {} if row["num_images"] == count else {"note": "another number of images: not comparable"}
+            scores.add(name, "reconstructions", row["value"], row["num_images"], **more)
+
+
+def _place(scores: Scores, name: str) -> None:
+    """(samples - floor) / (ceiling - floor), where all three were taken over the same number of images."""
+    rows = {row["of"]: row for row in scores.rows if row["name"] == name}
+    three = [rows.get(of) for of in ("samples", "real images", "untrained model")]
+    if any(row is None for row in three) or len({row["num_images"] for row in three if row}) != 1:
+        return
+    value, floor, ceiling = (row["value"] for row in three if row)
+    if ceiling > floor:
+        scores.add("floor_to_ceiling", "samples", (value - floor) / (ceiling - floor), rows["samples"]["num_images"])
+
+
+def _classify(
+    attempt: Attempt,
+    scores: Scores,
+    source: ImageSet,
+    count: int,
+    dataset: DatasetSpec | None,
+    train_split: str,
+    test: Any,
+    num_steps: int,
+    seed: int,
+) -> None:
+    """Trains a small classifier on real images and asks it to name real test images and samples."""
+    from maskgit_core.classifier import predict, train_classifier
+
+    if dataset is None or test is None or source.labels is None:
+        raise DataError(
+            "evaluate.classifier_steps: needs a data set with classes and samples with labels; set it to 0 or give both"
+        )
+    train = dataset.with_options(split=train_split).build()
+    images, labels = stack(train, range(len(train)))
+    model = train_classifier(images, labels, train.num_classes, num_steps=num_steps, seed=seed)
+    about = {"classifier_steps": num_steps, "trained_on": f"{len(train)} images of {dataset.name} {train_split}"}
+    spread = _evenly(len(test), min(count, len(test)))(range(min(count, len(test))))
+    real, real_labels = stack(test, spread)
+    right = predict(model, real.split(128)) == real_labels
+    scores.add("class_accuracy", "real images", float(right.double().mean()), len(right), **about)
+    picked = _evenly(len(source), count)(range(count))
+    read = _reader(source, count)
+    named = predict(model, (_channels(read(range(i, min(i + 128, count))), images) for i in range(0, count, 128)))
+    wanted = torch.from_numpy(np.asarray(source.labels)[picked])
+    scores.add("class_accuracy", "samples", float((named == wanted).double().mean()), count, **about)
+
+
+def _channels(images_BCHW: Tensor, like_NCHW: Tensor) -> Tensor:
+    """Grey as RGB, or RGB averaged to grey, where the classifier was trained on the other."""
+    if images_BCHW.shape[1] == like_NCHW.shape[1]:
+        return images_BCHW
+    if images_BCHW.shape[1] == 1:
+        return images_BCHW.expand(-1, 3, -1, -1)
+    return images_BCHW.float().mean(dim=1, keepdim=True).round().to(torch.uint8)
