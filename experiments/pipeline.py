@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ from experiments import config as configs
 from experiments import sweep as sweeps
 from experiments.artifacts import Store, fingerprint
 from experiments.door import Door, StepRequest
+from experiments.settings import checked
 from maskgit_core.errors import ConfigError
 
 #: (dotted key, value, "content" | "weights") -> digest
@@ -130,9 +130,9 @@ def build(arguments: Sequence[str], config_dirs: Sequence[Path] = (), digest: Di
         ConfigError, DataError, WeightsError: whatever is wrong with the request, before anything is written.
     """
     points, resolved = plan_configs(arguments, config_dirs)
-    first = resolved[0]
-    store = Store(Path(str((first.get("paths") or {}).get("store", "runs"))))
-    door = Door(first.get("plugins") or (), configs.groups(config_dirs))
+    settings = checked(resolved[0])
+    store = Store(Path(settings["paths"].get("store", "runs")))
+    door = Door(settings["plugins"], configs.groups(config_dirs))
     if digest is None:
         from experiments.outside import Outside
 
@@ -140,10 +140,9 @@ def build(arguments: Sequence[str], config_dirs: Sequence[Path] = (), digest: Di
     requests = [door.steps(config) for config in resolved]
     nodes, items = _Builder(store, digest).build(points, requests)
     asked = configs.parse(arguments, config_dirs)
-    settings = {k: first.get(k) for k in ("launcher", "paths", "tracking", "plugins")}
     return Graph(
         experiment=str(asked.choice("experiment")),
-        description=str(first.get("description") or ""),
+        description=str(resolved[0].get("description") or ""),
         nodes=nodes,
         items=items,
         settings={**settings, "config_dirs": [str(d) for d in config_dirs]},
@@ -244,8 +243,3 @@ def topological(requests: Mapping[str, StepRequest]) -> list[str]:
     for name in requests:
         visit(name)
     return done
-
-
-def whoami() -> str:
-    """The user's name, for records."""
-    return getpass.getuser()
