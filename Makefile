@@ -1,0 +1,45 @@
+# Two commands do everything, set-up included: `make demo` (the whole walk) and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STORE ?= runs
+PYTEST_ARGS ?=
+
+.PHONY: demo demo-slurm test drills check bench install clean help
+
+help:
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/'
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed; set PYTHON=...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+install: $(VENV)/.installed ## a virtual environment in .venv with everything
+
+demo: install ## the quickstart: pictures -> tokens -> a trained MaskGIT -> samples -> scores (minutes, no GPU)
+	MASKGIT_STORE=$(STORE) $(BIN)/maskgit run experiment=quickstart
+	@echo "report: $(STORE)/experiments/quickstart/report/files/report.html"
+	@echo "next:   $(BIN)/maskgit ui          (the MLflow window)"
+
+demo-slurm: install ## the same on a throw-away real SLURM on this machine (Debian's packages)
+	$(BIN)/python -m tools.dev_cluster demo
+
+test: install ## the default tests (minutes)
+	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+
+drills: install ## the long drills too
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: install ## ruff, formatting, mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: install ## all benchmarks; renews docs/benchmarks.md
+	$(BIN)/python -m tools.bench
+
+clean: ## removes the environment and caches, never a store
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache *.egg-info

@@ -1,0 +1,38 @@
+"""Every shipped config composes and passes the door."""
+
+from __future__ import annotations
+
+import pytest
+
+from experiments.config import group_names, groups, resolve
+from experiments.door import Door
+from experiments.pipeline import build, plan_configs
+from maskgit_core.errors import DataError, WeightsError
+
+
+@pytest.mark.parametrize("name", group_names("experiment"))
+def test_every_experiment_composes_and_passes_the_door(name: str) -> None:
+    _, resolved = plan_configs([f"experiment={name}"])
+    for config in resolved[:50]:
+        assert Door((), groups()).steps(resolve(config))
+
+
+@pytest.mark.parametrize("name", group_names("experiment"))
+def test_every_experiment_plans_or_names_what_is_missing(name: str, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    try:
+        graph = build([f"experiment={name}", f"paths.store={tmp_path}"])
+    except (DataError, WeightsError) as error:
+        assert len(str(error).splitlines()) == 1
+    else:
+        assert graph.nodes
+    assert not list(tmp_path.glob("*/*/request.json")), "a plan writes no step"
+
+
+@pytest.mark.parametrize("name", group_names("experiment"))
+def test_every_experiment_says_what_it_is_for(name: str) -> None:
+    from experiments.config import CONF
+
+    text = (CONF / "experiment" / f"{name}.yaml").read_text()
+    comments = [line for line in text.splitlines() if line.startswith("#")]
+    assert len(comments) >= 4, "an experiment file is a document: purpose, source, expected number, cost, command"
+    assert "description:" in text
