@@ -6,7 +6,6 @@ protocol under which it was taken.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -35,10 +34,10 @@ def run(
     *,
     reference: Annotated[Input, Kind("reference")],
     extractor: ExtractorSpec,
-    samples: Annotated[Input | None, Kind("samples")] = None,
+    generated: Annotated[Input | None, Kind("samples")] = None,
     ceiling: Annotated[Input | None, Kind("samples")] = None,
     tokenizer_scores: Annotated[Input | None, Kind("tokenizer_scores")] = None,
-    path: Content[str | None] = None,
+    samples: Content[str | None] = None,
     dataset: DatasetSpec | None = None,
     train_split: str = "train",
     test_split: str = "test",
@@ -52,7 +51,8 @@ def run(
     Args:
         reference: statistics of real images (stage `reference_statistics`).
         extractor: the feature network the reference was made with.
-        samples: made upstream; `path`: somebody else's instead (`.npz` with `arr_0`, or a folder of pictures).
+        generated: the samples to score, made upstream.
+        samples: somebody else's samples instead: an `.npz` with `arr_0`, or a folder of pictures.
         ceiling: samples of an untrained model, scored beside.
         tokenizer_scores: its Fréchet distance of reconstructions is shown beside.
         dataset: real images; `test_split` gives the floor, `train_split` the classifier's lessons.
@@ -61,14 +61,14 @@ def run(
         seed: of the classifier.
         protocol: name of the protocol, stored with every number.
     """
-    source = _open(samples, path)
+    source = _open(generated, samples)
     count = min(num_images or len(source), len(source))
     features = FeaturePass(attempt, extractor)
     moments = features.check_reference(reference)
     known = dict(reference.facts["reference"])
     scores = Scores(protocol, {"reference": known, "extractor": features.about, "order": "evenly spread over the set"})
     name = features.network.distance_name
-    sets = {"samples": (source, samples)}
+    sets = {"samples": (source, generated)}
     if ceiling is not None:
         sets["untrained model"] = (open_images(ceiling.files / "images.npz"), ceiling)
     passed = {
@@ -103,10 +103,12 @@ def _key(row: dict[str, Any]) -> str:
     return str(row["name"]) if row["of"] == "samples" else f"{row['name']}/{row['of'].replace(' ', '_')}"
 
 
-def _open(samples: Input | None, path: str | None) -> ImageSet:
-    if (samples is None) == (path is None):
-        raise ConfigError("evaluate.path: give either a file or folder of samples or a step that makes them, not both")
-    return open_images(resolve(path) if path is not None else Path(samples.files, "images.npz"))  # type: ignore[union-attr]
+def _open(generated: Input | None, samples: str | None) -> ImageSet:
+    if generated is not None and samples is None:
+        return open_images(generated.files / "images.npz")
+    if generated is None and samples is not None:
+        return open_images(resolve(samples))
+    raise ConfigError("evaluate.samples: give either a file or folder, or a step that makes samples in needs")
 
 
 def _evenly(total: int, count: int) -> Any:
