@@ -1,0 +1,299 @@
+"""MLflow shows what the files say: lineage, params, exactly the points, truthful ends; on a real embedded store."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tracked_store import T0, TrackedStore, lines
+
+from experiments import tracking
+from experiments.atomic import write_json
+from experiments.tracking import ship
+from maskgit_core.errors import TrackingError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def empty_database(tmp_path_factory):
+    """A database MLflow has set up once; setting one up costs seconds."""
+    root = tmp_path_factory.mktemp("template")
+    TrackedStore(root).write(steps=[])
+    ship(root)
+    return root / "mlflow.db"
+
+
+@pytest.fixture
+def store(tmp_path, empty_database):
+    (tmp_path / "store").mkdir()
+    shutil.copy(empty_database, tmp_path / "store" / "mlflow.db")
+    return TrackedStore(tmp_path / "store")
+
+
+def client(root: Path):
+    from mlflow import MlflowClient
+
+    return MlflowClient(f"sqlite:///{root}/mlflow.db")
+
+
+def runs(root: Path, name: str | None = None):
+    c = client(root)
+    ids = [e.experiment_id for e in c.search_experiments()]
+    found = c.search_runs(ids)
+    return [r for r in found if name in (None, r.info.run_name)]
+
+
+def history(root: Path, name: str, metric: str) -> list[tuple[int, float]]:
+    (run,) = runs(root, name)
+    return [(m.step, m.value) for m in client(root).get_metric_history(run.info.run_id, metric)]
+
+
+def trained(store: TrackedStore, name="train", params=None, **config) -> Path:
+    """A finished training step with 30 points and a checkpoint."""
+    folder = store.step(name, "train", "model", {"lr": 0.1, "model": {"name": "tiny", "dim": 8}, **config}, (), params)
+    own = store.attempt(folder)
+    lines(own / "journal.jsonl", [(i, {"loss": 1.0 / (i + 1)}) for i in range(30)], int(T0 * 1000) + 11_000)
+    (own / "files" / "model.safetensors").write_bytes(b"weights" * 10)
+    (own / "files" / "grid.png").write_bytes(b"png")
+    data = {"name": "photos", "digest": "d" * 64, "path": "/data", "context": "training"}
+    store.done(folder, shown=["grid.png"], datasets=[data])
+    return folder
+
+
+def evaluated(store: TrackedStore, needs, name="evaluate", value=2.5, params=None) -> Path:
+    folder = store.step(name, "evaluate", "scores", {"n": 5, "v": value}, needs, params)
+    own = store.attempt(folder)
+    write_json(own / "files" / "scores.json", {"metrics": {"fid": value, "accuracy": 0.8}})
+    store.done(folder, headline={"name": "fid", "value": value, "protocol": {"name": "p", "n": 5}})
+    return folder
+
+
+def test_a_pipeline_becomes_a_parent_with_its_steps_and_their_lineage(store):
+    trained(store, params={"train.lr": 0.1}, seed=4)
+    evaluated(store, [store.steps[0]["fingerprint"]], params={"train.lr": 0.1})
+    report = ship(store.root)
+    assert (report.runs, report.points, report.problems) == (3, 30, [])
+    parent = next(r for r in runs(store.root) if r.data.tags["stage"] == "pipeline")
+    train, evaluate = runs(store.root, "train")[0], runs(store.root, "evaluate")[0]
+    assert {train.data.tags["mlflow.parentRunId"], evaluate.data.tags["mlflow.parentRunId"]} == {parent.info.run_id}
+    assert {r.info.status for r in (parent, train, evaluate)} == {"FINISHED"}
+    tags = train.data.tags
+    assert (tags["stage"], tags["experiment"], tags["seed"], tags["item"]) == ("train", "toy", "4", "train.lr=0.1")
+    assert tags["commit"] == "c" * 40 and tags["fingerprint"] == store.steps[0]["fingerprint"]
+    assert evaluate.data.tags["upstream"] == f"{store.uid}/train"
+    assert evaluate.data.params["train.lr"] == "0.1"  # the sweep's value from upstream, beside its score
+    assert evaluate.data.metrics == {"fid": 2.5, "accuracy": 0.8}
+    assert train.data.params == {"train.lr": "0.1", "model.name": "tiny", "model.dim": "8", "train.seed": "4"}
+    (dataset,) = train.inputs.dataset_inputs
+    assert (dataset.dataset.name, dataset.tags[0].value) == ("photos", "training")
+    assert train.info.start_time == int((T0 + 10) * 1000) and train.info.end_time == int((T0 + 100) * 1000)
+    assert history(store.root, "train", "loss") == [(i, 1.0 / (i + 1)) for i in range(30)]
+
+
+def test_big_files_are_references_and_small_ones_are_there(store):
+    folder = trained(store)
+    ship(store.root)
+    (run,) = runs(store.root, "train")
+    names = {f.path for f in client(store.root).list_artifacts(run.info.run_id)}
+    assert names == {"request.json", "outputs.json", "grid.png"}
+    listed = json.loads(Path(client(store.root).download_artifacts(run.info.run_id, "outputs.json")).read_text())
+    weights = listed["model.safetensors"]
+    assert weights["size"] == 70 and len(weights["sha256"]) == 64
+    assert Path(weights["path"]) == folder / "attempts" / "0001" / "files" / "model.safetensors"
+
+
+def test_scores_find_the_checkpoint_they_are_about(store):
+    folder = trained(store)
+    sample = store.step("sample", "sample", "samples", {}, [store.steps[0]["fingerprint"]])
+    store.attempt(sample)
+    store.done(sample)
+    evaluated(store, [store.steps[1]["fingerprint"]])
+    ship(store.root)
+    c = client(store.root)
+    ids = [e.experiment_id for e in c.search_experiments()]
+    (found,) = c.search_logged_models(ids, filter_string="metrics.fid < 3")
+    assert found.tags["path"] == str(folder / "attempts" / "0001" / "files")
+    assert found.source_run_id == runs(store.root, "train")[0].info.run_id
+    assert c.search_logged_models(ids, filter_string="metrics.fid < 2") == []
+
+
+def test_shipping_again_changes_nothing_even_with_all_notes_lost(store):
+    trained(store)
+    ship(store.root)
+    before = [(r.info.run_id, r.data.metrics, dict(r.data.tags)) for r in runs(store.root)]
+    again = ship(store.root)
+    assert (again.touched, again.points) == (0, 0)
+    shutil.rmtree(store.root / "tracking")
+    c = client(store.root)
+    for run in runs(store.root):  # the offsets in MLflow too
+        if "maskgit.shipped" in run.data.tags:
+            c.delete_tag(run.info.run_id, "maskgit.shipped")
+    assert ship(store.root).points == 30  # all sent again, and still there once
+    assert len(history(store.root, "train", "loss")) == 30
+    assert [(r.info.run_id, r.data.metrics, dict(r.data.tags)) for r in runs(store.root)] == before
+
+
+@pytest.mark.parametrize("call", ["log_batch", "create_run", "set_terminated", "log_text", "create_logged_model"])
+def test_a_reply_lost_after_the_store_committed_doubles_nothing(store, monkeypatch, call):
+    from mlflow import MlflowClient
+
+    trained(store)
+    evaluated(store, [store.steps[0]["fingerprint"]])
+    real, losses = getattr(MlflowClient, call), []
+
+    def lossy(self, *args, **kwargs):
+        result = real(self, *args, **kwargs)
+        if len(losses) < 3:
+            losses.append(call)
+            raise ConnectionResetError("reply lost")
+        return result
+
+    monkeypatch.setattr(MlflowClient, call, lossy)
+    for _ in range(8):
+        try:
+            ship(store.root)
+        except OSError:
+            continue
+    assert len(losses) == 3 or call == "create_logged_model"
+    assert sorted(r.info.run_name for r in runs(store.root)) == ["evaluate", "toy 20260101-000000", "train"]
+    assert history(store.root, "train", "loss") == [(i, 1.0 / (i + 1)) for i in range(30)]
+    assert history(store.root, "evaluate", "fid") == [(0, 2.5)]
+    assert {r.info.status for r in runs(store.root)} == {"FINISHED"}
+
+
+def test_twins_made_at_the_same_moment_become_one(store):
+    folder = trained(store)
+    ship(store.root)
+    c, (run,) = client(store.root), runs(store.root, "train")
+    c.create_run(run.info.experiment_id, tags={tracking.UID: run.data.tags[tracking.UID]}, run_name="train")
+    shutil.rmtree(store.root / "tracking")
+    write_json(folder / "attempts" / "0001" / "end.json", {"state": "done", "time": T0 + 101})
+    ship(store.root)
+    assert len(history(store.root, "train", "loss")) == 30
+
+
+def test_a_run_deleted_by_hand_stays_deleted(store):
+    trained(store)
+    ship(store.root)
+    (run,) = runs(store.root, "train")
+    client(store.root).delete_run(run.info.run_id)
+    shutil.rmtree(store.root / "tracking")
+    ship(store.root)
+    assert runs(store.root, "train") == []
+
+
+def test_a_resumed_curve_has_no_zigzag_and_no_double_points(store):
+    folder = store.step("train", "train", "model", {})
+    first = store.attempt(folder, 1)
+    lines(first / "journal.jsonl", [(i, {"loss": float(i)}) for i in range(60)], int(T0 * 1000) + 11_000)
+    ship(store.root)
+    assert runs(store.root, "train")[0].info.status == "KILLED"
+    second = store.attempt(folder, 2, at=T0 + 60)
+    lines(
+        second / "journal.jsonl",
+        [(i, {"loss": float(i)}) for i in range(50, 90)],
+        int(T0 * 1000) + 61_000,
+        resumed_at=50,
+    )
+    store.done(folder, 2)
+    ship(store.root)
+    assert history(store.root, "train", "loss") == [(i, float(i)) for i in range(90)]
+    assert runs(store.root, "train")[0].info.status == "FINISHED"
+
+
+@pytest.mark.parametrize(
+    ("end", "status"),
+    [({"state": "failed"}, "FAILED"), ({"state": "stopped"}, "KILLED"), (None, "KILLED"), ("cancelled", "KILLED")],
+)
+def test_a_step_that_died_is_not_running_for_ever(store, end, status):
+    folder = store.step("train", "train", "model", {})
+    own = store.attempt(folder)
+    me = {"host": os.uname().nodename, "boot": "", "pid": os.getpid(), "pid_start": 0, "user": "ada", "token": "x"}
+    write_json(folder / "claim.json", me)
+    ship(store.root)
+    assert runs(store.root, "train")[0].info.status == "RUNNING"
+    write_json(folder / "claim.json", {**me, "pid": 2**22 + 1})  # no such process
+    if end == "cancelled":
+        (folder / "cancelled").write_text("")
+    elif end:
+        write_json(own / "end.json", {**end, "time": T0 + 50})
+    ship(store.root)
+    assert {r.info.status for r in runs(store.root)} == {status}
+
+
+def test_a_finished_step_appears_under_a_later_pipeline_as_a_light_run(store):
+    folder = trained(store)
+    later = TrackedStore(store.root, "20260102-000000-bbbbbbbb")
+    later.steps = [dict(store.steps[0], action="done")]
+    later.write()
+    ship(store.root)
+    light = next(r for r in runs(store.root, "train") if r.data.tags["pipeline"] == later.uid)
+    assert light.data.tags["reused_from"] == f"{store.uid}/train"
+    assert light.info.status == "FINISHED" and light.data.params["train.lr"] == "0.1"
+    assert "loss" not in light.data.metrics
+    assert folder.name.startswith("train-")
+
+
+def test_redoing_a_step_leaves_the_first_run_as_it_was(store):
+    folder = trained(store)
+    ship(store.root)
+    shutil.move(folder / "manifest.json", folder / "attempts" / "0001" / "manifest.json")
+    later = TrackedStore(store.root, "20260102-000000-bbbbbbbb")
+    later.steps = [dict(store.steps[0])]
+    later.write()
+    second = later.attempt(folder, 2, at=T0 + 200)
+    lines(second / "journal.jsonl", [(i, {"loss": 7.0}) for i in range(5)], int(T0 * 1000) + 201_000)
+    later.done(folder, 2, at=T0 + 300)
+    ship(store.root)
+    by_pipeline = {r.data.tags["pipeline"]: r for r in runs(store.root, "train")}
+    old, new = by_pipeline[store.uid], by_pipeline[later.uid]
+    loss = client(store.root).get_metric_history
+    assert len(loss(old.info.run_id, "loss")) == 30 and old.info.end_time == int((T0 + 100) * 1000)
+    assert [m.value for m in loss(new.info.run_id, "loss")] == [7.0] * 5
+
+
+def test_a_step_deleted_by_gc_keeps_its_run(store):
+    folder = trained(store)
+    ship(store.root)
+    shutil.rmtree(folder)
+    ship(store.root)
+    assert {r.info.status for r in runs(store.root)} == {"FINISHED"}
+
+
+@pytest.mark.parametrize("uri", ["file:///tmp/mlruns", "mlruns", "ftp://host/x"])
+def test_an_address_mlflow_cannot_serve_is_one_line(store, uri):
+    trained(store)
+    with pytest.raises(TrackingError, match=r"^tracking\.uri: .*write null") as caught:
+        ship(store.root, uri)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unreachable_server_is_one_line_and_costs_no_minutes(store):
+    trained(store)
+    with pytest.raises(
+        TrackingError, match=r"^tracking\.uri: http://127\.0\.0\.1:9: cannot be reached; .*maskgit sync"
+    ):
+        ship(store.root, "http://127.0.0.1:9")
+    with pytest.raises(TrackingError, match=r"cannot be reached") as caught:
+        ship(store.root, "http://ada:secret@127.0.0.1:9")
+    assert "secret" not in str(caught.value)
+
+
+def test_two_shippers_on_a_fresh_store_at_once(tmp_path):
+    """The first start of an SQLite store is a race in MLflow; under our lock it is none."""
+    store = TrackedStore(tmp_path)
+    for number in range(4):
+        trained(store, f"train{number}", seed=number)
+    code = "import sys; from experiments.tracking import ship; print(ship(sys.argv[1]).points)"
+    children = [
+        subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    sent = [int((child.communicate(timeout=300)[0] or "-1").strip()) for child in children]
+    assert sorted(sent) == [0, 120] and all(child.returncode == 0 for child in children)
+    assert sorted(r.info.run_name for r in runs(tmp_path)) == ["toy 20260101-000000", *(f"train{i}" for i in range(4))]
+    assert all(len(history(tmp_path, f"train{i}", "loss")) == 30 for i in range(4))
