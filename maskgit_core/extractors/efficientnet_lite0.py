@@ -119,7 +119,7 @@ class Extractor(nn.Module):
     """
 
     feature_dim = 1280
-    name = "efficientnet_lite0"
+    distance_name = "fd_efficientnet_lite0"
 
     def __init__(
         self, *, input_size: Annotated[int, Range(32, 512)] = 224, weights: Weights[str | None] = None

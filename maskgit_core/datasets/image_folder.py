@@ -1,0 +1,161 @@
+"""Any folder of pictures: one folder a class (sorted names are the classes), or flat pictures without classes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from maskgit_core.content import resolve
+from maskgit_core.datasets import Sample
+from maskgit_core.errors import DataError
+from maskgit_core.hints import Content, Range
+
+if TYPE_CHECKING:
+    import numpy as np
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff")
+
+
+class Dataset:
+    """Pictures below a folder, in the order of their sorted relative names.
+
+    Args:
+        root: the folder, or a list of which the first that exists counts.
+        split: name of a folder below `root` to read instead (`train`, `val`); empty: `root` itself.
+        image_size: side after crop and resize.
+        crop: `adm` (ADM's centre crop: box halvings, then bicubic), `center` (resize the shorter side, cut the middle),
+            `none` (resize to a square whatever the aspect ratio).
+        filter_name: PIL filter of `center` and `none`.
+        channels: 3 (RGB) or 1 (grey).
+
+    Raises:
+        DataError: the folder is missing, or holds no pictures.
+    """
+
+    def __init__(
+        self,
+        *,
+        root: Content[str | list[str]],
+        split: str = "",
+        image_size: Annotated[int, Range(8, 4096)] = 256,
+        crop: Literal["adm", "center", "none"] = "adm",
+        filter_name: Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"] = "bicubic",
+        channels: Literal[1, 3] = 3,
+    ) -> None:
+        self.folder = _split_folder(resolve(root), split)
+        self.image_size, self.crop, self.filter_name, self.channels = image_size, crop, filter_name, channels
+        self.class_names = class_folders(self.folder)
+        self.num_classes: int | None = len(self.class_names) or None
+        self._files = list(_files(self.folder, self.class_names))
+        if not self._files:
+            endings = " ".join(EXTENSIONS)
+            raise DataError(f"{self.folder}: no pictures here (looked for {endings}); set root to where they are")
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index: int) -> Sample:
+        if not 0 <= index < len(self):
+            raise IndexError(f"index {index} is outside [0, {len(self)})")
+        from maskgit_core.transforms import crop
+
+        name, label = self._files[index]
+        image = read_picture(self.folder / name, self.channels)
+        return Sample(name, crop(image, self.image_size, self.crop, self.filter_name), label)
+
+    @property
+    def labels(self) -> list[int]:
+        """The class of every picture, -1 where there are no classes."""
+        return [label for _, label in self._files]
+
+    def check(self, num_threads: int = 8) -> None:
+        """Reads every picture's header (not its pixels) and fails once, before work, with all that cannot be read.
+
+        Raises:
+            DataError: the number of unreadable pictures and the first of their names.
+        """
+        with ThreadPoolExecutor(num_threads) as pool:
+            readable = list(
+                pool.map(lambda item: has_readable_header(self.folder / item[0]), self._files, chunksize=64)
+            )
+        broken = [name for (name, _), good in zip(self._files, readable, strict=True) if not good]
+        if broken:
+            shown = ", ".join(broken[:5]) + (", ..." if len(broken) > 5 else "")
+            raise DataError(
+                f"{self.folder}: {len(broken)} of {len(self)} pictures cannot be read: {shown}; remove or replace them"
+            )
+
+
+def read_picture(path: Path, channels: int = 3) -> np.ndarray:
+    """Decodes a picture file to uint8 HWC; every failure is a `DataError` that names the file."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as picture:
+            return decode(picture, channels)
+    except FileNotFoundError:
+        raise DataError(f"{path}: the picture is gone; put it back or run again without it") from None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(f"{path}: the picture cannot be decoded ({error}); remove or replace it") from error
+
+
+def decode(picture: object, channels: int) -> np.ndarray:
+    """uint8 HWC of an open PIL picture, as RGB or grey."""
+    from maskgit_core.transforms import from_pil
+
+    return from_pil(picture.convert("RGB" if channels == 3 else "L"))  # type: ignore[attr-defined]
+
+
+def has_readable_header(path: Path) -> bool:
+    """True where PIL recognises the file and its size; decodes nothing."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as picture:
+            return min(picture.size) > 0
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return False
+
+
+def class_folders(folder: Path) -> list[str]:
+    """Sorted names of the folders below `folder` that are not hidden."""
+    return sorted(e.name for e in os.scandir(folder) if e.is_dir() and not e.name.startswith("."))
+
+
+def _split_folder(root: Path, split: str) -> Path:
+    folder = root / split if split else root
+    if Path(split).is_absolute() or ".." in Path(split).parts:
+        raise DataError(f"{root}: split {split!r} leaves the folder; name a folder below it")
+    if not folder.is_dir():
+        there = ", ".join(class_folders(root)[:8]) if root.is_dir() else "it is not a folder"
+        raise DataError(f"{folder}: there is no such folder; below {root}: [{there}]")
+    return folder
+
+
+def _files(folder: Path, class_names: list[str]) -> Iterator[tuple[str, int]]:
+    """Relative name and label of every picture; class folders may hold folders."""
+    if not class_names:
+        for name in _pictures(folder):
+            yield name, -1
+    for label, class_name in enumerate(class_names):
+        for name in _below(folder / class_name, class_name):
+            yield name, label
+
+
+def _below(folder: Path, prefix: str) -> Iterator[str]:
+    """Relative names of the pictures in `folder`, then of those in the folders below it."""
+    for name in _pictures(folder):
+        yield f"{prefix}/{name}"
+    for inner in class_folders(folder):
+        yield from _below(folder / inner, f"{prefix}/{inner}")
+
+
+def _pictures(folder: Path) -> list[str]:
+    return sorted(
+        e.name
+        for e in os.scandir(folder)
+        if not e.name.startswith(".") and e.name.lower().endswith(EXTENSIONS) and e.is_file()
+    )
