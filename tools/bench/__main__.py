@@ -1,0 +1,79 @@
+"""Runs every benchmark and renews `docs/benchmarks.md`.
+
+python -m tools.bench [NAME ...]
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+PAGE = ROOT / "docs" / "benchmarks.md"
+HEAD = """\
+# Benchmarks
+
+Each line is measured by `python -m tools.bench.<file>`, both sides in one run, interleaved. `ratio` > 1 means that ours
+is better. Absolute times depend on the machine; ratios are what to compare. `make bench` renews this page.
+"""
+
+
+def names() -> list[str]:
+    """The benchmarks there are: a file is one by existing."""
+    return sorted(p.stem for p in HERE.glob("*.py") if not p.stem.startswith("_"))
+
+
+def run(name: str) -> list[dict[str, object]]:
+    """The figures one benchmark prints."""
+    done = subprocess.run([sys.executable, "-m", f"tools.bench.{name}"], capture_output=True, text=True, cwd=ROOT)
+    figures = []
+    for line in done.stdout.splitlines():
+        if line.startswith("{"):
+            figures.append(json.loads(line))
+            print(line, flush=True)
+    if done.returncode != 0:
+        last = done.stderr.strip().splitlines()[-1:] or ["no output"]
+        print(f"{name}: ended with code {done.returncode}: {last[0]}", file=sys.stderr)
+    return figures
+
+
+def table(name: str, figures: list[dict[str, object]]) -> str:
+    """A section of the page."""
+    columns = ("name", "ours", "theirs", "ratio", "unit", "note")
+    rows = "".join("| " + " | ".join(str(f.get(c, "")) for c in columns) + " |\n" for f in figures)
+    head = "| figure | ours | theirs | ratio | unit | note |\n|---|---|---|---|---|---|\n"
+    return f"\n## {name}\n\n`python -m tools.bench.{name}` ({time.strftime('%Y-%m-%d')}, {machine()})\n\n{head}{rows}"
+
+
+def machine() -> str:
+    """Cores and processor family; nothing that names a host."""
+    return f"{len(os.sched_getaffinity(0))} cores, {platform.machine()}, Python {platform.python_version()}"
+
+
+def sections() -> dict[str, str]:
+    """The page's present sections by benchmark."""
+    if not PAGE.exists():
+        return {}
+    parts = PAGE.read_text().split("\n## ")[1:]
+    return {part.splitlines()[0]: f"\n## {part}" for part in parts}
+
+
+def main() -> None:
+    """Runs the named benchmarks (default: all) and rewrites their sections."""
+    chosen = sys.argv[1:] or names()
+    page = sections()
+    for name in chosen:
+        figures = run(name)
+        if figures:
+            page[name] = table(name, figures)
+    PAGE.write_text(HEAD + "".join(page[name].rstrip() + "\n" for name in sorted(page)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""Planning a sweep of 1,000 points, against one Hydra composition a point (as Hydra's own sweeper does); light starts.
+
+    python -m tools.bench.planning
+
+Both sides are measured in this one run, interleaved; the other side's 1,000 compositions are scaled up from 40.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+POINTS = 1000
+COMPOSED = 40
+
+
+def main() -> None:
+    """Prints one JSON object a figure."""
+    from experiments import config as configs
+    from experiments.pipeline import build
+    from experiments.plan import Planner
+
+    with tempfile.TemporaryDirectory() as store:
+        lrs = ",".join(f"{1e-4 + i * 1e-6:.6f}" for i in range(POINTS))
+        arguments = ["experiment=quickstart", f"paths.store={store}", f"train.lr={lrs}"]
+        ours, theirs = 0.0, 0.0
+        for _ in range(2):
+            began = time.perf_counter()
+            planned = Planner(build(arguments)).plan()
+            ours += time.perf_counter() - began
+            began = time.perf_counter()
+            for _ in range(COMPOSED // 2):
+                configs.compose([("experiment", "quickstart")])
+            theirs += time.perf_counter() - began
+        assert len({s.node.fingerprint for s in planned if s.node.request.name == "train"}) == POINTS
+    ours, theirs = ours / 2, theirs * POINTS / COMPOSED
+    note = f"{len(planned)} steps planned; the other side only composes, scaled from {COMPOSED} compositions"
+    _print("plan_1000_points", ours, theirs, note)
+    for name, command in (("help", ["--help"]), ("plan", ["plan", "experiment=quickstart"])):
+        _print(f"start_{name}", _seconds(command), _seconds(None), "a process, against one that imports torch")
+
+
+def _seconds(arguments: list[str] | None) -> float:
+    """Wall time of `maskgit ARGUMENTS`, or of a process that imports torch; the better of three."""
+    command = (
+        [sys.executable, "-m", "experiments.cli", *arguments] if arguments else [sys.executable, "-c", "import torch"]
+    )
+    times = []
+    for _ in range(3):
+        began = time.perf_counter()
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=Path(__file__).resolve().parents[2])
+        times.append(time.perf_counter() - began)
+    return min(times)
+
+
+def _print(name: str, ours: float, theirs: float, note: str) -> None:
+    figure = {"name": name, "ours": round(ours, 4), "theirs": round(theirs, 4), "ratio": round(theirs / ours, 2)}
+    print(json.dumps({**figure, "unit": "s", "note": note}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
