@@ -24,7 +24,9 @@ PROGRESS = "experiments.advance:mark"
 _PATIENCE_S = 600.0
 
 
-def submit(graph: Graph, store: Store, launcher: Any, *, redo: Collection[str] = ()) -> int:
+def submit(
+    graph: Graph, store: Store, launcher: Any, *, redo: Collection[str] = (), only: Collection[str] | None = None
+) -> int:
     """Plans and submits under the store's submission lock; prints the plan with job ids; returns the exit code.
 
     Raises:
@@ -39,7 +41,7 @@ def submit(graph: Graph, store: Store, launcher: Any, *, redo: Collection[str] =
     store.check_writable()
     with submission_lock(store.root):
         recover(store.root)
-        planned = plan(graph, redo)
+        planned = restricted(plan(graph, redo), only)
         mine = [s for s in planned if s.action not in ("done", "queued") and not _runs_elsewhere(s)]
         if not mine:
             print_plan(planned)
@@ -74,6 +76,17 @@ def plan(graph: Graph, redo: Collection[str] = ()) -> list[PlannedStep]:
     """The plan as it is with the queue's knowledge."""
     queued = queue_hint.queued_steps({print_: node.folder for print_, node in graph.nodes.items()})
     return Planner(graph, redo=redo, job_alive=queue_hint.job_alive(), queued=queued).plan()
+
+
+def restricted(planned: list[PlannedStep], only: Collection[str] | None) -> list[PlannedStep]:
+    """The steps with these fingerprints and all they need; everything where `only` is None."""
+    if only is None:
+        return planned
+    wanted = set(only)
+    for step in reversed(planned):
+        if step.node.fingerprint in wanted:
+            wanted.update(step.node.upstream)
+    return [step for step in planned if step.node.fingerprint in wanted]
 
 
 @contextmanager

@@ -36,15 +36,17 @@ def main(args: argparse.Namespace) -> int:
     from experiments.pipeline import build
     from experiments.plan import Planner, store_of
     from experiments.queue_hint import job_alive
+    from experiments.submission import restricted
 
+    only = getattr(args, "only", None)  # set by `maskgit retry STEP`
     graph = build(args.overrides, config_dirs(args))
     launcher = load_launcher(graph.settings.get("launcher"))
     store = store_of(graph)
     if hasattr(launcher, "submit"):
         from experiments.submission import submit
 
-        return submit(graph, store, launcher, redo=args.redo)
-    planned = Planner(graph, redo=args.redo, job_alive=job_alive()).plan()
+        return submit(graph, store, launcher, redo=args.redo, only=only)
+    planned = restricted(Planner(graph, redo=args.redo, job_alive=job_alive()).plan(), only)
     print_plan(planned)
     if all(s.action == "done" for s in planned):
         print("nothing to do: every step is done and was not run again")

@@ -1,0 +1,106 @@
+"""`maskgit cancel`: ends steps and keeps them from coming back."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import getpass
+import os
+import signal
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+HELP = "end steps, waiting or running; they stay cancelled until you run them again"
+EPILOG = """\
+examples:
+  maskgit cancel quickstart                 everything of this experiment that has not ended
+  maskgit cancel quickstart/train           one step
+  maskgit cancel quickstart/3               the third row of `maskgit status quickstart`
+  maskgit cancel 20261122-164832-4a876354   one run
+what another live pipeline needs is left alone and listed (--force ends it all the same);
+other people's jobs are shown, never touched
+"""
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """What to cancel, `--force`, `--store`."""
+    parser.add_argument("what", nargs="+", help="experiment, run uid, experiment/step, experiment/row, step")
+    parser.add_argument("--force", action="store_true", help="also what another live pipeline needs")
+    parser.add_argument("--store", type=Path, help="the store (default: MASKGIT_STORE or ./runs)")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Marks the steps, takes their jobs out of the queue, and lists what was left alone."""
+    from experiments.find import default_store
+    from experiments.selection import StepNow, look, needed_elsewhere, select
+    from experiments.submission import submission_lock
+
+    store = args.store.expanduser().absolute() if args.store else default_store()
+    entries: dict[str, dict[str, Any]] = {}
+    uids: list[str] = []
+    for text in args.what:
+        found, runs = select(text, store)
+        entries |= {entry["fingerprint"]: entry for entry in found}
+        uids += runs
+    with submission_lock(store):
+        seen: dict[str, StepNow] = {key: look(entry, store) for key, entry in entries.items()}
+        live = [step for step in seen.values() if step.is_live]
+        kept = {} if args.force else needed_elsewhere(live, uids, store, dict(seen))
+        mine, left = [], []
+        for step in live:
+            if step.user not in (None, getpass.getuser()):
+                left.append(f"{step.name}: runs as {step.user}'s {_where(step)}; only they can cancel it")
+            elif step.fingerprint in kept:
+                left.append(f"{step.name}: {kept[step.fingerprint]} needs it; --force cancels it all the same")
+            else:
+                mine.append(step)
+        left += _cancel(mine)
+    for step in mine:
+        print(f"cancelled {step.name} ({_where(step)})")
+    for line in left:
+        print(f"left alone {line}")
+    if not live:
+        print("nothing to cancel: no step of this is running or queued")
+    return 0
+
+
+def _where(step: Any) -> str:
+    if step.entry is not None:
+        return f"job {step.entry.job}"
+    return step.status.owner.where() if step.status.owner is not None else "not started"
+
+
+def _cancel(steps: Sequence[Any]) -> list[str]:
+    """Marks first, so that nothing that is requeued in this moment comes back; then ends. Returns remarks."""
+    from experiments import queue_hint
+    from experiments.artifacts import status
+    from experiments.atomic import write_json
+
+    remarks: list[str] = []
+    links: list[str] = []
+    for step in steps:
+        write_json(step.folder / "cancelled", {"user": getpass.getuser()})
+        note = queue_hint.submitted(step.folder)
+        if step.entry is None:
+            _end_process(step)
+        elif note is not None and note.get("packed"):
+            remarks.append(f"the job of {step.name}: it runs other steps too; the cancelled one is passed over")
+        else:
+            links += note["links"] if note else [step.entry.job]
+    if links:
+        from launchers.slurm_queue import call_tool
+
+        call_tool(["scancel", *sorted(set(links))])
+    for step in steps:
+        if status(step.folder).state == "done":  # it had just finished
+            (step.folder / "cancelled").unlink(missing_ok=True)
+    return remarks
+
+
+def _end_process(step: Any) -> None:
+    owner = step.status.owner
+    if owner is not None and owner.job is None and owner.host == socket.gethostname():
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(owner.pid, signal.SIGTERM)

@@ -1,0 +1,60 @@
+"""`maskgit failures`: what went wrong, equal failures together."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from experiments.console import coloured
+
+HELP = "failed steps, grouped by reason, last line and node"
+EPILOG = """\
+examples:
+  maskgit failures                   of the newest run of every experiment
+  maskgit failures quickstart
+  maskgit failures --nodes           only the nodes they ran on, as launcher.exclude takes them
+"""
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Experiment, `--nodes`, `--json`, `--store`."""
+    parser.add_argument("experiment", nargs="?", help="an experiment's name or a run's uid")
+    parser.add_argument("--nodes", action="store_true", help="print only the nodes, comma-separated")
+    parser.add_argument("--json", action="store_true", help="machine-readable output")
+    parser.add_argument("--store", type=Path, help="the store (default: MASKGIT_STORE or ./runs)")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Prints the groups, the largest first."""
+    from experiments.failing import failures, grouped
+    from experiments.find import default_store, latest_records
+
+    store = args.store.expanduser().absolute() if args.store else default_store()
+    found = [f for record in latest_records(store, args.experiment) for f in failures(record, store)]
+    if args.nodes:
+        print(",".join(sorted({f.node for f in found if f.node})))
+        return 0
+    groups = grouped(found)
+    if args.json:
+        print(json.dumps([{"reason": r, "line": line, "steps": [vars(f) for f in g]} for (r, line), g in groups]))
+        return 0
+    for (reason, line), members in groups:
+        _print(reason, line, members)
+    if not groups:
+        print("no failures")
+    return 0
+
+
+def _print(reason: str, line: str, members: list[Any]) -> None:
+    print(coloured(f"{len(members)} x {reason}: {line}", "red"))
+    nodes: dict[str, int] = {}
+    for member in members:
+        nodes[member.node or "?"] = nodes.get(member.node or "?", 0) + 1
+    for member in members[:10]:
+        job = f"  job {member.job}" if member.job else ""
+        print(f"    {member.name}{job}  {member.log or member.folder}")
+    if len(members) > 10:
+        print(f"    ... and {len(members) - 10} more")
+    print("    on " + ", ".join(f"{node} ({count})" for node, count in sorted(nodes.items())))

@@ -1,0 +1,44 @@
+"""`maskgit retry`: runs an earlier command again; only what is missing is done."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+HELP = "run again what failed, was killed or cancelled"
+EPILOG = """\
+examples:
+  maskgit retry quickstart                  the newest run of this experiment, with the same values and launcher
+  maskgit retry quickstart/train            only this step (and what it needs that is missing)
+  maskgit retry quickstart launcher=slurm   the same, somewhere else
+"""
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """What to retry, further overrides, `--store`."""
+    parser.add_argument("what", help="experiment, run uid, experiment/step, experiment/row, step")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="values on top of the earlier command's")
+    parser.add_argument("--store", type=Path, help="the store (default: MASKGIT_STORE or ./runs)")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Finds the record of the earlier run and runs its command."""
+    from experiments.commands import run
+    from experiments.find import default_store
+    from experiments.selection import records, select
+    from maskgit_core.errors import ConfigError
+
+    store = args.store.expanduser().absolute() if args.store else default_store()
+    entries, uids = select(args.what, store)
+    record = next((r for r in records(store) if r["uid"] in uids), None)
+    if record is None:
+        raise ConfigError(f"{args.what}: no run of it is recorded in {store}; start it with maskgit run")
+    whole = args.what in (record["experiment"], record["uid"])
+    print(f"again: {record['command']}")
+    again = argparse.Namespace(
+        overrides=[*record["overrides"], f"paths.store={store}", *args.overrides],
+        config_dir=list(record["settings"].get("config_dirs") or []),
+        redo=[],
+        only=None if whole else {entry["fingerprint"] for entry in entries},
+    )
+    return run.main(again)
