@@ -176,3 +176,8 @@ class Layout:
             offset=first_byte + member.data_offset,
             strides=(self.stride, *inner),
         )
+
+
+def read_labels(characters: np.ndarray) -> np.ndarray:
+    """(N, 10) characters as (N,) int64 labels."""
+    return np.ascontiguousarray(characters).view(f"S{LABEL_CHARS}").reshape(-1).astype(np.int64)

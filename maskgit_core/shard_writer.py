@@ -23,7 +23,16 @@ from typing import Any
 import numpy as np
 
 from maskgit_core.errors import DataError
-from maskgit_core.shard_format import BLOCK, END_OF_ARCHIVE, LABEL_CHARS, LONG_KEYS, Layout, Member, encode_key
+from maskgit_core.shard_format import (
+    BLOCK,
+    END_OF_ARCHIVE,
+    LABEL_CHARS,
+    LONG_KEYS,
+    Layout,
+    Member,
+    encode_key,
+    read_labels,
+)
 
 FORMAT = "maskgit-token-shards"
 FORMAT_VERSION = 1
@@ -111,7 +120,7 @@ def _sync(path: Path) -> None:
 
 
 # -- bytes ----------------------------------------------------------------------------------------------------------
-def _member_header(member: Member) -> np.ndarray:
+def member_header(member: Member) -> np.ndarray:
     """The 512 bytes of a member's tar header with an empty name and the checksum not yet filled in."""
     header = bytearray(BLOCK)
     header[100:108] = b"0000644\0"
@@ -125,7 +134,7 @@ def _member_header(member: Member) -> np.ndarray:
     return np.frombuffer(bytes(header), dtype=np.uint8)
 
 
-def _octal_checksums(sums: np.ndarray) -> np.ndarray:
+def octal_checksums(sums: np.ndarray) -> np.ndarray:
     """(N,) sums as (N, 8) characters: six octal digits, NUL, space."""
     digits = (sums[:, None] >> np.arange(15, -1, -3)) & 7
     text = np.zeros((len(sums), 8), dtype=np.uint8)
@@ -153,11 +162,11 @@ def build_shard(layout: Layout, samples: Samples) -> list[bytes | memoryview]:
     flat = blob.reshape(-1)
     for suffix, member in layout.members.items():
         headers = blob[:, member.offset : member.offset + BLOCK]
-        headers[:] = _member_header(member)
+        headers[:] = member_header(member)
         names = _names(stems, suffix)
         headers[:, :100] = names
-        sums = names.sum(axis=1, dtype=np.int64) + int(_member_header(member).sum(dtype=np.int64))
-        headers[:, _CHECKSUM] = _octal_checksums(sums)
+        sums = names.sum(axis=1, dtype=np.int64) + int(member_header(member).sum(dtype=np.int64))
+        headers[:, _CHECKSUM] = octal_checksums(sums)
         blob[:, member.offset + BLOCK : member.data_offset] = np.frombuffer(member.head, dtype=np.uint8)
         if suffix != "cls":
             layout.array(flat, suffix, count)[:] = getattr(samples, suffix.split(".")[0])
@@ -190,11 +199,11 @@ def _checked_stems(layout: Layout, samples: Samples) -> list[str]:
 
 def _loose_member(name: str, value: Any) -> list[bytes]:
     data = json.dumps(value, sort_keys=True).encode()
-    header = _member_header(Member("", np.dtype("u1"), (len(data),), 0)).copy()
+    header = member_header(Member("", np.dtype("u1"), (len(data),), 0)).copy()
     size = f"{len(data):011o}\0".encode()
     header[124:136] = np.frombuffer(size, dtype=np.uint8)
     header[: len(name)] = np.frombuffer(name.encode(), dtype=np.uint8)
-    header[_CHECKSUM] = _octal_checksums(np.array([int(header.sum(dtype=np.int64))]))[0]
+    header[_CHECKSUM] = octal_checksums(np.array([int(header.sum(dtype=np.int64))]))[0]
     return [header.tobytes(), data, bytes(-len(data) % BLOCK)]
 
 
@@ -240,11 +249,6 @@ def count_samples(data: np.ndarray, layout: Layout) -> int:
         first = (middle - 1) * layout.stride
         low, high = (middle, high) if b".cls\0" in data[first : first + 101].tobytes() else (low, middle)
     return low
-
-
-def read_labels(characters: np.ndarray) -> np.ndarray:
-    """(N, 10) characters as (N,) int64 labels."""
-    return np.ascontiguousarray(characters).view(f"S{LABEL_CHARS}").reshape(-1).astype(np.int64)
 
 
 def write_json(path: Path, value: Any) -> None:

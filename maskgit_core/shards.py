@@ -58,7 +58,25 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     missing = [key for key in ("codebook_size", "grid", "num_variants", "num_samples", "shards") if key not in manifest]
     if missing:
         raise DataError(f"{path}: lacks {', '.join(missing)}; cache the tokens again")
+    _check_shard_list(path, manifest)
     return manifest
+
+
+def _check_shard_list(path: Path, manifest: dict[str, Any]) -> None:
+    """Refuses a manifest whose shards could not be mapped safely: it may come from elsewhere."""
+    try:
+        stride = Layout.from_json(manifest).stride
+        for shard in manifest["shards"]:
+            if Path(shard["name"]).name != shard["name"] or not shard["name"]:
+                raise DataError(
+                    f"{path}: the shard name {shard['name']!r} is not a plain file name; do not use this cache"
+                )
+            if not 0 <= int(shard["count"]) * stride <= int(shard["bytes"]):
+                raise DataError(f"{path}: {shard['name']} cannot hold {shard['count']} samples; cache the tokens again")
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f"{path}: an entry is missing or of the wrong form ({error!r}); cache the tokens again"
+        ) from None
 
 
 def _manifest_path(folder: Path) -> Path:
