@@ -1,0 +1,188 @@
+"""Trains a small VQ tokenizer for a data set that has no published one.
+
+What comes out stands in `tokenizer.json` (name, options, facts) and `weights.safetensors`; a picture shows held-out
+images above their reconstructions. One process; killed anywhere, it goes on from its last checkpoint and gives the
+same tokenizer, bit for bit on the CPU.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from experiments.atomic import write_json
+from experiments.attempt import Attempt
+from experiments.components import describe
+from experiments.schema import DatasetSpec, TokenizerSpec
+from maskgit_core.checkpoints import save_tensors
+from maskgit_core.errors import ConfigError, DataError
+from maskgit_core.hints import Execution, Range
+from maskgit_core.pixels import picture_grid, stack, to_signed, to_uint8, to_unit
+from maskgit_core.tokenizer_training import Recipe, Trainer, TrainingImages, held_out_ids, held_out_scores
+from maskgit_core.tokenizers import vq
+
+VERSION = 1
+PRODUCES = "tokenizer"
+
+Positive = Annotated[int, Range(1, 10_000_000)]
+Weight = Annotated[float, Range(0, 1000)]
+Share = Annotated[float, Range(0, 1)]
+
+
+def run(
+    attempt: Attempt,
+    *,
+    dataset: DatasetSpec,
+    tokenizer: TokenizerSpec,
+    num_train_steps: Positive = 20_000,
+    batch_size: Positive = 64,
+    lr: Annotated[float, Range(0, 1, low_open=True)] = 1e-3,
+    warmup_steps: Annotated[int, Range(0, 1_000_000)] = 100,
+    continuous_share: Share = 0.15,
+    commitment_weight: Weight = 0.25,
+    edge_weight: Weight = 0.5,
+    codebook_decay: Share = 0.98,
+    revive_every: Annotated[int, Range(0, 1_000_000)] = 20,
+    flip: bool = False,
+    num_held_out: Positive = 500,
+    seed: int = 0,
+    log_every: Execution[Positive] = 50,
+    checkpoint_every: Execution[Positive] = 200,
+    num_workers: Execution[Annotated[int, Range(0, 256)]] = 0,
+) -> None:
+    """Trains and writes the tokenizer.
+
+    Args:
+        dataset: images to train on; a few of them are held out to judge by.
+        tokenizer: `vq` and its options.
+        num_train_steps: optimizer steps; the learning rate falls to 0 at the last.
+        batch_size: images a step.
+        lr: highest learning rate (AdamW), reached after `warmup_steps`.
+        continuous_share: share of the steps in which there is no codebook yet; it is found by k-means afterwards.
+        commitment_weight: of the squared distance between latents and their codes.
+        edge_weight: of the absolute error of neighbouring pixels' differences; higher is crisper.
+        codebook_decay: of the moving average by which codes follow their latents.
+        revive_every: steps between moving unused codes onto latents in use; 0: never.
+        flip: mirror half of the images left to right.
+        num_held_out: images kept from training (at most a tenth).
+        seed: of initial weights, order, flips, k-means and revival.
+        log_every, checkpoint_every: steps between journal points, and between checkpoints.
+        num_workers: threads that read images ahead; 0 suits data sets that lie in memory.
+    """
+    if attempt.world_size > 1:
+        raise ConfigError(
+            f"resources.train_tokenizer.ranks: found {attempt.world_size}; this stage runs in one process; set it to 1"
+        )
+    images = dataset.build()
+    if len(images) < 2:
+        raise DataError(f"dataset: found {len(images)} images; training a tokenizer needs at least 2")
+    recipe = Recipe(
+        num_train_steps=num_train_steps,
+        batch_size=batch_size,
+        seed=seed,
+        lr=lr,
+        warmup_steps=warmup_steps,
+        continuous_steps=min(round(continuous_share * num_train_steps), num_train_steps - 1),
+        commitment_weight=commitment_weight,
+        edge_weight=edge_weight,
+        codebook_decay=codebook_decay,
+        revive_every=revive_every,
+        flip=flip,
+    )
+    train_ids, held_ids = held_out_ids(seed, len(images), num_held_out)
+    facts = {"in_channels": int(images[0].image.shape[2])}
+    network = _build(tokenizer, seed, facts).to(attempt.device)
+    trainer = Trainer(network, recipe)
+    held_BCHW = to_signed(stack(images, held_ids.tolist())[0]).to(attempt.device)
+    training = TrainingImages(images, train_ids, recipe, num_workers)
+    _train(attempt, trainer, training, held_BCHW, log_every, checkpoint_every)
+    scores = held_out_scores(network.eval(), held_BCHW)
+    attempt.log({f"held_out_{name}": value for name, value in scores.items()}, step=trainer.step)
+    attempt.headline("held_out_psnr", scores["psnr"], {"images": len(held_BCHW), "split": "held out of training"})
+    _write(attempt, tokenizer, network, facts, scores, held_BCHW)
+
+
+def _build(spec: TokenizerSpec, seed: int, facts: dict[str, Any]) -> vq.Tokenizer:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = spec.build(**facts)
+    if not isinstance(network, vq.Tokenizer):
+        raise ConfigError(
+            f"tokenizer.name: found {spec.name}; train_tokenizer trains [vq]; use it as it is, or take vq"
+        )
+    return network
+
+
+def _train(
+    attempt: Attempt,
+    trainer: Trainer,
+    training: TrainingImages,
+    held_BCHW: torch.Tensor,
+    log_every: int,
+    checkpoint_every: int,
+) -> None:
+    recipe, own = trainer.recipe, attempt.checkpoints / "trainer.pt"
+    found = next((p for p in (own, *(c / "trainer.pt" for c in attempt.earlier_checkpoints())) if p.is_file()), None)
+    if found is not None:
+        trainer.restore(found)
+        attempt.resumed_at(trainer.step)
+    progress = attempt.progress(recipe.num_train_steps, unit="step", label="training tokenizer")
+    progress.start_at(trainer.step)
+    since, seen = time.monotonic(), trainer.step
+    for pixels_BCHW in training.since(trainer.step):
+        losses = trainer.train_step(to_signed(pixels_BCHW.to(attempt.device)))
+        progress.update()
+        last = trainer.step == recipe.num_train_steps
+        if trainer.step % log_every == 0 or last:
+            now = time.monotonic()
+            rate = (trainer.step - seen) * recipe.batch_size / max(now - since, 1e-9)
+            since, seen = now, trainer.step
+            point = {name: float(value) for name, value in losses.items()}
+            attempt.log({**point, "lr": trainer.optimizer.param_groups[0]["lr"], "images_per_s": rate}, trainer.step)
+        if trainer.step % (8 * log_every) == 0 and not last and trainer.step >= recipe.continuous_steps:
+            scores = held_out_scores(trainer.tokenizer, held_BCHW)
+            attempt.log({f"held_out_{name}": value for name, value in scores.items()}, step=trainer.step)
+        stopping = attempt.should_stop and not last
+        if trainer.step % checkpoint_every == 0 or stopping or last:
+            attempt.publish(own, trainer.save)
+            attempt.forget_earlier_checkpoints()
+        if stopping:
+            attempt.stop()
+    progress.close()
+
+
+@torch.no_grad()
+def _write(
+    attempt: Attempt,
+    spec: TokenizerSpec,
+    network: vq.Tokenizer,
+    facts: dict[str, Any],
+    scores: dict[str, float],
+    held_BCHW: torch.Tensor,
+) -> None:
+    weights = {name: value.cpu().contiguous() for name, value in network.state_dict().items()}
+    attempt.publish(attempt.files / "weights.safetensors", lambda path: save_tensors(path, weights, {}))
+    write_json(attempt.files / "tokenizer.json", describe(spec, facts))
+    write_json(attempt.files / "scores.json", {"held_out": scores})
+    shown = held_BCHW[:32]
+    made = network.decode(network.encode(shown))
+    pictures = [to_uint8(to_unit(x)).cpu() for x in (shown, made)]
+    rows = [list(half) for start in range(0, len(shown), 16) for half in (p[start : start + 16] for p in pictures)]
+    picture = picture_grid(rows, scale=max(1, 56 // shown.shape[-1]))
+    attempt.publish(attempt.files / "reconstructions.png", lambda path: _save_picture(path, picture))
+    attempt.show(attempt.files / "reconstructions.png")
+    attempt.fact(
+        codebook_size=network.codebook_size,
+        downsample_factor=network.downsample_factor,
+        image_size=list(held_BCHW.shape[2:]),
+        **facts,
+    )
+
+
+def _save_picture(path: Path, picture: np.ndarray) -> None:
+    Image.fromarray(picture[:, :, 0] if picture.shape[2] == 1 else picture).save(path, format="PNG")

@@ -1,0 +1,144 @@
+"""A small vector-quantising tokenizer for data sets that have no published one.
+
+Van den Oord et al. 2017 (VQ-VAE, https://arxiv.org/abs/1711.00937), shaped for little compute: no layer works at
+full resolution, strided convolutions go down and sub-pixel convolutions (Shi et al. 2016,
+https://arxiv.org/abs/1609.05158) come up. Trained by the stage `train_tokenizer`.
+
+B batch, C image channels, H W image height and width, h w token grid, N = B*h*w latents, K codebook, D code width.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, NamedTuple
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from maskgit_core.errors import DataError
+from maskgit_core.hints import Derived, Range
+
+
+class Reconstruction(NamedTuple):
+    """What a training step needs of one forward pass."""
+
+    images_BCHW: Tensor  # about [-1, 1], not clamped
+    tokens_Bhw: Tensor  # int64 in [0, K)
+    latents_ND: Tensor  # before quantisation, with gradient
+    codes_ND: Tensor  # the codebook vectors chosen for them, without gradient
+
+
+class Tokenizer(nn.Module):
+    """Convolutional encoder, nearest codebook vector, convolutional decoder; for images of any size that
+    `downsample_factor` divides.
+
+    Args:
+        in_channels: channels of the images, 1 or 3; found from the data set.
+        codebook_size: number of codebook vectors, K.
+        code_dim: width of a codebook vector, D.
+        downsample_factor: pixels per token along one side.
+        width: channels at the finest grid; doubled with each halving, at most `max_width`.
+        num_blocks: residual blocks per grid, in the encoder and in the decoder.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: Derived[int] = 3,
+        codebook_size: Annotated[int, Range(2, 65536)] = 256,
+        code_dim: Annotated[int, Range(1, 1024)] = 16,
+        downsample_factor: Literal[2, 4, 8, 16] = 4,
+        width: Annotated[int, Range(8, 1024)] = 32,
+        max_width: Annotated[int, Range(8, 2048)] = 256,
+        num_blocks: Annotated[int, Range(0, 16)] = 1,
+    ) -> None:
+        super().__init__()
+        self.in_channels, self.codebook_size, self.downsample_factor = in_channels, codebook_size, downsample_factor
+        widths = [min(width * 2**i, max_width) for i in range(downsample_factor.bit_length() - 1)]
+        down: list[nn.Module] = []
+        for before, after in zip([in_channels, *widths], widths, strict=False):
+            down += [nn.Conv2d(before, after, 4, stride=2, padding=1), *(Block(after) for _ in range(num_blocks))]
+        self.encoder = nn.Sequential(*down, _norm(widths[-1]), nn.SiLU(), nn.Conv2d(widths[-1], code_dim, 1))
+        up: list[nn.Module] = [nn.Conv2d(code_dim, widths[-1], 3, padding=1)]
+        for here, finer in zip(widths[::-1], [*widths[-2::-1], in_channels], strict=True):
+            up += [*(Block(here) for _ in range(num_blocks)), _norm(here), nn.SiLU()]
+            up += [nn.Conv2d(here, 4 * finer, 3, padding=1), nn.PixelShuffle(2)]
+        self.decoder = nn.Sequential(*up)
+        self.register_buffer("codebook", torch.randn(codebook_size, code_dim))
+        self.codebook: Tensor
+
+    def encode(self, images_BCHW: Tensor) -> Tensor:
+        """Images (B, C, H, W) in [-1, 1] to tokens (B, h, w), int64 in [0, K).
+
+        Raises:
+            DataError: H or W is not a multiple of `downsample_factor`, or C is neither 1 nor `in_channels`.
+        """
+        latents_BDhw = self.encoder(self._fit(images_BCHW))
+        tokens_N = self.nearest(rearrange(latents_BDhw, "b d h w -> (b h w) d"))
+        return tokens_N.view(latents_BDhw.shape[0], *latents_BDhw.shape[2:])
+
+    def decode(self, tokens_Bhw: Tensor) -> Tensor:
+        """Tokens (B, h, w) to images (B, C, H, W), about [-1, 1], not clamped."""
+        images_BCHW: Tensor = self.decoder(rearrange(self.codebook[tokens_Bhw], "b h w d -> b d h w"))
+        return images_BCHW
+
+    def forward(self, images_BCHW: Tensor, quantised: bool = True) -> Reconstruction:
+        """One training pass; gradients reach the encoder straight through the quantisation.
+
+        With `quantised=False` the decoder sees the latents themselves (a plain autoencoder; tokens are all 0).
+        """
+        latents_BDhw = self.encoder(self._fit(images_BCHW))
+        b, _, h, w = latents_BDhw.shape
+        latents_ND = rearrange(latents_BDhw, "b d h w -> (b h w) d")
+        if not quantised:
+            tokens_Bhw = torch.zeros(b, h, w, dtype=torch.long, device=latents_ND.device)
+            return Reconstruction(self.decoder(latents_BDhw), tokens_Bhw, latents_ND, latents_ND.detach())
+        tokens_N = self.nearest(latents_ND.detach())
+        codes_ND = self.codebook[tokens_N]
+        through_ND = latents_ND + (codes_ND - latents_ND).detach()
+        images = self.decoder(rearrange(through_ND, "(b h w) d -> b d h w", b=b, h=h, w=w))
+        return Reconstruction(images, tokens_N.view(b, h, w), latents_ND, codes_ND)
+
+    def nearest(self, latents_ND: Tensor) -> Tensor:
+        """Index of the nearest codebook vector (Euclidean; the lower index where two are equally near)."""
+        # |z - e|^2 without the term |z|^2, which is the same for every code
+        scores_NK = torch.addmm(self.codebook.square().sum(1), latents_ND, self.codebook.T, alpha=-2)
+        return scores_NK.argmin(1)
+
+    def _fit(self, images_BCHW: Tensor) -> Tensor:
+        channels, height, width = images_BCHW.shape[1:]
+        if height % self.downsample_factor or width % self.downsample_factor:
+            raise DataError(
+                f"image size: found {height}x{width}; tokenizer vq with downsample_factor {self.downsample_factor} "
+                "takes multiples of it; choose another dataset.image_size or tokenizer.downsample_factor"
+            )
+        if channels == 1 < self.in_channels:
+            return images_BCHW.expand(-1, self.in_channels, -1, -1)
+        if channels != self.in_channels:
+            raise DataError(
+                f"image channels: found {channels}; this tokenizer takes {self.in_channels}; "
+                "train a tokenizer on this data set"
+            )
+        return images_BCHW
+
+
+class Block(nn.Module):
+    """Pre-activation residual block of two 3x3 convolutions."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            _norm(width),
+            nn.SiLU(),
+            nn.Conv2d(width, width, 3, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(width, width, 3, padding=1),
+        )
+
+    def forward(self, x_BDhw: Tensor) -> Tensor:
+        out: Tensor = x_BDhw + self.body(x_BDhw)
+        return out
+
+
+def _norm(width: int) -> nn.Module:
+    return nn.GroupNorm(max(g for g in (1, 2, 4, 8) if width % g == 0), width)
