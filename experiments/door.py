@@ -173,7 +173,9 @@ class Door:
     ) -> StepRequest:
         stage = node["stage"]
         blocks = [key for key in dict.fromkeys((stage, name)) if config.get(key) is not None]
-        top = [p for p in signature.params if p in config and p not in RESERVED and p not in kinds and p != stage]
+        # An artifact never stands in the config: `model` at the top is the model to train, not the trained one.
+        settable = [p.name for p in signature.params.values() if p.kind is None or "spec" in p.forms()]
+        top = [p for p in settable if p in config and p not in RESERVED and p not in kinds and p != stage]
         used = {k: config[k] for k in (*blocks, *top)}
         resources = {k: v for k, v in (config.get("resources") or {}).items() if k in (stage, name)}
         memo = json.dumps([name, node, kinds, used, resources], sort_keys=True, default=str)
