@@ -64,6 +64,11 @@ def _unseen(line: Mapping[str, Any], seen: set[tuple[str, int]]) -> list[Point]:
     return found
 
 
-def journaled_metrics(journals: Sequence[Path]) -> set[str]:
-    """Names of all metrics in these journals."""
-    return {metric for path in journals for line in read_lines(path)[0] for metric in line.get("metrics", {})}
+def last_points(journals: Sequence[Path]) -> dict[str, Point]:
+    """The shipped point of each metric at its highest step."""
+    last: dict[str, Point] = {}
+    for batch in first_points(journals, {}):
+        for point in batch.points:
+            if point.metric not in last or point.step >= last[point.metric].step:
+                last[point.metric] = point
+    return last

@@ -9,6 +9,7 @@ from typing import Any
 
 from experiments.atomic import read_json
 from experiments.journal import Point
+from experiments.scores import read_scores
 
 #: Outputs up to this size are uploaded when a stage asked to show them; everything else is a reference.
 MAX_UPLOAD_BYTES = 8 * 1024 * 1024
@@ -123,8 +124,9 @@ def results(folder: Path, manifest: Mapping[str, Any] | None) -> tuple[Point, ..
     """The headline metric and, of an evaluation, its other scores; at step 0 with the time the step finished."""
     if manifest is None:
         return ()
-    found = dict(scores(files_of(folder, manifest)))
-    if headline := manifest.get("headline"):
+    headline = manifest.get("headline")
+    found = {score.key: score.value for score in read_scores(files_of(folder, manifest), headline)}
+    if headline:
         found[str(headline["name"])] = float(headline["value"])
     return tuple(Point(name, 0, value, milliseconds(manifest["time"])) for name, value in sorted(found.items()))
 
@@ -132,12 +134,6 @@ def results(folder: Path, manifest: Mapping[str, Any] | None) -> tuple[Point, ..
 def files_of(folder: Path, manifest: Mapping[str, Any]) -> Path:
     """Where the outputs of a finished attempt lie, also after it was set aside."""
     return folder / "attempts" / f"{int(manifest['attempt']):04d}" / "files"
-
-
-def scores(files: Path) -> dict[str, float]:
-    """The numbers of a step's `scores.json`: `{"metrics": {name: number}, ...}`; empty where there is none."""
-    metrics = (read_json(files / "scores.json") or {}).get("metrics") or {}
-    return {str(k): float(v) for k, v in metrics.items() if isinstance(v, int | float) and not isinstance(v, bool)}
 
 
 def uploads(folder: Path, manifest: Mapping[str, Any] | None) -> tuple[tuple[Path, str], ...]:

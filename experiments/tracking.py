@@ -20,7 +20,7 @@ from typing import Any
 from experiments.atomic import read_json, write_json
 from experiments.claims import Claim, JobAlive
 from experiments.journal import Point
-from experiments.points import first_points, journaled_metrics
+from experiments.points import first_points, last_points
 from experiments.shipping import Run, read_runs
 from experiments.tracking_address import ShipReport, embedded_lock, knock, resolve_uri, told, without_password
 from maskgit_core.errors import TrackingError
@@ -216,12 +216,12 @@ class Window:
     def _results(self, run: Run, run_id: str, experiment: str) -> None:
         if not run.results:
             return
-        journaled = journaled_metrics(run.journals)
-        points = [p for p in run.results if p.metric not in journaled]
+        journaled = last_points(run.journals)  # a score that was also logged is that point, not one more
+        points = [journaled.get(p.metric, p) for p in run.results]
         self.client.log_batch(run_id, metrics=[_metric(p) for p in points])
         for fingerprint in run.scored_models:
             if (model_id := self._model_id(fingerprint, experiment)) is not None:
-                self.client.log_batch(run_id, metrics=[_metric(p, model_id) for p in run.results])
+                self.client.log_batch(run_id, metrics=[_metric(p, model_id) for p in points])
 
     def _model_id(self, fingerprint: str, experiment: str) -> str | None:
         found = self.client.search_logged_models(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,6 +19,7 @@ from experiments.attempt import Attempt
 from experiments.journal import Point, read_points
 from experiments.plots import curve_figure, panels, rendered
 from experiments.schema import Input
+from experiments.scores import Score, read_scores
 from maskgit_core.hints import Kind
 
 VERSION = 1
@@ -64,12 +65,14 @@ def _scores(inputs: Sequence[Input]) -> html.Markup | None:
     """Every number with the step it comes from and the protocol it was measured under."""
     rows = []
     for item in inputs:
-        for name, value in _numbers(item):
-            rows.append([_label(item), name, f"{value:.5g}", _protocol_name(item)])
+        for score in _read(item):
+            count = "" if score.num_images is None else str(score.num_images)
+            rows.append([_label(item), score.name, score.of, f"{score.value:.5g}", count, score.protocol])
     if not rows:
         return None
-    note = html.tag("p", "Numbers are comparable where their protocols are the same.", class_="note")
-    return html.join(html.tag("h2", "Scores"), html.table(["step", "score", "value", "protocol"], rows, [2]), note)
+    header = ["step", "score", "of", "value", "images", "protocol"]
+    note = html.tag("p", "Comparable are numbers of one protocol over equally many images.", class_="note")
+    return html.join(html.tag("h2", "Scores"), html.table(header, rows, [3, 4]), note)
 
 
 def _pictures(attempt: Attempt, inputs: Sequence[Input]) -> html.Markup | None:
@@ -119,12 +122,14 @@ def _results(points: Sequence[Point]) -> list[Point]:
 
 
 def _protocols(inputs: Sequence[Input]) -> html.Markup | None:
-    found = []
+    found: dict[str, html.Markup] = {}
     for item in inputs:
-        protocol = _protocol(item)
-        if protocol:
-            found += [html.tag("h3", f"{_label(item)}: {_protocol_name(item)}"), html.definitions(_flat(protocol))]
-    return html.join(html.tag("h2", "Protocols"), found) if found else None
+        for score in _read(item):
+            heading = f"{_label(item)}: {score.name} of {score.of}"
+            shown = _flat(score.details)
+            if shown:
+                found.setdefault(heading, html.folded(f"{heading}: {score.protocol}", html.definitions(shown)))
+    return html.join(html.tag("h2", "Protocols"), list(found.values())) if found else None
 
 
 def _configs(inputs: Sequence[Input]) -> html.Markup | None:
@@ -157,29 +162,8 @@ def _manifest(item: Input) -> Mapping[str, Any]:
     return read_json(item.folder / "manifest.json") or {}
 
 
-def _scores_file(item: Input) -> Mapping[str, Any]:
-    found = read_json(Path(item.files) / "scores.json")
-    return found if isinstance(found, Mapping) else {}
-
-
-def _numbers(item: Input) -> Iterator[tuple[str, float]]:
-    """The headline first, then every other number of `scores.json`."""
-    headline = _manifest(item).get("headline") or {}
-    if headline:
-        yield str(headline["name"]), float(headline["value"])
-    written = _scores_file(item)
-    for name, value in _flat(written.get("metrics", {})).items():
-        if isinstance(value, int | float) and not isinstance(value, bool) and name != headline.get("name"):
-            yield name, float(value)
-
-
-def _protocol(item: Input) -> Mapping[str, Any]:
-    stated = _scores_file(item).get("protocol") or (_manifest(item).get("headline") or {}).get("protocol") or {}
-    return stated if isinstance(stated, Mapping) else {"name": stated}
-
-
-def _protocol_name(item: Input) -> str:
-    return str(_protocol(item).get("name", ""))
+def _read(item: Input) -> list[Score]:
+    return read_scores(Path(item.files), _manifest(item).get("headline"))
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -5,7 +5,7 @@ import re
 from html.parser import HTMLParser
 
 import pytest
-from tracked_store import TrackedStore, lines
+from tracked_store import TrackedStore, lines, write_scores
 
 from experiments import html
 from experiments.atomic import write_json
@@ -52,7 +52,7 @@ def made(tmp_path, name="evaluate", evil="fine"):
     own = store.attempt(scores)
     (own / "files" / "grid.png").write_bytes(PNG)
     protocol = {"name": evil, "reference": evil, "num_samples": 5}
-    write_json(own / "files" / "scores.json", {"metrics": {"fd": 2.5, evil: 1.0}, "protocol": protocol})
+    write_scores(own / "files", evil, protocol, **{"fd": 2.5, evil: 1.0})
     store.done(scores, headline={"name": "fd", "value": 2.5, "protocol": protocol}, shown=["grid.png"])
     inputs = []
     for entry, folder in zip(store.steps, (model, scores), strict=True):

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tracked_store import T0, TrackedStore, lines
+from tracked_store import T0, TrackedStore, lines, write_scores
 
 from experiments import tracking
 from experiments.atomic import write_json
@@ -67,7 +67,7 @@ def trained(store: TrackedStore, name="train", params=None, **config) -> Path:
 def evaluated(store: TrackedStore, needs, name="evaluate", value=2.5, params=None) -> Path:
     folder = store.step(name, "evaluate", "scores", {"n": 5, "v": value}, needs, params)
     own = store.attempt(folder)
-    write_json(own / "files" / "scores.json", {"metrics": {"fid": value, "accuracy": 0.8}})
+    write_scores(own / "files", "p", {"n": 5}, fid=value, accuracy=0.8)
     store.done(folder, headline={"name": "fid", "value": value, "protocol": {"name": "p", "n": 5}})
     return folder
 

@@ -70,3 +70,12 @@ def lines(path: Path, points, start_ms: int | None = None, resumed_at: int | Non
         for step, metrics in points:
             clock += 1
             file.write(json.dumps({"step": step, "time": clock, "metrics": metrics}) + "\n")
+
+
+def write_scores(files: Path, protocol_name: str, protocol: dict, num_images: int = 5, **scores: float) -> None:
+    """`scores.json` as the evaluation stages write it."""
+    rows = [
+        {"name": name, "of": "samples", "value": value, "num_images": num_images, "protocol": protocol_name}
+        for name, value in scores.items()
+    ]
+    write_json(files / "scores.json", {"scores": rows, "protocols": {protocol_name: protocol}})
