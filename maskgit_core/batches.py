@@ -107,7 +107,9 @@ class Order:
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         low, high = rank_slice(self.batch_size, self.rank, self.world_size)
-        ahead = max(1, LOOK_AHEAD // (high - low))
+        # Each epoch has its own permutation, so with few samples the look-ahead is held to a few epochs.
+        few_epochs = 8 * self.num_samples // (self.batch_size * self.step)
+        ahead = max(1, min(LOOK_AHEAD // (high - low), few_epochs))
         batch = self.skip
         while True:
             starts = self.start + self.batch_size * (batch + self.step * np.arange(ahead, dtype=np.int64)) + low
