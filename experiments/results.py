@@ -6,7 +6,7 @@ import math
 import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -108,8 +108,12 @@ def collect(store: Path, kinds: Sequence[str] = KINDS, experiment: str | None = 
         steps = {s["fingerprint"]: s for s in record["steps"]}
         for entry in record["steps"]:
             key = f"{record['experiment']}/{entry['fingerprint']}"
-            if entry["kind"] in kinds and key not in found and (result := _result(store, record, entry, steps)):
+            if entry["kind"] not in kinds:
+                continue
+            if key not in found and (result := _result(store, record, entry, steps)):
                 found[key] = result
+            elif key in found and len(entry.get("params") or {}) < len(found[key].params):
+                found[key] = replace(found[key], params=dict(entry.get("params") or {}))  # also run on its own
     return list(found.values())
 
 

@@ -1,0 +1,55 @@
+"""`maskgit table`: a paper's table, published beside reproduced."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+HELP = "a paper's table: published numbers beside yours"
+EPILOG = """\
+Tables are described in conf/table/ (or DIR/table/ with --config-dir DIR). A cell that no finished run fills is named
+with the command that would fill it; numbers of unlike protocols are refused.
+examples:
+  maskgit table                               the tables there are
+  maskgit table quickstart
+  maskgit table maskgit_imagenet256 --format tex -o table1.tex
+"""
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Name, `--format`, `--output`, `--store`, `--config-dir`."""
+    parser.add_argument("name", nargs="?", help="a file of conf/table/")
+    parser.add_argument("--format", choices=["md", "tex", "csv", "html", "json"], default="md", help="default md")
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write here instead of printing")
+    parser.add_argument("--store", type=Path, help="the store (default: MASKGIT_STORE or ./runs)")
+    parser.add_argument(
+        "--config-dir", action="append", default=[], metavar="DIR", help="a folder with tables of your own"
+    )
+
+
+def main(args: argparse.Namespace) -> int:
+    """Prints or writes the table; says on standard error how many cells are missing."""
+    from experiments.atomic import write_bytes
+    from experiments.commands._request import config_dirs
+    from experiments.find import default_store
+    from experiments.table_formats import FORMATS
+    from experiments.tables import fill, missing, read_table, table_names
+
+    places = config_dirs(args)
+    if args.name is None:
+        for name in table_names(places):
+            print(f"  {name:<32} {read_table(name, places).title}")
+        return 0
+    store = args.store.expanduser().absolute() if args.store else default_store()
+    filled = fill(read_table(args.name, places), store)
+    text = FORMATS[args.format](filled)
+    if args.output:
+        write_bytes(args.output, text.encode())
+        print(f"wrote {args.output}")
+    else:
+        print(text, end="")
+    absent = missing(filled)
+    if absent and args.format in ("csv", "json", "tex"):
+        print(f"{len(absent)} cells are missing:", *absent, sep="\n  ", file=sys.stderr)
+    return 0
