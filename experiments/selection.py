@@ -9,7 +9,7 @@ from typing import Any
 
 from experiments import queue_hint
 from experiments.artifacts import Status, status
-from experiments.atomic import read_json
+from experiments.atomic import read_json, write_json
 from experiments.find import find_steps
 from experiments.prepare import pipelines
 from experiments.values import unknown_name
@@ -53,8 +53,8 @@ def records(store: Path) -> list[dict[str, Any]]:
     return [record for record in found if record]
 
 
-def select(text: str, store: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """The steps that `text` names, and the uids of the executions meant as a whole or in part.
+def select(text: str, store: Path) -> tuple[list[dict[str, Any]], list[str], bool]:
+    """The steps that `text` names, the uids of the executions meant, and whether these are meant as a whole.
 
     Args:
         text: an experiment, a run's uid, `experiment/step`, `experiment/<row of status>`, a step, a fingerprint.
@@ -66,7 +66,7 @@ def select(text: str, store: Path) -> tuple[list[dict[str, Any]], list[str]]:
     whole = [r for r in known if text in (r["experiment"], r["uid"])]
     if whole:
         entries = {step["fingerprint"]: step for record in reversed(whole) for step in record["steps"]}
-        return list(entries.values()), [record["uid"] for record in whole]
+        return list(entries.values()), [record["uid"] for record in whole], True
     head, _, tail = text.rpartition("/")
     if head and tail.isdigit():
         steps = next((r["steps"] for r in known if head in (r["experiment"], r["uid"])), None)
@@ -84,31 +84,42 @@ def select(text: str, store: Path) -> tuple[list[dict[str, Any]], list[str]]:
         for record in known
         if record["experiment"] in experiments and prints & {s["fingerprint"] for s in record["steps"]}
     ]
-    return [dict(step) for step in found], uids
+    return [dict(step) for step in found], uids, False
 
 
-def needed_elsewhere(
-    chosen: Sequence[StepNow], uids: Sequence[str], store: Path, cache: dict[str, StepNow]
-) -> dict[str, str]:
-    """fingerprint -> the run that still counts on it: one that is not meant, and has live steps after it."""
-    prints = {step.fingerprint for step in chosen}
+def needed_elsewhere(chosen: Sequence[StepNow], uids: Sequence[str], store: Path) -> dict[str, str]:
+    """fingerprint -> the run that counts on it: one that is not meant here, nor cancelled, nor older than its job.
+
+    A run that was there before a step was submitted anew lost it with the job that it had waited for; it gets hold of
+    the new one by being run again.
+    """
+    since = {}
+    for step in chosen:
+        note = queue_hint.submitted(step.folder)
+        since[step.fingerprint] = str(note["pipeline"]) if note is not None else ""
     found: dict[str, str] = {}
     for record in records(store):
-        if record["uid"] in uids:
+        uid = record["uid"]
+        if uid in uids or record["settings"]["launcher"].get("name") in ("local", "inline") or is_cancelled(store, uid):
             continue
-        shared = prints & {step["fingerprint"] for step in record["steps"]}
-        if not shared:
-            continue
-        after: dict[str, set[str]] = {}  # step -> the shared steps it comes after
         for entry in record["steps"]:
-            own = entry["fingerprint"]
-            after[own] = {need for need in entry["needs"] if need in shared}.union(
-                *(after.get(need, set()) for need in entry["needs"])
-            )
-            if not after[own] or own in prints:
-                continue
-            step = cache.setdefault(own, look(entry, store))
-            if step.is_live:
-                for need in after[own]:
-                    found.setdefault(need, f"{record['experiment']} ({record['uid']}) of {record['user']}")
+            pipeline = since.get(entry["fingerprint"])
+            if pipeline and (uid == pipeline or _time(uid) > _time(pipeline)):
+                found.setdefault(entry["fingerprint"], f"{record['experiment']} ({uid}) of {record['user']}")
     return found
+
+
+def _time(uid: str) -> str:
+    """The part of a run's uid that says when it began."""
+    return uid.rpartition("-")[0]
+
+
+def mark_cancelled(store: Path, uids: Sequence[str]) -> None:
+    """Notes that these executions were cancelled as a whole: they count on nothing any more."""
+    for uid in uids:
+        write_json(store / "pipelines" / "cancelled" / f"{uid}.json", {"uid": uid}, durable=False)
+
+
+def is_cancelled(store: Path, uid: str) -> bool:
+    """True where `mark_cancelled` was told of this execution."""
+    return (store / "pipelines" / "cancelled" / f"{uid}.json").exists()

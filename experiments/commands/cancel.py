@@ -34,20 +34,22 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     """Marks the steps, takes their jobs out of the queue, and lists what was left alone."""
     from experiments.find import default_store
-    from experiments.selection import StepNow, look, needed_elsewhere, select
+    from experiments.selection import look, mark_cancelled, needed_elsewhere, select
     from experiments.submission import submission_lock
 
     store = args.store.expanduser().absolute() if args.store else default_store()
     entries: dict[str, dict[str, Any]] = {}
     uids: list[str] = []
+    whole: list[str] = []
     for text in args.what:
-        found, runs = select(text, store)
+        found, runs, is_whole = select(text, store)
         entries |= {entry["fingerprint"]: entry for entry in found}
         uids += runs
+        whole += runs if is_whole else []
     with submission_lock(store):
-        seen: dict[str, StepNow] = {key: look(entry, store) for key, entry in entries.items()}
-        live = [step for step in seen.values() if step.is_live]
-        kept = {} if args.force else needed_elsewhere(live, uids, store, dict(seen))
+        mark_cancelled(store, whole)
+        live = [step for step in (look(entry, store) for entry in entries.values()) if step.is_live]
+        kept = {} if args.force else needed_elsewhere(live, uids, store)
         mine, left = [], []
         for step in live:
             if step.user not in (None, getpass.getuser()):

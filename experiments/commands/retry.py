@@ -29,11 +29,10 @@ def main(args: argparse.Namespace) -> int:
     from maskgit_core.errors import ConfigError
 
     store = args.store.expanduser().absolute() if args.store else default_store()
-    entries, uids = select(args.what, store)
+    entries, uids, whole = select(args.what, store)
     record = next((r for r in records(store) if r["uid"] in uids), None)
     if record is None:
         raise ConfigError(f"{args.what}: no run of it is recorded in {store}; start it with maskgit run")
-    whole = args.what in (record["experiment"], record["uid"])
     print(f"again: {record['command']}")
     again = argparse.Namespace(
         overrides=[*record["overrides"], f"paths.store={store}", *args.overrides],
