@@ -24,7 +24,7 @@ from maskgit_core.encoding import Encoder
 from maskgit_core.errors import DataError
 from maskgit_core.shard_format import Layout
 from maskgit_core.shard_turns import ShardTurns
-from maskgit_core.shard_writer import Samples, read_index, shard_name, write_json, write_shard
+from maskgit_core.shard_writer import Samples, index_shard, read_index, shard_name, write_json, write_shard
 from maskgit_core.variants import Views
 
 POLL_S = 0.5
@@ -163,6 +163,8 @@ class CacheMaker:
             self.clock.total_s += time.perf_counter() - started
         if self.unreadable:
             raise self._unreadable_error()
+        for leftover in self.folder.glob(".shard-*"):  # of killed processes; nobody needs them now
+            leftover.unlink(missing_ok=True)
         return True
 
     def _samples_done(self, missing: Sequence[int]) -> int:
@@ -215,7 +217,7 @@ class CacheMaker:
         """Batches in order, the next two already being decoded."""
         ahead: collections.deque[tuple[_Shard, list[Future[Any]]]] = collections.deque()
         for number in turns.available():
-            if number in self._given_up:
+            if number in self._given_up or self._only_lacks_index(number):
                 turns.release(number)
                 continue
             shard = _Shard(number, *self._range(number))
@@ -225,6 +227,14 @@ class CacheMaker:
                 while len(ahead) > 2:
                     yield ahead.popleft()
         yield from ahead
+
+    def _only_lacks_index(self, number: int) -> bool:
+        """Whether the shard is there (a process died right after publishing it); then makes its index."""
+        path = self.folder / shard_name(number)
+        if not path.exists() or not (self.folder / LAYOUT).exists():
+            return False
+        index_shard(path, Layout.from_json(json.loads((self.folder / LAYOUT).read_text())))
+        return True
 
     def _decode(self, index: int) -> Any:
         try:
@@ -292,11 +302,12 @@ class CacheMaker:
             None if latents is None else tuple(map(int, latents.shape[2:])),  # type: ignore[arg-type]
         )
         boxes = np.stack(shard.boxes) if layout.boxes else None
+        # The layout comes before the first shard, so that no shard ever lacks it.
+        if not (self.folder / LAYOUT).exists():
+            write_json(self.folder / LAYOUT, layout.to_json())
         write_shard(
             self.folder, shard.number, layout, Samples(shard.keys, np.array(shard.labels), tokens, boxes, latents)
         )
-        if not (self.folder / LAYOUT).exists():
-            write_json(self.folder / LAYOUT, layout.to_json())
 
 
 def finished_indexes(folder: Path, num_shards: int) -> tuple[Layout, list[dict[str, Any]]]:

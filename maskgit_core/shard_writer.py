@@ -89,6 +89,9 @@ def publish(path: Path, write: Callable[[Path], object], *, replace: bool = True
         else:
             _link(temporary, path)
         _sync(path.parent)
+    except FileNotFoundError as error:
+        if replace or not path.exists():  # else the shard was finished by others and its leftovers swept away
+            raise DataError(f"{path}: the folder vanished while this was written; run again") from error
     except OSError as error:
         reason = _DISK_REASONS.get(error.errno or 0, f"cannot be written ({error.strerror or error})")
         raise DataError(f"{path}: {reason}") from error
