@@ -8,6 +8,7 @@ import socket
 import time
 import uuid
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -33,10 +34,14 @@ def prepare(graph: Graph, planned: Sequence[PlannedStep], store: Store, *, uid: 
         ArtifactError: the store cannot be written; names the folder and the remedy.
     """
     uid = uid or new_uid()
-    for step in planned:
-        if step.action in ("run", "check", "queued"):
-            write_request(step.node, graph, store)
-            write_launch(step.node, graph, uid)
+    pending = [step.node for step in planned if step.action in ("run", "check")]
+
+    def write(node: Node) -> None:
+        write_request(node, graph, store)
+        write_launch(node, graph, uid)
+
+    with ThreadPoolExecutor(16) as pool:  # the time goes into syncing to disk, which many can share
+        list(pool.map(write, pending))
     link_experiment(graph, store)
     write_json(store.root / "pipelines" / f"{uid}.json", pipeline_record(graph, planned, store, uid))
     return uid
