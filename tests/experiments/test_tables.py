@@ -121,7 +121,7 @@ def test_runs_that_differ_in_more_than_seeds_are_not_averaged(tmp_path, store):
     evaluation(store, scale=2)
     evaluation(store, scale=3)
     (text,) = missing(filled(tmp_path, store, rows=rows))
-    assert "2 runs match and differ in sampler.scale; narrow run.where" in text
+    assert "2 runs match and differ in sampler.scale, train.for; narrow run.where" in text
 
 
 def test_the_plain_experiment_goes_before_points_of_a_sweep(tmp_path, store):
