@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.atomic import read_json
-from experiments.run_facts import files_of, step_params
+from experiments.run_facts import effective_config, files_of
 from experiments.scores import Score, read_scores
 from experiments.values import suggestion
 from maskgit_core.errors import ConfigError
@@ -124,20 +124,7 @@ def _result(
     manifest = read_json(folder / "manifest.json")
     if manifest is None:
         return None
-    config: dict[str, str] = {}
-    upstream, queue = [], [entry["fingerprint"]]
-    seen: set[str] = set()
-    while queue:  # nearest first: a step's own value wins over one from further up
-        print_ = queue.pop(0)
-        if print_ in seen or print_ not in steps:
-            continue
-        seen.add(print_)
-        step = steps[print_]
-        if step is not entry:
-            upstream.append(store / step["folder"])
-        request = read_json(store / step["folder"] / "request.json") or {}
-        config = {**step_params(step, request), **config}
-        queue += step.get("needs") or ()
+    config, upstream = effective_config(store, steps, entry)
     start = read_json(folder / "attempts" / f"{int(manifest['attempt']):04d}" / "start.json") or {}
     origin = start.get("pipeline") or record["uid"]
     return Result(

@@ -108,6 +108,28 @@ def step_params(entry: Mapping[str, Any], request: Mapping[str, Any]) -> dict[st
     return flat
 
 
+def effective_config(
+    store: Path, steps: Mapping[str, Mapping[str, Any]], entry: Mapping[str, Any]
+) -> tuple[dict[str, str], list[Path]]:
+    """Config of a step and of everything it was made from, and the folders of the latter, nearest first.
+
+    Args:
+        steps: the execution's entries by fingerprint. A step's own value wins over one from further up.
+    """
+    config: dict[str, str] = {}
+    upstream, queue, seen = [], [entry["fingerprint"]], set()
+    while queue:
+        step = steps.get(queue.pop(0))
+        if step is None or step["fingerprint"] in seen:
+            continue
+        seen.add(step["fingerprint"])
+        if step is not entry:
+            upstream.append(store / step["folder"])
+        config = {**step_params(step, read_json(store / step["folder"] / "request.json") or {}), **config}
+        queue += step.get("needs") or ()
+    return config, upstream
+
+
 def _flatten(prefix: str, value: Any, into: dict[str, str]) -> None:
     if isinstance(value, Mapping):
         for key, inner in value.items():

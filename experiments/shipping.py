@@ -144,7 +144,7 @@ def _step_run(store: Path, record: Mapping[str, Any], entry: Mapping[str, Any], 
         end_ms=milliseconds(record["time"]) if RUN_STATUS[state] in FINAL else None,
         parent=record["uid"],
         tags=run_facts.step_tags(store, record, entry, state, mine, manifest, request),
-        params=run_facts.step_params(entry, request),
+        params=_params(store, record, entry, request),
         results=run_facts.results(folder, manifest),
     )
     if not mine:
@@ -160,6 +160,15 @@ def _step_run(store: Path, record: Mapping[str, Any], entry: Mapping[str, Any], 
         model=run_facts.model(folder, entry, manifest),
         scored_models=run_facts.models_upstream(record, entry) if entry["kind"] == "scores" else (),
     )
+
+
+def _params(
+    store: Path, record: Mapping[str, Any], entry: Mapping[str, Any], request: Mapping[str, Any]
+) -> dict[str, str]:
+    """A step's config; an evaluation also carries that of all upstream: `train.lr` beside the score."""
+    if entry["kind"] not in ("scores", "tokenizer_scores"):
+        return run_facts.step_params(entry, request)
+    return run_facts.effective_config(store, {s["fingerprint"]: s for s in record["steps"]}, entry)[0]
 
 
 def _step_state(record: Mapping[str, Any], known: Status, tried: Sequence[Path], mine: Sequence[Path]) -> str:

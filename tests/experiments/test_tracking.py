@@ -73,8 +73,8 @@ def evaluated(store: TrackedStore, needs, name="evaluate", value=2.5, params=Non
 
 
 def test_a_pipeline_becomes_a_parent_with_its_steps_and_their_lineage(store):
-    trained(store, params={"train.lr": 0.1}, seed=4)
-    evaluated(store, [store.steps[0]["fingerprint"]], params={"train.lr": 0.1})
+    trained(store, params={"train.warmup": 5}, seed=4)
+    evaluated(store, [store.steps[0]["fingerprint"]], params={"train.warmup": 5})
     report = ship(store.root)
     assert (report.runs, report.points, report.problems) == (3, 30, [])
     parent = next(r for r in runs(store.root) if r.data.tags["stage"] == "pipeline")
@@ -82,12 +82,14 @@ def test_a_pipeline_becomes_a_parent_with_its_steps_and_their_lineage(store):
     assert {train.data.tags["mlflow.parentRunId"], evaluate.data.tags["mlflow.parentRunId"]} == {parent.info.run_id}
     assert {r.info.status for r in (parent, train, evaluate)} == {"FINISHED"}
     tags = train.data.tags
-    assert (tags["stage"], tags["experiment"], tags["seed"], tags["item"]) == ("train", "toy", "4", "train.lr=0.1")
+    assert (tags["stage"], tags["experiment"], tags["seed"], tags["item"]) == ("train", "toy", "4", "train.warmup=5")
     assert tags["commit"] == "c" * 40 and tags["fingerprint"] == store.steps[0]["fingerprint"]
     assert evaluate.data.tags["upstream"] == f"{store.uid}/train"
-    assert evaluate.data.params["train.lr"] == "0.1"  # the sweep's value from upstream, beside its score
+    carried = evaluate.data.params  # the sweep's value and the config from upstream, beside the score
+    assert (carried["train.warmup"], carried["train.lr"], carried["model.dim"]) == ("5", "0.1", "8")
     assert evaluate.data.metrics == {"fid": 2.5, "accuracy": 0.8}
-    assert train.data.params == {"train.lr": "0.1", "model.name": "tiny", "model.dim": "8", "train.seed": "4"}
+    own = {"train.lr": "0.1", "model.name": "tiny", "model.dim": "8", "train.seed": "4", "train.warmup": "5"}
+    assert train.data.params == own
     (dataset,) = train.inputs.dataset_inputs
     assert (dataset.dataset.name, dataset.tags[0].value) == ("photos", "training")
     assert train.info.start_time == int((T0 + 10) * 1000) and train.info.end_time == int((T0 + 100) * 1000)
