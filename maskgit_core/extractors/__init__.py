@@ -1,15 +1,21 @@
 """Feature networks: one file each, class `Extractor`.
 
 Contract: `forward(images_BCHW uint8) -> features_BD float32`, `feature_dim`, `weights_sha256`, and `preprocessing`,
-plain data that says how pixels reach the network; a protocol is only complete with both.
+plain data that says how pixels reach the network; a protocol is only complete with both. `distance_name` is what a
+Fréchet distance over these features is called (`fid` for FID's own network alone). An extractor with more to give than
+pooled features names them in `outputs` and has `all_outputs(images_BCHW) -> dict[str, Tensor]`.
 """
 
 from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from maskgit_core.errors import WeightsError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def sha256_of(path: Path) -> str:
@@ -26,3 +32,30 @@ def sha256_of(path: Path) -> str:
     except OSError as error:
         raise WeightsError(f"{path}: cannot be read ({error.strerror}); put the weights file there") from error
     return hashed.hexdigest()
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a `.safetensors` file or of a `.pth` that holds nothing but tensors; no code in it is run.
+
+    Raises:
+        WeightsError: the file is missing, damaged, or holds something else.
+    """
+    import pickle
+
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    remedy = "fetch it again or give the file in the published layout"
+    try:
+        if Path(path).suffix == ".safetensors":
+            return load_file(path)
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise WeightsError(f"{path}: there is no such file; put the weights there") from None
+    except (OSError, RuntimeError, SafetensorError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
+        reason = str(error).strip().split(".")[0].split("\n")[0]
+        raise WeightsError(f"{path}: cannot be read as weights ({reason}); {remedy}") from error
+    if not isinstance(found, dict) or not all(isinstance(value, torch.Tensor) for value in found.values()):
+        raise WeightsError(f"{path}: holds something else than named tensors; {remedy}")
+    return dict(found)
