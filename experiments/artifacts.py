@@ -132,6 +132,12 @@ def status(folder: Path, job_alive: JobAlive | None = None) -> Status:
     return Status("waiting" if (folder / "request.json").exists() else "absent", 0)
 
 
+def last_end(folder: Path) -> dict[str, Any]:
+    """How the newest attempt ended, as it said itself; empty where it could not say."""
+    tried = attempts(folder)
+    return (read_json(tried[-1] / "end.json") if tried else None) or {}
+
+
 def new_attempt(folder: Path) -> int:
     """Makes the next attempt's folder exclusively; its number is the fencing token."""
     while True:

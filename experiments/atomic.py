@@ -23,6 +23,7 @@ def explain(error: OSError, path: Path) -> ArtifactError:
         errno.EACCES: "no permission to write here; set paths.store to a folder you can write to",
         errno.EPERM: "not permitted to write here; set paths.store to a folder you can write to",
         errno.ENOTDIR: "a part of this path is a file, not a folder; set paths.store to another folder",
+        errno.EEXIST: "is a file, not a folder; set paths.store to another folder",
     }
     return ArtifactError(f"{path}: {reasons.get(error.errno or 0, f'cannot be written ({error.strerror})')}")
 

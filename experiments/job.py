@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 failed, 2 the request cannot be met (one line says why), 7
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import importlib
 import os
@@ -15,7 +16,7 @@ import time
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from experiments import provenance
 from experiments.artifacts import attempts, check_outputs, finish, list_outputs, manifest_digest, new_attempt
@@ -59,18 +60,18 @@ class Job:
             request, launch = read_request(self.folder)
             sys.path.extend(p for p in launch.get("python_path") or () if p not in sys.path)
             if (self.folder / "cancelled").exists():
-                print(f"{self.folder.name}: was cancelled; nothing to do", flush=True)
+                say(f"{self.folder.name}: was cancelled; nothing to do", sys.stdout)
                 return STOPPED
             inputs = load_inputs(self.store, request, launch)
             digests = input_manifests(inputs)
             if is_current(self.folder, digests):
-                print(f"{self.folder.name}: already done", flush=True)
+                say(f"{self.folder.name}: already done", sys.stdout)
                 return DONE
             number = self._begin(digests)
             if number is None:
                 return DONE
         except MaskgitError as error:
-            print(f"error: {error}", file=sys.stderr, flush=True)
+            say(f"error: {error}")
             self._note_refusal(error)
             return REFUSED
         except Stopped as stopped:
@@ -93,7 +94,7 @@ class Job:
             if self.stop.is_set():
                 raise Stopped(self.stop.wants_requeue)
             if not said:
-                print(f"{self.folder.name}: waiting for {owner.where()}, which is running it", flush=True)
+                say(f"{self.folder.name}: waiting for {owner.where()}, which is running it", sys.stdout)
                 said = True
             time.sleep(0.5)
         if is_current(self.folder, inputs):
@@ -116,7 +117,7 @@ class Job:
         try:
             attempt = Attempt(self.folder, number, rank=self.rank, world_size=self.world_size, stop=self.stop)
         except OSError as error:
-            print(f"error: {explain(error, self.folder)}", file=sys.stderr, flush=True)
+            say(f"error: {explain(error, self.folder)}")
             return REFUSED
         try:
             return self._execute(attempt, request, launch, inputs, digests)
@@ -138,25 +139,22 @@ class Job:
                 attempt, "stopped", "asked to stop; state saved", CONTINUE if stopped.requeue else STOPPED
             )
         except SupersededError as error:
-            print(f"error: {error}", file=sys.stderr, flush=True)
+            say(f"error: {error}")
             return FAILED
         except MaskgitError as error:
-            print(f"error: {error}", file=sys.stderr, flush=True)
+            say(f"error: {error}")
             return self._ended(attempt, "failed", str(error), REFUSED)
         except KeyboardInterrupt:
             return self._ended(attempt, "stopped", "interrupted", STOPPED)
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-                return self._crashed(attempt, error)
-            told = explain(error, Path(error.filename or self.folder))
-            print(f"error: {told}", file=sys.stderr, flush=True)
-            return self._ended(attempt, "failed", str(told), REFUSED)
         except Exception as error:
             return self._crashed(attempt, error)
 
     def _crashed(self, attempt: Attempt, error: Exception) -> int:
+        if (told := disk_trouble(error, self.folder)) is not None:
+            say(f"error: {told}")
+            return self._ended(attempt, "failed", str(told), REFUSED)
         trace = traceback.format_exc()
-        print(trace, file=sys.stderr, flush=True)
+        say(trace)
         return self._ended(attempt, "failed", _one_line(error), FAILED, trace)
 
     def _write_start(self, attempt: Attempt, launch: Mapping[str, Any], started: float) -> None:
@@ -231,7 +229,7 @@ class Job:
             try:
                 write_json(attempt.own / name, end)
             except ArtifactError as error:  # a full disk must not hide why the stage ended
-                print(f"warning: {error}", file=sys.stderr, flush=True)
+                say(f"warning: {error}")
         return code
 
     def _note_refusal(self, error: MaskgitError) -> None:
@@ -255,6 +253,27 @@ def retire(folder: Path, manifest: Mapping[str, Any]) -> None:
         shutil.rmtree(target, ignore_errors=True)
         (folder / "parts").rename(target)
     (folder / "files").unlink(missing_ok=True)
+
+
+def say(text: str, stream: TextIO | None = None) -> None:
+    """Prints to the log; a log on a full disk must not change how the step ends."""
+    with contextlib.suppress(OSError):
+        print(text, file=stream or sys.stderr, flush=True)
+
+
+def disk_trouble(error: BaseException, folder: Path) -> ArtifactError | None:
+    """The one-line form of an error whose cause is a full or read-only disk; None for any other.
+
+    Libraries wrap or swallow the error number (torch says "iostream error"), so the chain and the texts are looked at.
+    """
+    told: BaseException | None = error
+    while told is not None:
+        if isinstance(told, OSError) and told.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            return explain(told, Path(told.filename or folder))
+        if any(text in str(told) for text in ("iostream error", "PytorchStreamWriter", "No space left on device")):
+            return explain(OSError(errno.ENOSPC, "No space left on device"), folder)
+        told = told.__cause__ or told.__context__
+    return None
 
 
 def _one_line(error: BaseException) -> str:

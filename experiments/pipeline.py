@@ -123,8 +123,19 @@ def _resolved(start: dict[str, Any], values: Mapping[str, Any], cache: dict[int,
     return config
 
 
-def build(arguments: Sequence[str], config_dirs: Sequence[Path] = (), digest: Digest | None = None) -> Graph:
+def build(
+    arguments: Sequence[str],
+    config_dirs: Sequence[Path] = (),
+    digest: Digest | None = None,
+    check: Callable[[Mapping[str, Any]], object] | None = None,
+) -> Graph:
     """The graph of `maskgit run ARGUMENTS`.
+
+    Args:
+        arguments: `key=value` as typed.
+        config_dirs: folders with config groups besides our own.
+        digest: of outside content; None: files are read (and their hashes remembered in the store).
+        check: is shown the settings before anything outside is read; raises what is wrong with them.
 
     Raises:
         ConfigError, DataError, WeightsError: whatever is wrong with the request, before anything is written.
@@ -138,6 +149,8 @@ def build(arguments: Sequence[str], config_dirs: Sequence[Path] = (), digest: Di
 
         digest = Outside(store.root)
     requests = [door.steps(config) for config in resolved]
+    if check is not None:
+        check(settings)
     nodes, items = _Builder(store, digest).build(points, requests)
     asked = configs.parse(arguments, config_dirs)
     return Graph(

@@ -213,8 +213,10 @@ class _Table:
         """Keeps the table if it changed; a cache that cannot be written only costs time."""
         if self._path is None or self._seen == self._known:
             return
+        temporary = self._path.with_name(f".{self._path.name}.{uuid.uuid4().hex[:8]}")
         with contextlib.suppress(OSError):
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = self._path.with_name(f".{self._path.name}.{uuid.uuid4().hex[:8]}")
             temporary.write_text(json.dumps({"version": _VERSION, "files": self._seen}))
             os.replace(temporary, self._path)
+        with contextlib.suppress(OSError):
+            temporary.unlink()

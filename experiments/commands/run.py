@@ -39,8 +39,8 @@ def main(args: argparse.Namespace) -> int:
     from experiments.submission import restricted
 
     only = getattr(args, "only", None)  # set by `maskgit retry STEP`
-    graph = build(args.overrides, config_dirs(args))
-    launcher = load_launcher(graph.settings.get("launcher"))
+    graph = build(args.overrides, config_dirs(args), check=lambda settings: load_launcher(settings["launcher"]))
+    launcher = load_launcher(graph.settings["launcher"])
     store = store_of(graph)
     if hasattr(launcher, "submit"):
         from experiments.submission import submit
@@ -122,8 +122,8 @@ def report(todo: Sequence[Any], outcomes: Mapping[str, Any]) -> int:
             if head:
                 print(f"  {call.name}: {head['name']} = {number(head['value'])}")
         elif outcome.state == "failed":
-            code = max(code, 2 if outcome.exit_code == 2 else 1) if code != 1 else 1
-            _print_failure(call, outcome)
+            refused = _print_failure(call, outcome)
+            code = 2 if refused and code != 1 else 1
         elif outcome.state == "stopped":
             code = code or 130
     blocked = [c.name for c in todo if outcomes[c.key].state == "blocked"]
@@ -134,16 +134,24 @@ def report(todo: Sequence[Any], outcomes: Mapping[str, Any]) -> int:
     return code
 
 
-def _print_failure(call: Any, outcome: Any) -> None:
+def _print_failure(call: Any, outcome: Any) -> bool:
+    """Prints why a step failed; True where the request cannot be met and one line says what to do."""
+    from experiments.artifacts import last_end
+
     lines = call.log.read_text(errors="replace").splitlines() if call.log.exists() else []
     told = [line for line in lines if line.startswith("error: ")]
-    if outcome.exit_code == 2 and told:
+    if "No space left" in outcome.message or (outcome.exit_code == 2 and not told):
+        # The log itself could not be written.
+        reason = last_end(Path(call.args[0])).get("reason") or f"{call.log.parent}: the disk is full; free some space"
+        told = [f"error: {reason}"]
+    if told and (outcome.exit_code == 2 or "No space left" in outcome.message):
         print(f"{told[-1]} (step {call.name})", file=sys.stderr)
-        return
+        return True
     print(coloured(f"step {call.name} failed: {outcome.message}", "red"), file=sys.stderr)
     for line in lines[-8:]:
         print(f"    {line}", file=sys.stderr)
     print(f"    log: {call.log}", file=sys.stderr)
+    return False
 
 
 class _Teller:
