@@ -150,7 +150,7 @@ class Decoder:
         asked = len(features_MD)
         if asked < MIN_ROWS:
             features_MD = torch.cat([features_MD, features_MD.new_zeros(MIN_ROWS - asked, features_MD.shape[1])])
-        return self.model.head(features_MD)[:asked].float()
+        return self.model.logits(features_MD)[:asked].float()
 
     # -- reveals -----------------------------------------------------------------------------------------------------
     def reveal(self, newly_BL: torch.Tensor, drawn_BL: torch.Tensor) -> None:

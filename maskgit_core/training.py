@@ -1,7 +1,7 @@
 """The training loop in small functions, on accelerate: one step, its meters, its state.
 
 Nothing in a step waits for the device: losses are summed where they are made and read at log intervals only. Every
-random choice is a function of the seed and the sample's or step's number, so a state is complete without any generator's.
+random choice is a function of the seed and the sample's or step's number, so a state needs no generator's.
 
 Shapes: B samples of this process, L tokens, M tokens in the loss, K codebook.
 """
@@ -41,7 +41,7 @@ class TokenLoss(nn.Module):
     def forward(self, batch: MaskedBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """(loss, sums): this process's part of the global mean loss, and what the meters add up: (2 + 2 * buckets,)."""
         features_BLD = self.model.features(batch.inputs_BL, batch.labels_B)
-        logits_MK = self.model.head(features_BLD.flatten(0, 1).index_select(0, batch.places_M))
+        logits_MK = self.model.logits(features_BLD.flatten(0, 1).index_select(0, batch.places_M))
         losses_M = token_cross_entropy(logits_MK, batch.targets_M, self.label_smoothing)
         loss = weighted_mean(losses_M, batch.weights_M, batch.total_weight)
         with torch.no_grad():
@@ -140,11 +140,15 @@ class Trainer:
 
     def weights(self) -> dict[str, dict[str, torch.Tensor]]:
         """The weights to publish: `model` (the moving average where there is one) and `raw`, in CPU memory."""
-        raw = {name: value.detach().cpu() for name, value in self.model.state_dict().items()}
+        raw = {name: value.detach().to("cpu", copy=True) for name, value in self.model.state_dict().items()}
         if self.ema is None:
             return {"model": raw}
-        averaged = {name: value.detach().cpu() for name, value in self.ema.averages.items()}
-        return {"model": {**raw, **averaged}, "raw": raw}
+        averaged = dict(raw)
+        # a tied parameter has several names and one average
+        first = {id(parameter): name for name, parameter in self.parameters.items()}
+        for name, parameter in self.model.named_parameters(remove_duplicate=False):
+            averaged[name] = self.ema.averages[first[id(parameter)]].to("cpu", copy=True)
+        return {"model": averaged, "raw": raw}
 
 
 class Meters:

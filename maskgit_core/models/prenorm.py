@@ -54,7 +54,7 @@ class Model(nn.Module):
     Args:
         codebook_size: K. num_tokens: L. num_classes: None for an unconditional model.
         dim: width D. num_layers: blocks. num_heads: must divide dim. mlp_dim: width of the MLP; None for 4 D.
-        dropout: on embeddings, attention and both branches while training.
+        dropout: on token embeddings, attention and both branches while training.
     """
 
     def __init__(
@@ -84,32 +84,32 @@ class Model(nn.Module):
         self.blocks = nn.ModuleList(blocks)
         self.classifier = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, codebook_size))
         self.apply(_initialised)
-        nn.init.trunc_normal_(self.pos_emb, std=0.02)
+        nn.init.normal_(self.pos_emb, std=0.02)
 
     def features(self, tokens_BL: torch.Tensor, labels_B: torch.Tensor | None = None) -> torch.Tensor:
-        """What `head` turns into logits: (B, L, D). `labels_B=None` means no class."""
+        """What `logits` reads: (B, L, D). `labels_B=None` means no class."""
         x_BLD = self.token_emb(tokens_BL) + self.pos_emb[:, : tokens_BL.shape[1]]
+        x_BLD = F.dropout(x_BLD, self.dropout, self.training)
         if self.num_classes is not None:
             if labels_B is None:
                 labels_B = torch.full_like(tokens_BL[:, 0], self.num_classes)
             x_BLD = torch.cat([self.class_emb(labels_B)[:, None], x_BLD], dim=1)
-        x_BLD = F.dropout(x_BLD, self.dropout, self.training)
         for block in self.blocks:
             x_BLD = block(x_BLD)
         return x_BLD[:, -tokens_BL.shape[1] :]
 
-    def head(self, features: torch.Tensor) -> torch.Tensor:
+    def logits(self, features: torch.Tensor) -> torch.Tensor:
         """Logits (..., K) of features (..., D); each token by itself, so only those needed need be passed."""
         return self.classifier(features)
 
     def forward(self, tokens_BL: torch.Tensor, labels_B: torch.Tensor | None = None) -> torch.Tensor:
         """Logits (B, L, K) for token ids in [0, K], where K is the mask."""
-        return self.head(self.features(tokens_BL, labels_B))
+        return self.logits(self.features(tokens_BL, labels_B))
 
 
 def _initialised(module: nn.Module) -> None:
-    """Weights from a normal of 0.02 cut at two of its deviations, biases zero, norms one (BERT)."""
+    """Weights from a normal of deviation 0.02, biases zero, norms one (BERT)."""
     if isinstance(module, nn.Linear | nn.Embedding):
-        nn.init.trunc_normal_(module.weight, std=0.02, a=-0.04, b=0.04)
+        nn.init.normal_(module.weight, std=0.02)
     if isinstance(module, nn.Linear) and module.bias is not None:
         nn.init.zeros_(module.bias)

@@ -1,0 +1,130 @@
+"""MaskGIT's own transformer (Chang et al. 2022): a post-LayerNorm BERT with a tied head, as released for ImageNet.
+
+Tokens, classes and the mask share one vocabulary of K + classes + 1 entries: token k is k, class c is K + c and stands
+in front of the image tokens at a position of its own, the mask is the last entry. Logits are cut to the first K. Names
+and shapes are those of the PyTorch port of the released weights (`{"state_dict": ...}`). The release has 16 heads (the
+paper's text says 8), LayerNorm with epsilon 1e-12 and, being JAX, the tanh form of GELU; `gelu: erf` gives the port's
+arithmetic, whose logits differ by a few 1e-4.
+
+The released model knows no label dropping: label `num_classes` puts the mask in front, which only a model trained here
+with label drop has learnt.
+
+Shapes: B batch, L tokens, K codebook, D width, H heads.
+"""
+
+from typing import Annotated, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from maskgit_core.errors import ConfigError
+from maskgit_core.hints import Derived, Range
+
+EPSILON = 1e-12
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with biases; the parameter names of `torch.nn.MultiheadAttention`."""
+
+    def __init__(self, dim: int, num_heads: int, dropout: float) -> None:
+        super().__init__()
+        self.num_heads, self.dropout = num_heads, dropout
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * dim, dim))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * dim))
+        self.out_proj = nn.Linear(dim, dim)
+
+    def forward(self, x_BLD: torch.Tensor) -> torch.Tensor:
+        qkv = F.linear(x_BLD, self.in_proj_weight, self.in_proj_bias)
+        q, k, v = qkv.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        rate = self.dropout if self.training else 0.0
+        out_BHLd = F.scaled_dot_product_attention(q, k, v, dropout_p=rate)
+        mixed_BLD: torch.Tensor = self.out_proj(out_BHLd.transpose(1, 2).flatten(2))
+        return mixed_BLD
+
+
+class Block(nn.Module):
+    """LN(x + attention(x)), then LN(x + MLP(x))."""
+
+    def __init__(self, dim: int, num_heads: int, mlp_dim: int, dropout: float, gelu: str) -> None:
+        super().__init__()
+        self.dropout = dropout
+        self.MultiHeadAttention = Attention(dim, num_heads, dropout)
+        self.AttentionLN = nn.LayerNorm(dim, eps=EPSILON)
+        self.MlpLN = nn.LayerNorm(dim, eps=EPSILON)
+        self.MLP = nn.Sequential(nn.Linear(dim, mlp_dim), nn.GELU(gelu), nn.Linear(mlp_dim, dim))
+
+    def forward(self, x_BLD: torch.Tensor) -> torch.Tensor:
+        mixed_BLD = F.dropout(self.MultiHeadAttention(x_BLD), self.dropout, self.training)
+        x_BLD = self.AttentionLN(x_BLD + mixed_BLD)
+        mixed_BLD = F.dropout(self.MLP(x_BLD), self.dropout, self.training)
+        out_BLD: torch.Tensor = self.MlpLN(x_BLD + mixed_BLD)
+        return out_BLD
+
+
+class Model(nn.Module):
+    """Masked token transformer with post-LayerNorm and a tied head.
+
+    Args:
+        codebook_size: K. num_tokens: L. num_classes: None for an unconditional model (nothing stands in front).
+        dim: width D. num_layers: blocks. num_heads: must divide dim. mlp_dim: width of the MLP; None for 4 D.
+        dropout: on embeddings, attention and both branches while training.
+        gelu: `tanh` as in the JAX release, or `erf`.
+    """
+
+    def __init__(
+        self,
+        *,
+        codebook_size: Derived[int],
+        num_tokens: Derived[int],
+        num_classes: Derived[int | None] = None,
+        dim: Annotated[int, Range(8, 8192)] = 768,
+        num_layers: Annotated[int, Range(1, 128)] = 24,
+        num_heads: Annotated[int, Range(1, 128)] = 16,
+        mlp_dim: Annotated[int | None, Range(1, 32768)] = None,
+        dropout: Annotated[float, Range(0.0, 0.9)] = 0.1,
+        gelu: Literal["tanh", "erf"] = "tanh",
+    ) -> None:
+        super().__init__()
+        if dim % num_heads:
+            raise ConfigError(f"model.num_heads: {num_heads} heads do not divide dim {dim}; give a divisor of dim")
+        self.codebook_size, self.num_tokens, self.num_classes = codebook_size, num_tokens, num_classes
+        self.null_label = num_classes
+        vocabulary = codebook_size + (num_classes or 0) + 1
+        self.mask_token_id = vocabulary - 1
+        self.dropout = dropout
+        form = "tanh" if gelu == "tanh" else "none"
+        self.tok_emb = nn.Embedding(vocabulary, dim)
+        self.pos_emb = nn.Parameter(torch.zeros(num_tokens + (num_classes is not None), dim))
+        blocks = (Block(dim, num_heads, mlp_dim or 4 * dim, dropout, form) for _ in range(num_layers))
+        self.blocks = nn.ModuleList(blocks)
+        self.Token_Prediction = nn.Sequential(nn.Linear(dim, dim), nn.GELU(form), nn.LayerNorm(dim, eps=EPSILON))
+        self.bias = nn.Parameter(torch.zeros(vocabulary))
+        self.emb_ln = nn.LayerNorm(dim, eps=EPSILON)
+        for name, parameter in self.named_parameters():
+            if parameter.dim() == 2:
+                nn.init.trunc_normal_(parameter, std=0.02, a=-0.04, b=0.04)
+            elif name.endswith("bias"):
+                nn.init.zeros_(parameter)
+
+    def features(self, tokens_BL: torch.Tensor, labels_B: torch.Tensor | None = None) -> torch.Tensor:
+        """What `logits` reads: (B, L, D). `labels_B=None` means no class."""
+        ids_BL = tokens_BL
+        if self.num_classes is not None:
+            if labels_B is None:
+                labels_B = torch.full_like(tokens_BL[:, 0], self.num_classes)
+            ids_BL = torch.cat([(self.codebook_size + labels_B)[:, None], tokens_BL], dim=1)
+        x_BLD = self.emb_ln(self.tok_emb(ids_BL) + self.pos_emb[: ids_BL.shape[1]])
+        x_BLD = F.dropout(x_BLD, self.dropout, self.training)
+        for block in self.blocks:
+            x_BLD = block(x_BLD)
+        return x_BLD[:, -tokens_BL.shape[1] :]
+
+    def logits(self, features: torch.Tensor) -> torch.Tensor:
+        """Logits (..., K) of features (..., D); each token by itself, so only those needed need be passed."""
+        size = self.codebook_size
+        return F.linear(self.Token_Prediction(features), self.tok_emb.weight[:size], self.bias[:size])
+
+    def forward(self, tokens_BL: torch.Tensor, labels_B: torch.Tensor | None = None) -> torch.Tensor:
+        """Logits (B, L, K) for token ids in [0, K) or `mask_token_id`."""
+        return self.logits(self.features(tokens_BL, labels_B))
