@@ -45,8 +45,9 @@ def group_names(group: str, config_dirs: Sequence[Path] = ()) -> list[str]:
 
 
 def groups(config_dirs: Sequence[Path] = ()) -> list[str]:
-    """The config groups there are."""
-    return sorted({p.name for place in (CONF, *config_dirs) if place.is_dir() for p in place.iterdir() if p.is_dir()})
+    """The config groups there are; sweeps, stages and tables are read by their own code, not composed."""
+    found = {p.name for place in (CONF, *config_dirs) if place.is_dir() for p in place.iterdir() if p.is_dir()}
+    return sorted(found - {"sweep", "stage", "table"})
 
 
 def check_choice(group: str, name: str, config_dirs: Sequence[Path] = ()) -> None:
