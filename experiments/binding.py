@@ -64,7 +64,7 @@ def arguments(
     """The keyword arguments of the stage's `run`: specs, inputs and plain values."""
     signature = read_stage(request["module"], request["stage"])
     outside = {**launch.get("content", {}), **launch.get("weights", {}), **launch.get("execution", {})}
-    built = {}
+    built: dict[str, Any] = {}
     for name, param in signature.params.items():
         if "derived" in param.marks:
             continue

@@ -185,8 +185,8 @@ def _marked(param: Param, mark: ast.expr, module: str) -> Param:
     values = [_literal(a, module) for a in mark.args]
     named = {k.arg: _literal(k.value, module) for k in mark.keywords}
     if mark.func.id == "Range":
-        bounds = {**dict(zip(("low", "high", "low_open"), values, strict=False)), **named}
-        return replace(param, **bounds)
+        bounds: dict[str, Any] = dict(zip(("low", "high", "low_open"), values, strict=False))
+        return replace(param, **bounds, **{str(k): v for k, v in named.items()})
     if mark.func.id == "Neutral":
         return replace(param, neutral=values[0] if values else named["value"])
     if mark.func.id == "Kind":

@@ -9,8 +9,20 @@ import yaml
 from conftest import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-FIXED = {"torch", "torchvision", "hydra-core", "submitit", "mlflow", "accelerate", "einops", "webdataset", "torchmetrics",
-         "huggingface_hub"}  # fmt: skip
+FIXED = set(
+    [
+        "torch",
+        "torchvision",
+        "hydra-core",
+        "submitit",
+        "mlflow",
+        "accelerate",
+        "einops",
+        "webdataset",
+        "torchmetrics",
+        "huggingface_hub",
+    ]
+)
 
 
 def test_environment_yml_lists_what_pyproject_lists() -> None:

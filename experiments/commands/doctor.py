@@ -108,9 +108,9 @@ def _tracking(graph: Any, root: Path) -> str:
     uri = (graph.settings.get("tracking") or {}).get("uri")
     if uri is None:
         return f"embedded SQLite at {root / 'mlflow.db'}"
-    from experiments.tracking import ping
+    from experiments.tracking_address import knock
 
-    ping(uri)
+    knock(uri)
     return f"{uri} answers"
 
 
