@@ -9,20 +9,18 @@ import yaml
 from conftest import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-FIXED = set(
-    [
-        "torch",
-        "torchvision",
-        "hydra-core",
-        "submitit",
-        "mlflow",
-        "accelerate",
-        "einops",
-        "webdataset",
-        "torchmetrics",
-        "huggingface_hub",
-    ]
-)
+FIXED = {
+    "torch",
+    "torchvision",
+    "hydra-core",
+    "submitit",
+    "mlflow",
+    "accelerate",
+    "einops",
+    "webdataset",
+    "torchmetrics",
+    "huggingface_hub",
+}
 
 
 def test_environment_yml_lists_what_pyproject_lists() -> None:
