@@ -192,7 +192,7 @@ def read_usage(text: str) -> dict[str, Usage]:
             continue
         job, _, step = fields[0].partition(".")
         if step:
-            steps.setdefault(job, []).append((_megabytes(fields[8]) or 0.0, _seconds(fields[6])))
+            steps.setdefault(job, []).append((_megabytes(fields[8]) or 0.0, clock_seconds(fields[6])))
             continue
         limit = float(fields[5]) * 60 if fields[5].isdigit() else None
         found[job] = Usage(
@@ -202,7 +202,7 @@ def read_usage(text: str) -> dict[str, Usage]:
             node=fields[3],
             seconds=float(fields[4] or 0),
             limit_seconds=limit,
-            cpu_seconds=_seconds(fields[6]),
+            cpu_seconds=clock_seconds(fields[6]),
             cpus=int(fields[7] or 0),
             max_rss_mb=None,
             mem_mb=_megabytes(fields[9]),
@@ -215,7 +215,7 @@ def read_usage(text: str) -> dict[str, Usage]:
     return found
 
 
-def _seconds(text: str) -> float:
+def clock_seconds(text: str) -> float:
     """[days-][hours:]minutes:seconds -> seconds."""
     days, _, clock = text.rpartition("-")
     total = 0.0

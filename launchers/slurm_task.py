@@ -21,7 +21,7 @@ from typing import Any
 from launchers.calls import CONTINUE, STOPPED, describe_exit, rank_log, rank_variables, resolve
 from launchers.entry import LIFELINE
 from launchers.files import read_json, write_json
-from launchers.slurm_queue import call_tool
+from launchers.slurm_queue import call_tool, clock_seconds
 from maskgit_core.errors import LaunchError
 
 _WAIT_FOR_END_S = 3600.0  # how long a rank that has saved waits for SLURM to end it
@@ -148,8 +148,7 @@ class Task:
             return CONTINUE  # the next link of the chain starts because this one did not end well
         if self.rank == 0:
             for _ in range(_REQUEUE_TRIES):
-                shown = self._shown_job()
-                if "JobState=CANCELLED" in shown:
+                if not may_requeue(self._shown_job()):
                     print("cancelled: not requeued", flush=True)
                     return STOPPED[1]
                 done = call_tool(["scontrol", "requeue", self.job])
@@ -230,6 +229,20 @@ class Task:
         }
         with contextlib.suppress(OSError):  # a full disk must not change how the job ends
             write_json(self._end_path(position), note)
+
+
+def may_requeue(shown: str) -> bool:
+    """False where somebody ends the job; judged by what `scontrol show job` says of it.
+
+    A job that is being ended shows as COMPLETING, whoever ends it; at its time limit it may go on nevertheless.
+    """
+    fields = dict(part.partition("=")[::2] for part in shown.split())
+    if fields.get("JobState", "RUNNING") in ("RUNNING", "SUSPENDED", "STOPPED", "SIGNALING"):
+        return True
+    limit = fields.get("TimeLimit", "UNLIMITED")
+    if fields.get("JobState") == "TIMEOUT":
+        return True
+    return limit[:1].isdigit() and clock_seconds(fields.get("RunTime", "0")) >= clock_seconds(limit)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""Drills on a real SLURM: whatever happens on the way, results equal an undisturbed run's; no job is lost or doubled."""
+"""Drills on a real SLURM: whatever happens, results equal an undisturbed run's and no job is lost or doubled."""
 
 from __future__ import annotations
 
@@ -103,10 +103,12 @@ def test_a_killed_process_fails_its_step_and_is_continued(cluster, store, on_slu
     assert len(list((folder / "attempts").iterdir())) == 2
 
 
-def test_the_whole_step_killed_by_slurm(cluster, store, on_slurm: Run, undisturbed) -> None:
-    jobs = jobs_in(on_slurm("experiment=chain", *SLOW).stdout)
-    running(store)
-    tool("scancel", "--signal=KILL", jobs["numbers"])
+def test_the_supervisor_killed_takes_its_process_along(cluster, store, on_slurm: Run, undisturbed) -> None:
+    on_slurm("experiment=chain", *SLOW)
+    folder = running(store)
+    pid = owner_pid(folder)
+    supervisor = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    os.kill(supervisor, signal.SIGKILL)
     cluster.idle()
     assert states(store) == {"numbers": "killed", "total": "blocked"}
     on_slurm("experiment=chain", *SLOW[:1])
