@@ -14,6 +14,16 @@ from typing import Any
 from maskgit_core.errors import ArtifactError
 
 
+def _read_umask() -> int:
+    """The process's umask; it can only be read by setting it."""
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
+
+
+_UMASK = _read_umask()
+
+
 def explain(error: OSError, path: Path) -> ArtifactError:
     """One line for the disk errors a user can mend: full, read-only, no permission."""
     reasons = {
@@ -61,6 +71,9 @@ def publish(path: Path, write: Callable[[Path], object], *, durable: bool = True
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
+        if temporary.is_file():
+            # Some libraries make private files (0600); a store may be shared by a group, so the umask decides.
+            temporary.chmod(0o666 & ~_UMASK)
         if durable:
             sync(temporary)
         os.replace(temporary, path)

@@ -300,3 +300,16 @@ def test_an_input_that_vanished_is_refused_when_the_job_starts(store: Path, caps
     prepare(graph, Planner(graph).plan(), store_of(graph))
     assert Job(folder(store, "total")).run() == 2
     assert "the input numbers is not finished" in capsys.readouterr().err
+
+
+def test_published_files_are_readable_by_the_group(store: Path) -> None:
+    step = Attempt(store / "numbers" / "shared-00000000", 1)
+
+    def private(path: Path) -> None:
+        path.write_text("1")
+        path.chmod(0o600)
+
+    step.publish(step.files / "x.json", private)
+    mask = os.umask(0o022)
+    os.umask(mask)
+    assert (step.files / "x.json").stat().st_mode & 0o777 == 0o666 & ~mask
