@@ -1,0 +1,198 @@
+"""Every transformer in `maskgit_core/models/` (found by listing the folder), and the published layouts and logits.
+
+The reference logits were made by running the named implementations once on the weights of `made_weights.py`:
+official: hmorimitsu/maskgit-torch 40c45116 (its GELU is erf; for the tanh rows it was set to tanh), prenorm:
+xyfJASON/maskgit-pytorch ca5c7c39, halton: valeoai/Halton-MaskGIT f61b0a13; torch 2.14, CPU, float32.
+"""
+
+import hashlib
+import importlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from made_weights import fill, made_inputs
+
+import maskgit_core.models
+from maskgit_core.checkpoints import load_strictly
+from maskgit_core.errors import ConfigError, WeightsError
+
+NAMES = sorted(p.stem for p in Path(maskgit_core.models.__path__[0]).glob("*.py") if p.stem != "__init__")
+SMALL = {"dim": 64, "num_layers": 2, "num_heads": 4}
+FACTS = {"codebook_size": 32, "num_tokens": 16, "num_classes": 10}
+
+
+def built(name: str, **options: Any) -> Any:
+    return importlib.import_module(f"maskgit_core.models.{name}").Model(**{**FACTS, **options})
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_contract(name: str) -> None:
+    torch.manual_seed(0)
+    model = built(name, **SMALL).eval()
+    assert (model.codebook_size, model.num_tokens, model.num_classes, model.null_label) == (32, 16, 10, 10)
+    tokens, labels = made_inputs(model, (3, 10))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+        logits = model(tokens, labels)
+        assert logits.shape == (2, 16, 32)
+        assert torch.equal(logits, model.logits(model.features(tokens, labels)))
+        assert torch.allclose(model(tokens[1:]), logits[1:], atol=1e-5), "no label means the null label"
+        assert not torch.allclose(model(tokens, labels.flip(0)), logits, atol=1e-3)
+    model.train()
+    model(tokens, labels).square().mean().backward()
+    idle = [n for n, p in model.named_parameters() if p.grad is None]
+    assert not idle
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_without_classes_labels_are_not_asked(name: str) -> None:
+    model = built(name, **SMALL, num_classes=None).eval()
+    tokens, _ = made_inputs(model, (0, 0))
+    with torch.no_grad():
+        assert model(tokens).shape == (2, 16, 32)
+    assert model.null_label is None
+
+
+@pytest.mark.parametrize("name", ["official", "prenorm"])
+def test_heads_must_divide_the_width(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"model.num_heads: 5 heads do not divide dim 64"):
+        built(name, dim=64, num_heads=5)
+
+
+PUBLISHED = {
+    "prenorm": ({}, {"codebook_size": 1024, "num_tokens": 256, "num_classes": 1000}, 271, "2a8cc08ec130cb9b"),
+    "official": ({}, {"codebook_size": 1024, "num_tokens": 256, "num_classes": 1000}, 297, "f9a2817da3020cda"),
+    "halton": ({}, {"codebook_size": 16384, "num_tokens": 256, "num_classes": 1000}, 142, "42fe28894646c1c3"),
+    "halton small": (
+        {"dim": 512, "num_heads": 6},
+        {"codebook_size": 16384, "num_tokens": 256, "num_classes": 1000},
+        142,
+        "2430ed3f91658f3b",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", PUBLISHED)
+def test_names_and_shapes_are_the_published_ones(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    options, facts, count, digest = PUBLISHED[case]
+    for draw in ("normal_", "trunc_normal_", "xavier_uniform_", "kaiming_uniform_", "uniform_"):
+        monkeypatch.setattr(torch.nn.init, draw, lambda tensor, *args, **kwargs: tensor)
+    with torch.device("meta"):
+        model = built(case.split()[0], **facts, **options)
+    lines = sorted(f"{n} [{','.join(map(str, v.shape))}]" for n, v in model.state_dict().items())
+    assert len(lines) == count
+    assert hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16] == digest
+
+
+TIED = {"halton": {"head.weight": "tok_emb.weight"}}
+#: name -> options, labels, logits of (row 0, token 0) and (row 1, token 7), first five; deviation of all logits
+REFERENCE = {
+    "official": (
+        {**SMALL, "gelu": "erf"},
+        (7, 9),
+        [[-0.1017, -0.0305, 0.17569, 0.04664, -0.0384], [0.04656, 0.06892, -0.10758, -0.08923, 0.10194]],
+        0.14582,
+    ),
+    "prenorm": (
+        SMALL,
+        (7, 10),
+        [[-0.04148, 0.0063, 0.19702, 0.03204, -0.11366], [0.08341, 0.14636, 0.18973, 0.11498, -0.27159]],
+        0.140551,
+    ),
+    "prenorm unconditional": (
+        {**SMALL, "num_classes": None},
+        (0, 0),
+        [[-0.03378, 0.00357, 0.19443, 0.02474, -0.12482], [0.08335, 0.15687, 0.1861, 0.11538, -0.28008]],
+        0.140505,
+    ),
+    "halton": (
+        {**SMALL, "num_heads": 6, "num_registers": 2},
+        (7, 10),
+        [[-0.01792, -0.21008, -0.19557, 0.09231, 0.0935], [-0.26278, 0.21141, 0.10606, 0.05895, -0.0864]],
+        0.196562,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFERENCE)
+def test_logits_of_the_reference_implementations(case: str) -> None:
+    options, labels, rows, deviation = REFERENCE[case]
+    name = case.split()[0]
+    model = built(name, **options).eval()
+    fill(model, tied=TIED.get(name))
+    with torch.no_grad():
+        logits = model(*made_inputs(model, labels))
+    assert torch.allclose(logits[[0, 1], [0, 7], :5], torch.tensor(rows), atol=1e-4)
+    assert logits.double().std().item() == pytest.approx(deviation, abs=1e-5)
+
+
+#: the same at full size: logits of (0, 0), (0, 255), (1, 100), first five; deviation of all logits
+FULL_SIZE = {
+    "prenorm": (
+        {},
+        (7, 1000),
+        [
+            [-0.59933, -0.97518, -0.21401, -0.27092, -0.17093],
+            [-0.49846, -1.06844, -0.18485, -0.26014, -0.13846],
+            [-0.50166, -0.96915, -0.32261, -0.38186, -0.13401],
+        ],
+        0.5502805705709802,
+    ),
+    "official": (
+        {"gelu": "erf"},
+        (7, 999),
+        [
+            [0.01266, 0.80862, -0.16695, 0.21754, -0.34683],
+            [-0.26938, 0.55115, -0.57108, 0.05241, -0.83342],
+            [-0.0022, 0.50988, 0.15985, -0.58938, -0.50893],
+        ],
+        0.5532312891024417,
+    ),
+    "official tanh": (
+        {"gelu": "tanh"},
+        (7, 999),
+        [
+            [0.01272, 0.8084, -0.16684, 0.21712, -0.34649],
+            [-0.26925, 0.55085, -0.57096, 0.05228, -0.83309],
+            [-0.00217, 0.50968, 0.15983, -0.59001, -0.50829],
+        ],
+        0.5532325309045507,
+    ),
+    "halton small": (
+        {"codebook_size": 16384, "dim": 512, "num_heads": 6},
+        (7, 1000),
+        [
+            [-1.31085, -0.6756, 0.4676, 0.5426, 1.4315],
+            [-0.29606, -0.49364, 0.18238, 0.21671, -0.94602],
+            [-0.03502, 0.02609, -0.23889, 0.0121, -0.55492],
+        ],
+        0.45184303683938654,
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", FULL_SIZE)
+def test_logits_of_the_reference_implementations_at_full_size(case: str) -> None:
+    options, labels, rows, deviation = FULL_SIZE[case]
+    name = case.split()[0]
+    model = built(name, **{"codebook_size": 1024, "num_tokens": 256, "num_classes": 1000, **options}).eval()
+    fill(model, tied=TIED.get(name))
+    with torch.no_grad():
+        logits = model(*made_inputs(model, labels))
+    assert torch.allclose(logits[[0, 0, 1], [0, 255, 100], :5], torch.tensor(rows), atol=1e-4)
+    assert logits.double().std().item() == pytest.approx(deviation, abs=1e-4)
+
+
+def test_weights_of_another_model_are_refused_by_name() -> None:
+    model, other = built("prenorm", **SMALL), built("prenorm", **{**SMALL, "num_layers": 3}).state_dict()
+    with pytest.raises(WeightsError, match=r"w.safetensors: holds blocks.2\S+ \(and \d+ more\)"):
+        load_strictly(model, other, "w.safetensors")
+    wide = built("prenorm", **{**SMALL, "dim": 32}).state_dict()
+    with pytest.raises(WeightsError, match=r"pos_emb has shape \[1, 16, 32\] but the model wants \[1, 16, 64\]"):
+        load_strictly(model, wide, "w.safetensors")
+    with pytest.raises(WeightsError, match=r"lacks pos_emb \[1, 16, 64\]"):
+        load_strictly(model, {}, "w.safetensors")
