@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,7 @@ from experiments.attempt import Attempt
 from experiments.schema import ExtractorSpec, Input
 from maskgit_core.blocks import Blocks
 from maskgit_core.errors import ConfigError
-from maskgit_core.features import describe_extractor, extract, load_moments
-from maskgit_core.metrics.frechet import Moments
+from maskgit_core.features import describe_extractor, extract
 
 
 def blocks_of(attempt: Attempt, name: str, count: int, *inputs: Input | None) -> Blocks:
@@ -52,8 +51,8 @@ class FeaturePass:
         """The extractor's part of a protocol."""
         return describe_extractor(self.spec.name, dict(self.spec.options), self.network)
 
-    def check_reference(self, reference: Input) -> Moments:
-        """The reference's moments, if they were made with this very network and preprocessing.
+    def check_reference(self, reference: Input) -> None:
+        """Refuses a reference that was made with another network or preprocessing.
 
         Raises:
             ConfigError: the reference was made with another extractor; numbers would mean nothing.
@@ -65,15 +64,20 @@ class FeaturePass:
                 f"extractor: {', '.join(differing)} differ(s) from what {reference.name} was made with; "
                 "use one extractor for both"
             )
-        return load_moments(reference.files / "moments.safetensors")
 
     def extract(
-        self, name: str, count: int, read: Callable[[range], Tensor], *inputs: Input | None, label: str = ""
+        self,
+        name: str,
+        count: int,
+        read: Callable[[range], Tensor],
+        *inputs: Input | None,
+        wanted: Sequence[str] = ("features",),
+        label: str = "",
     ) -> Blocks:
         """This rank's share of a set's features; `read(items)` gives uint8 images BCHW. Rank 0 waits for the others."""
         blocks = blocks_of(self.attempt, name, count, *inputs)
         with self.attempt.progress(count, unit="image", label=label or name) as progress:
-            for done in extract(blocks, read, self.network, self.attempt.device):
+            for done in extract(blocks, read, self.network, self.attempt.device, wanted):
                 progress.update(done)
         self.passed.append(blocks)
         finish(self.attempt, blocks)

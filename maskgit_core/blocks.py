@@ -10,9 +10,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Protocol
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from maskgit_core.errors import DataError
@@ -82,8 +83,8 @@ class Blocks:
             time.sleep(poll_s)
         return True
 
-    def read(self) -> Iterator[dict[str, Tensor]]:
-        """The tensors of every block, in order.
+    def read(self, *names: str) -> Iterator[dict[str, Tensor]]:
+        """The tensors of every block, in order; only those of `names` where given.
 
         Raises:
             DataError: a block's file is missing or damaged.
@@ -91,7 +92,8 @@ class Blocks:
         for block in range(self.num_blocks):
             path = self.path(block)
             try:
-                yield load_file(path)
+                with safe_open(path, framework="pt") as file:
+                    yield {name: file.get_tensor(name) for name in names or file.keys()}
             except (OSError, SafetensorError) as error:
                 raise DataError(f"{path}: cannot be read ({error}); remove it and run again") from error
 
@@ -99,3 +101,30 @@ class Blocks:
         """Deletes the block files; called when the results are written."""
         for block in range(self.num_blocks):
             self.path(block).unlink(missing_ok=True)
+
+    def part(self, prefix: str) -> BlocksPart:
+        """Only the tensors named `<prefix>.<name>`, as if they were blocks of their own."""
+        return BlocksPart(self, prefix)
+
+
+class BlocksPart:
+    """Tensors of blocks whose names begin with a prefix; read like `Blocks`."""
+
+    def __init__(self, blocks: Blocks, prefix: str) -> None:
+        self._blocks, self._prefix = blocks, prefix
+        self.name, self.count = f"{blocks.name}-{prefix}", blocks.count
+
+    def read(self, *names: str) -> Iterator[dict[str, Tensor]]:
+        """The named tensors of every block, in order, without the prefix."""
+        for tensors in self._blocks.read(*(f"{self._prefix}.{name}" for name in names)):
+            yield {name.removeprefix(f"{self._prefix}."): tensor for name, tensor in tensors.items()}
+
+
+class ReadableBlocks(Protocol):
+    """What the accumulators need of blocks."""
+
+    name: str
+    count: int
+
+    def read(self, *names: str) -> Iterator[dict[str, Tensor]]:
+        """The named tensors of every block, in order."""

@@ -6,7 +6,7 @@ protocol under which it was taken.
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -16,13 +16,11 @@ from experiments.atomic import read_json
 from experiments.attempt import Attempt
 from experiments.feature_pass import FeaturePass, Scores
 from experiments.schema import DatasetSpec, ExtractorSpec, Input
-from maskgit_core.blocks import Blocks
+from experiments.set_scores import MetricName, Reference, Settings, add_scores
 from maskgit_core.content import resolve
 from maskgit_core.errors import ConfigError, DataError
-from maskgit_core.features import moments_of
 from maskgit_core.hints import Content, Kind, Range
 from maskgit_core.interchange import ImageSet, open_images
-from maskgit_core.metrics.frechet import Moments, frechet_distance
 from maskgit_core.pixels import stack
 
 VERSION = 1
@@ -42,6 +40,13 @@ def run(
     train_split: str = "train",
     test_split: str = "test",
     num_images: Annotated[int | None, Range(2, None)] = None,
+    metrics: tuple[MetricName, ...] = ("frechet",),
+    score_order: Literal["content", "torch_fidelity"] = "content",
+    num_splits: Annotated[int, Range(1, 1000)] = 10,
+    num_subsets: Annotated[int, Range(1, 10_000)] = 100,
+    subset_size: Annotated[int, Range(2, 100_000)] = 1000,
+    num_neighbours: Annotated[int, Range(1, 1000)] = 3,
+    density_neighbours: Annotated[int, Range(1, 1000)] = 5,
     classifier_steps: Annotated[int, Range(0, None)] = 0,
     seed: int = 0,
     protocol: str = "unnamed",
@@ -57,26 +62,39 @@ def run(
         tokenizer_scores: its Fréchet distance of reconstructions is shown beside.
         dataset: real images; `test_split` gives the floor, `train_split` the classifier's lessons.
         num_images: images of each set, evenly spread over the file; None: all of the samples.
+        metrics: of the samples; floor and ceiling get the Fréchet distance alone.
+        score_order, num_splits: of the Inception score; `content` does not depend on the order of the file.
+        num_subsets, subset_size: of the kernel distance; num_neighbours, density_neighbours: k of precision and
+            recall, and of density and coverage.
         classifier_steps: training steps of the small classifier that names the samples; 0: none (needs labels).
         seed: of the classifier.
         protocol: name of the protocol, stored with every number.
     """
     source = _open(generated, samples)
     count = min(num_images or len(source), len(source))
+    settings = Settings(
+        tuple(metrics), score_order, num_splits, num_subsets, subset_size, num_neighbours, density_neighbours
+    )
     features = FeaturePass(attempt, extractor)
-    moments = features.check_reference(reference)
-    known = dict(reference.facts["reference"])
-    scores = Scores(protocol, {"reference": known, "extractor": features.about, "order": "evenly spread over the set"})
+    settings.check(features.network)
+    features.check_reference(reference)
+    target = Reference.load(reference, settings)
+    about = {
+        "reference": dict(reference.facts["reference"]),
+        "extractor": features.about,
+        "order": "evenly spread over the set",
+        "metrics": settings.about(),
+    }
+    scores = Scores(protocol, about)
     name = features.network.distance_name
     sets = {"samples": (source, generated)}
     if ceiling is not None:
         sets["untrained model"] = (open_images(ceiling.files / "images.npz"), ceiling)
-    passed = {
-        of: features.extract(
-            of.replace(" ", "_"), min(count, len(images)), _reader(images, min(count, len(images))), made
-        )
-        for of, (images, made) in sets.items()
-    }
+    passed = {}
+    for of, (images, made) in sets.items():
+        wanted = settings.outputs if of == "samples" else ("features",)
+        number = min(count, len(images))
+        passed[of] = features.extract(of.replace(" ", "_"), number, _reader(images, number), made, wanted=wanted)
     test = None if dataset is None else dataset.with_options(split=test_split).build()
     if test is not None:
         test.check()
@@ -87,7 +105,9 @@ def run(
         )
     if not attempt.is_main:
         return
-    _distances(scores, name, moments, passed, known)
+    for of, blocks in passed.items():
+        only = None if of == "samples" else ("frechet",)
+        add_scores(scores, of, blocks, target, settings, name, attempt.parts, attempt.device, only)
     _beside(scores, name, tokenizer_scores, count)
     _place(scores, name)
     if classifier_steps:
@@ -124,12 +144,6 @@ def _reader(images: ImageSet, count: int) -> Any:
         return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
 
     return read
-
-
-def _distances(scores: Scores, name: str, moments: Moments, passed: dict[str, Blocks], known: dict[str, Any]) -> None:
-    """The Fréchet distance of every set to the reference."""
-    for of, blocks in passed.items():
-        scores.add(name, of, frechet_distance(moments_of(blocks), moments), blocks.count, reference=known)
 
 
 def _beside(scores: Scores, name: str, tokenizer_scores: Input | None, count: int) -> None:

@@ -1,16 +1,26 @@
-"""Statistics of real images that Fréchet distances are taken to: made once, shared by all that compare with them."""
+"""Statistics of real images that samples are compared with: made once, shared by all evaluations that need them."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from torch import Tensor
 
 from experiments.atomic import write_json
 from experiments.attempt import Attempt
 from experiments.feature_pass import FeaturePass
 from experiments.schema import DatasetSpec, ExtractorSpec
-from maskgit_core.features import moments_of, save_moments
-from maskgit_core.hints import Range
+from experiments.set_scores import MetricName, Settings
+from maskgit_core.blocks import Blocks
+from maskgit_core.content import resolve
+from maskgit_core.errors import ConfigError
+from maskgit_core.features import gather, moments_of, save_moments
+from maskgit_core.hints import Content, Range
+from maskgit_core.interchange import npz_names, open_images
 from maskgit_core.pixels import stack
+from maskgit_core.reference_files import read_statistics
 
 VERSION = 1
 PRODUCES = "reference"
@@ -19,40 +29,97 @@ PRODUCES = "reference"
 def run(
     attempt: Attempt,
     *,
-    dataset: DatasetSpec,
     extractor: ExtractorSpec,
+    dataset: DatasetSpec | None = None,
     split: str = "train",
     num_images: Annotated[int | None, Range(2, None)] = None,
+    statistics: Content[str | None] = None,
+    metrics: tuple[MetricName, ...] = ("frechet",),
+    num_kept: Annotated[int, Range(2, None)] = 50_000,
     protocol: str = "unnamed",
 ) -> None:
     """Writes `files/moments.safetensors` (mean and covariance, float64) and states what they are of.
 
+    Metrics that compare features with features also get `features.npy` (float32 N x D), sFID `spatial_moments`.
+
     Args:
-        dataset: the real images; `split` of it is read.
         extractor: the feature network; all that is compared with these statistics goes through the same one.
-        num_images: the first so many of the split; None: all.
+        dataset: the real images; `split` of it is read, the first `num_images` (None: all).
+        statistics: a file instead: an `.npz` with `mu`, `sigma` (and `mu_s`, `sigma_s`, and `arr_0`, the images for
+            precision and recall) as guided-diffusion publishes them, or images (`.npz` with `arr_0`, or a folder).
+        metrics: what the reference is made for.
+        num_kept: features kept at most.
         protocol: name stored with every number that is compared with these statistics.
     """
+    settings = Settings(metrics=tuple(metrics))
+    features = FeaturePass(attempt, extractor)
+    settings.check(features.network)
+    path = None if statistics is None else resolve(statistics)
+    given = path is not None and path.is_file() and "mu" in npz_names(path)
+    blocks, about = _images(attempt, features, dataset, split, num_images, path, settings, given)
+    if not attempt.is_main:
+        return
+    if given and path is not None:
+        moments, spatial = read_statistics(path, features.network.feature_dim)
+    else:
+        assert blocks is not None
+        moments = moments_of(blocks)
+        spatial = moments_of(blocks, "spatial") if "spatial" in settings.outputs else None
+    attempt.publish(attempt.files / "moments.safetensors", lambda target: save_moments(moments, target))
+    if spatial is not None:
+        attempt.publish(attempt.files / "spatial_moments.safetensors", lambda target: save_moments(spatial, target))
+    if settings.keeps_features and blocks is not None:
+        gather(blocks, attempt.files / "features.npy", limit=num_kept)
+        about["num_features"] = min(num_kept, blocks.count)
+    stated = {"protocol": protocol, "extractor": features.about, "reference": about}
+    write_json(attempt.files / "protocol.json", stated)
+    attempt.fact(**stated)
+    if blocks is not None:
+        blocks.remove()
+
+
+def _images(
+    attempt: Attempt,
+    features: FeaturePass,
+    dataset: DatasetSpec | None,
+    split: str,
+    num_images: int | None,
+    path: Path | None,
+    settings: Settings,
+    given: bool,
+) -> tuple[Blocks | None, dict[str, Any]]:
+    """Passes the reference's images through the network; what is stored says which images those were."""
+    if path is not None:
+        return _from_file(features, path, num_images, settings, given)
+    if dataset is None:
+        raise ConfigError("reference_statistics.dataset: missing; choose a dataset or give statistics=FILE")
     images = dataset.with_options(split=split).build()
     images.check()
     count = min(num_images or len(images), len(images))
-    features = FeaturePass(attempt, extractor)
-    blocks = features.extract("reference", count, lambda items: stack(images, items)[0], label="reference features")
-    if not attempt.is_main:
-        return
-    attempt.publish(attempt.files / "moments.safetensors", lambda path: save_moments(moments_of(blocks), path))
-    about = {
-        "protocol": protocol,
-        "extractor": features.about,
-        "reference": {
-            "dataset": dataset.name,
-            "split": split,
-            "num_images": count,
-            "order": "first of the split",
-            "image_size": images.image_size,
-            "crop": getattr(images, "crop", "none"),
-        },
+    blocks = features.extract(
+        "reference", count, lambda items: stack(images, items)[0], wanted=settings.outputs, label="reference features"
+    )
+    return blocks, {
+        "dataset": dataset.name,
+        "split": split,
+        "num_images": count,
+        "order": "first of the split",
+        "image_size": images.image_size,
+        "crop": getattr(images, "crop", "none"),
     }
-    write_json(attempt.files / "protocol.json", about)
-    attempt.fact(**about)
-    blocks.remove()
+
+
+def _from_file(
+    features: FeaturePass, path: Path, num_images: int | None, settings: Settings, given: bool
+) -> tuple[Blocks | None, dict[str, Any]]:
+    about: dict[str, Any] = {"file": path.name, "order": "file order"}
+    if given and not settings.keeps_features:
+        return None, {**about, "statistics": "as in the file"}
+    images = open_images(path)
+    count = min(num_images or len(images), len(images))
+
+    def read(items: range) -> Tensor:
+        return torch.from_numpy(images.read(items)).permute(0, 3, 1, 2).contiguous()
+
+    blocks = features.extract("reference", count, read, wanted=settings.outputs, label="reference features")
+    return blocks, {**about, "num_images": count, **({"statistics": "as in the file"} if given else {})}

@@ -22,6 +22,7 @@ from maskgit_core.errors import WeightsError
 from maskgit_core.extractors import read_tensors, sha256_of
 from maskgit_core.hints import Weights
 from maskgit_core.network_input import resize_for_network
+from maskgit_core.weights import verified
 
 #: First digits of the published file's sha256 (they stand in its name).
 PUBLISHED_SHA256 = "6726825d"
@@ -192,11 +193,11 @@ class Extractor(nn.Module):
     """Inception features for FID and its kin.
 
     Args:
-        weights: a file in the published layout, or a name in the weights registry; None: `fid_inception` there.
+        weights: a name in the weights registry, or a file in the published layout.
         resize: how pixels reach 299 x 299: `tf1` (TensorFlow 1's bilinear: ADM, torch-fidelity), `torch` (bilinear with
             half-pixel centres: pytorch-fid), `clean` (PIL's bicubic with antialias on floats: clean-fid).
-        random_seed: random weights in this layout instead, for trials without the file; the distance is then called
-            `fd_random_inception`.
+        random_seed: random weights in this layout instead (with `weights: null`), for trials without the file; the
+            distance is then called `fd_random_inception`.
 
     Raises:
         WeightsError: the file is missing, damaged or of another network.
@@ -208,18 +209,20 @@ class Extractor(nn.Module):
     def __init__(
         self,
         *,
-        weights: Weights[str | None] = None,
+        weights: Weights[str | None] = "fid/inception-2015-12-05",
         resize: Literal["tf1", "torch", "clean"] = "tf1",
         random_seed: int | None = None,
     ) -> None:
         super().__init__()
         self.resize: Literal["tf1", "torch", "clean"] = resize
         self.network = Network()
+        if (weights is None) == (random_seed is None):
+            raise WeightsError("extractor.weights: give either weights or, with weights: null, a random_seed")
         if random_seed is not None:
             self.network.load_state_dict(random_state(random_seed))
             self.weights_sha256, self.distance_name = f"random, seed {random_seed}", "fd_random_inception"
         else:
-            path = _locate(weights)
+            path = verified(str(weights))
             self.weights_sha256 = sha256_of(path)
             published = self.weights_sha256.startswith(PUBLISHED_SHA256)
             self.distance_name = "fid" if published else "fd_unpublished_inception"
@@ -284,12 +287,3 @@ def random_state(seed: int) -> dict[str, Tensor]:
         elif name == "fc.weight":
             state[name] = torch.randn(tensor.shape, generator=generator) * 0.05
     return state
-
-
-def _locate(weights: str | None) -> Path:
-    """A file, or what the registry knows by that name."""
-    if weights is not None and Path(weights).expanduser().is_file():
-        return Path(weights).expanduser()
-    from maskgit_core.weights import locate
-
-    return Path(locate("fid_inception" if weights is None else weights))

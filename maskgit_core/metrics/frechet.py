@@ -17,11 +17,11 @@ from maskgit_core.hints import Derived
 
 
 class Moments(NamedTuple):
-    """Mean (D,), sample covariance (D, D; divided by N - 1) and count of a feature set, in float64."""
+    """Mean (D,), sample covariance (D, D; divided by N - 1) and number of samples (0: unknown), in float64."""
 
     mean: Tensor
     covariance: Tensor
-    count: int
+    num_samples: int
 
 
 class Metric:

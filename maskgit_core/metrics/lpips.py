@@ -1,8 +1,8 @@
-"""LPIPS (Zhang et al. 2018, arXiv:1801.03924, v0.1): distance of deep features, per image, equal to the `lpips` package.
+"""LPIPS (Zhang et al. 2018, arXiv:1801.03924, v0.1): distance of deep features, per image, equal to package `lpips`.
 
-Every tapped feature map is scaled to unit length along its channels; squared differences are weighted by a learned linear
-head, averaged over pixels and summed over taps. The heads come with torchmetrics (identical to those of `lpips`); the
-ImageNet backbone is torchvision's file, given or fetched through the weights registry.
+Every tapped feature map is scaled to unit length along its channels; squared differences are weighted by a learned
+linear head, averaged over pixels and summed over taps. The heads come with torchmetrics (the same files as in `lpips`);
+the ImageNet backbone is torchvision's file, given or fetched through the weights registry.
 
 B batch, C channels, H, W height and width.
 """
@@ -19,12 +19,13 @@ from torch import Tensor, nn
 from maskgit_core.errors import DataError, WeightsError
 from maskgit_core.extractors import read_tensors, sha256_of
 from maskgit_core.hints import Weights
+from maskgit_core.weights import verified
 
-#: Layers of torchvision's `features` whose outputs are compared, their channels, and the sha256 prefix of the head file.
+#: Layers of torchvision's `features` that are compared, their channels, and the sha256 prefix of the head file.
 TAPS = {"alex": (1, 4, 7, 9, 11), "vgg": (3, 8, 15, 22, 29)}
 CHANNELS = {"alex": (64, 192, 384, 256, 256), "vgg": (64, 128, 256, 512, 512)}
 HEAD_SHA256 = {"alex": "df73285e", "vgg": "a78928a0"}
-REGISTRY = {"alex": "lpips_alexnet", "vgg": "lpips_vgg16"}
+REGISTRY = {"alex": "lpips/alexnet", "vgg": "lpips/vgg16"}
 # ImageNet's mean and deviation in the [-1, 1] range, as the published network has them.
 SHIFT = (-0.030, -0.088, -0.188)
 SCALE = (0.458, 0.448, 0.450)
@@ -44,6 +45,8 @@ class Network(nn.Module):
             if isinstance(layer, nn.ReLU):
                 layer.inplace = False
         self.heads = nn.ParameterList([torch.zeros(width) for width in CHANNELS[net]])
+        self.shift: Tensor
+        self.scale: Tensor
         self.register_buffer("shift", torch.tensor(SHIFT).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("scale", torch.tensor(SCALE).view(1, 3, 1, 1), persistent=False)
 
@@ -120,11 +123,7 @@ class Metric:
 
 
 def _locate(backbone: str | None, net: str) -> Path:
-    if backbone is not None and Path(backbone).expanduser().is_file():
-        return Path(backbone).expanduser()
-    from maskgit_core.weights import locate
-
-    return Path(locate(REGISTRY[net] if backbone is None else backbone))
+    return verified(REGISTRY[net] if backbone is None else backbone)
 
 
 def _load_backbone(network: Network, path: Path) -> None:
