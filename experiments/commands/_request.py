@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import launchers  # noqa: F401  (found now: a folder of that name beside somebody's plugins must not stand in for it)
 from experiments.console import coloured, table
 from experiments.plan import PlannedStep, summary
 from maskgit_core.errors import ConfigError

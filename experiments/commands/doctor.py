@@ -118,5 +118,8 @@ def _launcher_checks(graph: Any) -> list[tuple[str, Callable[[], str]]]:
     from experiments.launching import load_launcher
 
     launcher = load_launcher(graph.settings.get("launcher"))
-    found = getattr(launcher, "checks", None)
-    return list(found(graph)) if found else [("launcher", lambda: type(launcher).__module__.rpartition(".")[2])]
+    if not hasattr(launcher, "submit"):
+        return [("launcher", lambda: type(launcher).__module__.rpartition(".")[2])]
+    from experiments.cluster_checks import checks
+
+    return checks(graph, launcher)
