@@ -147,13 +147,13 @@ def verified(value: str | os.PathLike[str]) -> Path:
 
 def check_digest(entry: Entry, digest: str, path: Path) -> None:
     """Compares a file's sha256 with the published one, or with the one recorded at first use."""
-    wanted = entry.sha256 or entry.sha256_prefix or recorded_sha256(entry) or ""
-    if not digest.startswith(wanted):
-        how = "published" if entry.sha256 or entry.sha256_prefix else "recorded at first use"
-        raise WeightsError(
-            f"{path}: sha256 {digest[:16]}... differs from the one {how} for {entry.name} ({wanted[:16]}...); "
-            f"delete it and run `maskgit weights fetch {entry.name}`"
-        )
+    published, recorded = entry.sha256 or entry.sha256_prefix, recorded_sha256(entry) or ""
+    for wanted, how in ((published, "published"), (recorded, "recorded at first use")):
+        if not digest.startswith(wanted):
+            raise WeightsError(
+                f"{path}: sha256 {digest[:16]}... differs from the one {how} for {entry.name} ({wanted[:16]}...); "
+                f"delete it and run `maskgit weights fetch {entry.name}`"
+            )
 
 
 def _record_file(entry: Entry) -> Path:
