@@ -71,19 +71,40 @@ class Run:
         return json.dumps([self.state, self.end_ms, sizes, sorted(self.tags.items()), self.results])
 
 
-def read_runs(store: Path, job_alive: JobAlive | None = None, pipelines: Sequence[str] | None = None) -> list[Run]:
-    """Every run there should be, parents before their steps; of the named executions, or of all."""
+def read_runs(
+    store: Path,
+    job_alive: JobAlive | None = None,
+    pipelines: Sequence[str] | None = None,
+    steps: Sequence[str] | None = None,
+    whole: bool = True,
+) -> list[Run]:
+    """Every run there should be, parents before their steps.
+
+    Args:
+        pipelines: only these executions (uids); None: all.
+        steps: only these steps (names) and their parents.
+        whole: look at all steps for the parent's state; without it the parent is taken to be running.
+    """
     found: list[Run] = []
     for path in sorted((store / "pipelines").glob("*.json")):
+        if pipelines is not None and path.stem not in pipelines:
+            continue
         record = read_json(path)
-        if record is None or (pipelines is not None and record["uid"] not in pipelines):
+        if record is None:
             continue
         # A folder that is gone was deleted by `gc` after its time; what the window says of it stays as it is.
         kept = [e for e in record["steps"] if (store / e["folder"] / "request.json").exists()]
-        if kept:
-            steps = [_step_run(store, record, entry, job_alive) for entry in kept]
-            found += [_parent_run(record, steps), *steps]
+        looked = [e for e in kept if whole or steps is None or e["name"] in steps]
+        runs = [_step_run(store, record, entry, job_alive) for entry in looked]
+        if runs:
+            parent = _parent_run(record, runs)
+            found.append(parent if len(looked) == len(kept) else _still_running(parent))
+            found += [r for r in runs if steps is None or r.name in steps]
     return found
+
+
+def _still_running(parent: Run) -> Run:
+    return replace(parent, state="running", end_ms=None, tags={**parent.tags, "state": "running"})
 
 
 def _parent_run(record: Mapping[str, Any], steps: Sequence[Run]) -> Run:

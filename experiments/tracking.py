@@ -35,6 +35,7 @@ for _name, _value in {
     "DO_NOT_TRACK": "true",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }.items():
     os.environ.setdefault(_name, _value)
 
@@ -46,6 +47,7 @@ def ship(
     job_alive: JobAlive | None = None,
     pipelines: Sequence[str] | None = None,
     steps: Sequence[str] | None = None,
+    whole: bool = True,
 ) -> ShipReport:
     """Brings MLflow up to date with the store.
 
@@ -54,15 +56,14 @@ def ship(
         uri: the tracking store; None for the embedded SQLite, which is opened under a lock.
         job_alive: asks the queue about a job id, so that lost jobs are shown as killed.
         pipelines, steps: only these executions (uids), only these steps (names) and their parents.
+        whole: False: take an execution of which only some steps are looked at to be running.
 
     Raises:
         TrackingError: the server cannot be reached or refuses; what was shipped before stays shipped.
     """
     store = Path(store).absolute()
     address = resolve_uri(store, uri)
-    runs = read_runs(store, job_alive, pipelines)
-    if steps is not None:
-        runs = [r for r in runs if r.parent is None or r.name in steps]
+    runs = read_runs(store, job_alive, pipelines, steps, whole)
     report = ShipReport(address, runs=len(runs))
     with embedded_lock(store) if address.startswith("sqlite:") else nullcontext(), told(address):
         window = Window(store, address)
