@@ -38,17 +38,14 @@ class Failure:
 
 def failures(record: Mapping[str, Any], store: Path) -> list[Failure]:
     """The steps of an execution that failed or were killed and are not running again."""
+    from experiments.commands.status import rows_of
+
     alive = queue_hint.job_alive()
     broken = []
-    for entry in record["steps"]:
-        folder = store / entry["folder"]
-        found = status(folder, alive)
-        note = exit_note(folder, store)
-        ended_badly = found.state in ("failed", "killed") or (
-            found.state == "waiting" and note is not None and note.get("code") not in (0, 75)
-        )
-        if ended_badly and queue_hint.live_entry(folder) is None:
-            broken.append((entry, folder, found, note))
+    for row in rows_of(dict(record), store):
+        folder = Path(row["folder"])
+        if row["state"] in ("failed", "killed"):
+            broken.append((row, folder, status(folder, alive), exit_note(folder, store)))
     told = _usage([job_of(folder, found, note) for _, folder, found, note in broken])
     return [_failure(entry, folder, found, note, told) for entry, folder, found, note in broken]
 
@@ -105,8 +102,8 @@ def _failure(
     own = trace[-1] if trace else (str(found.end.get("reason") or "") if found.state == "failed" else "")
     killed = note is not None and note["code"] < 0
     if not reason:
-        reason = "killed" if killed or (found.state == "killed" and not own) else "own error"
-    line = own or (str(note["message"]) if note and note["code"] else "") or "ended without a word"
+        reason = "killed" if killed or (entry["state"] == "killed" and not own) else "own error"
+    line = own or entry["reason"] or "ended without a word"
     tried = attempts(folder)
     owner = found.owner or (found.start.get("owner") or {})
     host = owner.get("host", "") if isinstance(owner, Mapping) else owner.host

@@ -47,6 +47,11 @@ class QueueEntry:
     name: str = ""
 
     @property
+    def waits_again(self) -> bool:
+        """True where the job is not executing at this moment but will be (again)."""
+        return self.state in ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT")
+
+    @property
     def is_live(self) -> bool:
         """True while the job waits, runs or will be run again."""
         return self.state in LIVE

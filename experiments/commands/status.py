@@ -18,6 +18,7 @@ examples:
   maskgit status quickstart          one experiment
   maskgit status --watch             again every two seconds
   maskgit status --json              for scripts
+  maskgit status quickstart --usage  what its jobs asked for and what they used
 """
 COLOURS = {
     "done": "green",
@@ -36,6 +37,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("experiment", nargs="?", help="an experiment's name or a run's uid")
     parser.add_argument("--watch", action="store_true", help="repeat every two seconds until everything has ended")
     parser.add_argument("--json", action="store_true", help="machine-readable output")
+    parser.add_argument("--usage", action="store_true", help="time, CPU and memory used against asked for (SLURM)")
     parser.add_argument("--store", type=Path, help="the store (default: MASKGIT_STORE or ./runs)")
 
 
@@ -51,6 +53,10 @@ def main(args: argparse.Namespace) -> int:
             print(json.dumps([{"experiment": r["experiment"], "uid": r["uid"], "steps": s} for r, s in rows], indent=2))
         else:
             _print(rows, store)
+        if args.usage:
+            from experiments.usage_report import report
+
+            print("\n".join(report(steps) for _, steps in rows))
         busy = any(row["state"] in ("running", "queued") for _, steps in rows for row in steps)
         if not args.watch or not busy:
             return 0
@@ -82,13 +88,15 @@ def row_of(entry: dict[str, Any], store: Path, alive: Any, queued: Any, states: 
     found = status(folder, alive)
     state, job = str(found.state), found.owner.job if found.owner else None
     reason = str(found.end.get("reason") or "")
-    if state not in ("done", "running") and entry["fingerprint"] in queued:
-        waiting = queued[entry["fingerprint"]]
+    waiting = queued.get(entry["fingerprint"])
+    if waiting is not None and (state not in ("done", "running") or (state == "running" and waiting.waits_again)):
         job, reason, state = waiting.job, waiting.reason, "queued"
     blockers = [n for n in entry["needs"] if states.get(n) in ("failed", "killed", "cancelled", "blocked", "stopped")]
     if state in ("waiting", "absent"):
         state = "blocked" if blockers else "waiting"
         reason = "something it needs did not finish" if blockers else reason
+    if state == "killed" or (state == "waiting" and waiting is None):
+        state, reason, job = ended_outside(folder, store, state, reason, job)
     manifest = found.manifest or {}
     seconds = manifest.get("seconds")
     if state == "running" and found.start.get("time"):
@@ -109,6 +117,24 @@ def row_of(entry: dict[str, Any], store: Path, alive: Any, queued: Any, states: 
         "fingerprint": entry["fingerprint"],
         "params": entry.get("params", {}),
     }
+
+
+def ended_outside(folder: Path, store: Path, state: str, reason: str, job: str | None) -> tuple[str, str, str | None]:
+    """What is known of a step that left the queue without a word of its own: state, reason, job."""
+    from experiments import queue_hint
+    from experiments.atomic import read_json
+    from experiments.failing import exit_note
+
+    note = exit_note(folder, store)
+    submitted = queue_hint.submitted(folder)
+    if note is not None and note["code"] not in (0, 75):
+        refused = (read_json(folder / "refused.json") or {}).get("reason")
+        told = refused if refused and state == "waiting" else note["message"]
+        return ("failed" if state == "waiting" else state), str(told), str(note["job"])
+    if submitted is not None and state == "waiting" and queue_hint.has_queue() and queue_hint.queue().all() is not None:
+        gone = str(submitted["links"][-1])
+        return "killed", f"job {gone} left the queue before the step began; see slurm/{submitted['pipeline']}", gone
+    return state, reason, job
 
 
 def _print(rows: Sequence[tuple[dict[str, Any], list[dict[str, Any]]]], store: Path) -> None:
