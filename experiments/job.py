@@ -71,6 +71,7 @@ class Job:
             if number is None:
                 return DONE
         except MaskgitError as error:
+            self.claim.release()
             say(f"error: {error}")
             self._note_refusal(error)
             return REFUSED
@@ -101,16 +102,26 @@ class Job:
             self.claim.release()
             write_json(agreed, {"attempt": None})
             return None
-        self._set_aside_old_mark()
+        self._set_aside_old_work(inputs)
         number = new_attempt(self.folder)
         write_json(agreed, {"attempt": number})
         return number
 
-    def _set_aside_old_mark(self) -> None:
-        """Keeps the mark of a result made from other inputs with its attempt; its pieces must not be reused."""
+    def _set_aside_old_work(self, inputs: Mapping[str, str]) -> None:
+        """A result made from other inputs is kept with its attempt; unfinished work from other inputs is dropped.
+
+        Going on from a checkpoint or pieces made from an input that was rebuilt since would mix the two.
+        """
         manifest = read_json(self.folder / "manifest.json")
         if manifest is not None:
             retire(self.folder, manifest)
+        made_from = read_json(self.folder / "made_from.json")
+        if made_from is not None and made_from != dict(inputs):
+            shutil.rmtree(self.folder / "parts", ignore_errors=True)
+            for tried in attempts(self.folder):
+                shutil.rmtree(tried / "checkpoints", ignore_errors=True)
+        if made_from != dict(inputs):
+            write_json(self.folder / "made_from.json", dict(inputs))
 
     # -- the work --------------------------------------------------------------------------------------------------
     def _attempt(self, number: int, request: Any, launch: Any, inputs: Any, digests: Mapping[str, str]) -> int:

@@ -103,6 +103,19 @@ def test_an_upstream_rebuilt_differently_reruns_what_depends_on_it(store: Path) 
     assert (folder(store, "total") / "attempts" / "0001" / "files" / "total.json").exists(), "the old result is kept"
 
 
+def test_unfinished_work_from_an_input_rebuilt_since_is_dropped(store: Path) -> None:
+    execute(store)
+    total = folder(store, "total")
+    shutil.rmtree(total)
+    graph = build(["experiment=chain", f"paths.store={store}"], [LAB])
+    prepare(graph, Planner(graph).plan(), store_of(graph))
+    (total / "parts").mkdir(parents=True)
+    (total / "parts" / "half.json").write_text("1")
+    write_json(total / "made_from.json", {folder(store, "numbers").name: "an older build"})
+    assert main(str(total)) == 0
+    assert not (total / "parts" / "half.json").exists()
+
+
 def test_a_touched_output_is_refused_with_its_name(store: Path) -> None:
     execute(store)
     path = folder(store, "numbers") / "files" / "numbers.json"
