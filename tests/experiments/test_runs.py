@@ -104,16 +104,16 @@ def test_an_upstream_rebuilt_differently_reruns_what_depends_on_it(store: Path) 
 
 
 def test_unfinished_work_from_an_input_rebuilt_since_is_dropped(store: Path) -> None:
-    execute(store)
-    total = folder(store, "total")
-    shutil.rmtree(total)
-    graph = build(["experiment=chain", f"paths.store={store}"], [LAB])
-    prepare(graph, Planner(graph).plan(), store_of(graph))
-    (total / "parts").mkdir(parents=True)
-    (total / "parts" / "half.json").write_text("1")
-    write_json(total / "made_from.json", {folder(store, "numbers").name: "an older build"})
-    assert main(str(total)) == 0
-    assert not (total / "parts" / "half.json").exists()
+    step = store / "total" / "unfinished-00000000"
+    half = Attempt(step, 1)
+    for place in (half.parts, half.checkpoints):
+        (place / "half.bin").write_text("made from the old input")
+    write_json(step / "made_from.json", {"upstream": "old"})
+    Job(step)._set_aside_old_work({"upstream": "old"})
+    assert (half.parts / "half.bin").exists() and (half.checkpoints / "half.bin").exists()
+    Job(step)._set_aside_old_work({"upstream": "new"})
+    assert not (half.parts / "half.bin").exists() and not (half.checkpoints / "half.bin").exists()
+    assert read_json(step / "made_from.json") == {"upstream": "new"}
 
 
 def test_a_touched_output_is_refused_with_its_name(store: Path) -> None:
