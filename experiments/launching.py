@@ -56,7 +56,7 @@ def resources(step: PlannedStep) -> Resources:
         LaunchError: not possible; names the step.
     """
     asked = {k: v for k, v in step.node.request.resources.items() if v is not None}
-    whole = ("ranks", "nodes", "cpus_per_task", "gpus_per_task", "num_tasks", "pack")
+    whole = ("ranks", "nodes", "cpus_per_task", "gpus_per_task", "pack")
     try:
         return Resources(**{k: int(v) if k in whole else v for k, v in asked.items()})
     except (LaunchError, TypeError) as error:

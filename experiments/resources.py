@@ -22,7 +22,7 @@ def stage_defaults(stage: str) -> dict[str, Any]:
     return dict((found or {}).get("resources") or {})
 
 
-RESOURCE_KEYS = ("ranks", "nodes", "cpus_per_task", "gpus_per_task", "mem_gb", "timeout_min", "num_tasks", "pack")
+RESOURCE_KEYS = ("ranks", "nodes", "cpus_per_task", "gpus_per_task", "mem_gb", "timeout_min", "pack")
 
 
 def step_resources(name: str, stage: str, asked: Mapping[str, Any]) -> dict[str, Any]:

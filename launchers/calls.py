@@ -38,7 +38,6 @@ class Resources:
         cpus_per_task, gpus_per_task: for each process.
         mem_gb: memory for each node in GiB; None leaves it to the site.
         timeout_min: time limit in minutes; None leaves it to the site.
-        num_tasks: independent processes the call is cut into (SLURM only; they share the work through files).
         pack: how many calls of one group share one job task, one after another (SLURM only).
     """
 
@@ -48,11 +47,10 @@ class Resources:
     gpus_per_task: int = 0
     mem_gb: float | None = None
     timeout_min: float | None = None
-    num_tasks: int = 1
     pack: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("ranks", "nodes", "cpus_per_task", "num_tasks", "pack"):
+        for name in ("ranks", "nodes", "cpus_per_task", "pack"):
             if getattr(self, name) < 1:
                 raise LaunchError(f"{name}: found {getattr(self, name)}; at least 1 is needed")
         if self.gpus_per_task < 0:
