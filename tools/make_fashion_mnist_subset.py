@@ -12,6 +12,7 @@ import argparse
 import gzip
 import hashlib
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -49,10 +50,11 @@ def write_idx(path: Path, values: np.ndarray) -> None:
         packed.write(header + values.tobytes())
 
 
-def make(source: Path, target: Path) -> None:
-    """Writes the four idx files and the licence into `target`."""
+def make(source: Path, target: Path, splits: Sequence[str] = ("train", "test")) -> None:
+    """Writes the two idx files of each split and the licence into `target`."""
     target.mkdir(parents=True, exist_ok=True)
-    for split, count in PER_CLASS.items():
+    for split in splits:
+        count = PER_CLASS[split]
         full = Dataset(root=str(source), split=split)  # type: ignore[arg-type]
         labels = full.labels
         kept = np.sort(np.concatenate([np.flatnonzero(labels == c)[:count] for c in range(10)]))
