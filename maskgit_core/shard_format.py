@@ -24,7 +24,7 @@ END_OF_ARCHIVE = bytes(2 * BLOCK)
 LABEL_CHARS = 10
 KEY_CHARS = 84
 LONG_KEYS = "__long_keys__"  # WebDataset passes over members of this form
-_PLAIN_KEY = re.compile(r"(?!/|__)[A-Za-z0-9_/-]{1,84}(?<!/)\Z")
+_PLAIN_KEY = re.compile(r"(?!/|__)[A-Za-z0-9_/.-]{1,60}(?<!/)\Z")
 
 
 def token_dtype(codebook_size: int) -> np.dtype:
@@ -41,8 +41,8 @@ def encode_key(key: str) -> str:
     Raises:
         DataError: the key is empty.
     """
-    if _PLAIN_KEY.match(key):
-        return key
+    if _PLAIN_KEY.match(key) and key.count(".") < 10:
+        return key.replace(".", "%2E")  # the usual case, and quick
     if not key:
         raise DataError("key: a sample has an empty key; every sample needs a name")
     name = quote(key, safe="/_-").replace(".", "%2E").replace("~", "%7E")

@@ -71,8 +71,8 @@ def shard_name(number: int) -> str:
     return f"shard-{number:06d}.tar"
 
 
-def publish(path: Path, write: Callable[[Path], object], *, replace: bool = True) -> None:
-    """Calls `write(temporary)`, syncs, and moves the result to `path` in one step.
+def publish(path: Path, write: Callable[[Path], object], *, replace: bool = True) -> bool:
+    """Calls `write(temporary)`, syncs, and moves the result to `path` in one step; True if this call's file is there.
 
     With `replace=False` a file that is already there stays: the first writer wins.
 
@@ -84,14 +84,17 @@ def publish(path: Path, write: Callable[[Path], object], *, replace: bool = True
         path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
         _sync(temporary)
+        won = True
         if replace:
             os.replace(temporary, path)
         else:
-            _link(temporary, path)
+            won = _link(temporary, path)
         _sync(path.parent)
+        return won
     except FileNotFoundError as error:
         if replace or not path.exists():  # else the shard was finished by others and its leftovers swept away
             raise DataError(f"{path}: the folder vanished while this was written; run again") from error
+        return False
     except OSError as error:
         reason = _DISK_REASONS.get(error.errno or 0, f"cannot be written ({error.strerror or error})")
         raise DataError(f"{path}: {reason}") from error
@@ -100,15 +103,16 @@ def publish(path: Path, write: Callable[[Path], object], *, replace: bool = True
             temporary.unlink()
 
 
-def _link(temporary: Path, path: Path) -> None:
+def _link(temporary: Path, path: Path) -> bool:
     try:
         os.link(temporary, path)
     except FileExistsError:
-        return
+        return False
     except OSError as error:  # file systems without hard links
         if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
             raise
         os.replace(temporary, path)
+    return True
 
 
 def _sync(path: Path) -> None:
@@ -139,18 +143,11 @@ def member_header(member: Member) -> np.ndarray:
 
 def octal_checksums(sums: np.ndarray) -> np.ndarray:
     """(N,) sums as (N, 8) characters: six octal digits, NUL, space."""
-    digits = (sums[:, None] >> np.arange(15, -1, -3)) & 7
+    digits = (sums.astype(np.uint32)[:, None] >> np.arange(15, -1, -3, dtype=np.uint32)) & np.uint32(7)
     text = np.zeros((len(sums), 8), dtype=np.uint8)
     text[:, :6] = digits + ord("0")
     text[:, 7] = ord(" ")
     return text
-
-
-def _names(stems: Sequence[str], suffix: str) -> np.ndarray:
-    """(N, 100) bytes of member names."""
-    return (
-        np.array([f"{stem}.{suffix}".encode() for stem in stems], dtype="S100").view(np.uint8).reshape(len(stems), 100)
-    )
 
 
 def build_shard(layout: Layout, samples: Samples) -> list[bytes | memoryview]:
@@ -163,13 +160,17 @@ def build_shard(layout: Layout, samples: Samples) -> list[bytes | memoryview]:
     count = len(stems)
     blob = np.zeros((count, layout.stride), dtype=np.uint8)
     flat = blob.reshape(-1)
+    names = np.array(stems, dtype="S100").view(np.uint8).reshape(count, 100)
+    name_sums = names.sum(axis=1, dtype=np.uint32)
+    ends = (names != 0).sum(axis=1, dtype=np.int64)[:, None]
+    rows = np.arange(count)[:, None]
     for suffix, member in layout.members.items():
-        headers = blob[:, member.offset : member.offset + BLOCK]
-        headers[:] = member_header(member)
-        names = _names(stems, suffix)
-        headers[:, :100] = names
-        sums = names.sum(axis=1, dtype=np.int64) + int(member_header(member).sum(dtype=np.int64))
-        headers[:, _CHECKSUM] = octal_checksums(sums)
+        header, tail = member_header(member), np.frombuffer(f".{suffix}".encode(), dtype=np.uint8)
+        blob[:, member.offset : member.offset + BLOCK] = header
+        blob[:, member.offset : member.offset + 100] = names
+        blob[rows, member.offset + ends + np.arange(len(tail))] = tail
+        sums = name_sums + np.uint32(header.sum(dtype=np.uint32) + tail.sum(dtype=np.uint32))
+        blob[:, member.offset + _CHECKSUM.start : member.offset + _CHECKSUM.stop] = octal_checksums(sums)
         blob[:, member.offset + BLOCK : member.data_offset] = np.frombuffer(member.head, dtype=np.uint8)
         if suffix != "cls":
             layout.array(flat, suffix, count)[:] = getattr(samples, suffix.split(".")[0])
@@ -215,14 +216,18 @@ def write_shard(folder: Path, number: int, layout: Layout, samples: Samples) -> 
     """Publishes shard `number` and its index; returns the index. A shard that is already there is left as it is."""
     path = folder / shard_name(number)
     pieces = build_shard(layout, samples)
+    hashed = hashlib.sha256()
 
     def write(temporary: Path) -> None:
         with open(temporary, "wb") as file:
             for piece in pieces:
                 file.write(piece)
+                hashed.update(piece)
 
-    publish(path, write, replace=False)
-    return index_shard(path, layout)
+    if not publish(path, write, replace=False):
+        return index_shard(path, layout)  # what the first writer made
+    labels = np.asarray(samples.labels, dtype=np.int64)
+    return _publish_index(path, sum(len(piece) for piece in pieces), hashed.hexdigest(), labels)
 
 
 def index_shard(path: Path, layout: Layout) -> dict[str, Any]:
@@ -230,17 +235,21 @@ def index_shard(path: Path, layout: Layout) -> dict[str, Any]:
     with open(path, "rb") as file:
         data = np.memmap(file, dtype=np.uint8, mode="r")
         digest = hashlib.sha256(data.data).hexdigest()
-    count = count_samples(data, layout)
-    labels = read_labels(layout.array(data, "cls", count))
+    return _publish_index(
+        path, int(data.size), digest, read_labels(layout.array(data, "cls", count_samples(data, layout)))
+    )
+
+
+def _publish_index(path: Path, size: int, digest: str, labels: np.ndarray) -> dict[str, Any]:
     values, counts = np.unique(labels, return_counts=True)
     index = {
         "name": path.name,
-        "count": count,
-        "bytes": int(data.size),
+        "count": len(labels),
+        "bytes": size,
         "sha256": digest,
         "class_counts": {str(v): int(c) for v, c in zip(values.tolist(), counts.tolist(), strict=True)},
     }
-    write_json(path.with_suffix(".json"), index)
+    write_json(path.with_suffix(".json"), index, indent=None)  # without an indent json is ten times as fast
     return index
 
 
@@ -254,9 +263,9 @@ def count_samples(data: np.ndarray, layout: Layout) -> int:
     return low
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Publishes indented JSON with sorted keys."""
-    text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+def write_json(path: Path, value: Any, indent: int | None = 2) -> None:
+    """Publishes JSON with sorted keys."""
+    text = json.dumps(value, indent=indent, sort_keys=True, ensure_ascii=False) + "\n"
     publish(path, lambda temporary: temporary.write_text(text))
 
 

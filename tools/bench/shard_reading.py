@@ -1,8 +1,8 @@
-"""Reading shuffled batches of 256 as int64 tensors: token shards against an npz file per image and WebDataset's pipeline.
+"""Shuffled batches of 256 as int64 tensors: token shards against an npz file per image and WebDataset's pipeline.
 
-All three hold the same samples (two variants of 256 tokens, a label). The npz folder is read by a map-style data set and
-torch's loader, the usual way; WebDataset by its own shuffle buffer, decoders and batching. Each of them counts at its
-better of 0 and 2 workers. Rounds are interleaved, and each side keeps its best round.
+All three hold the same samples (two variants of 256 tokens, a label). The npz folder is read by a map-style data set
+and torch's loader, the usual way; WebDataset by its own shuffle buffer, decoders and batching. Each of them counts at
+its better of 0 and 2 workers. Rounds are interleaved, and each side keeps its best round.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ def make(folder: Path, num_samples: int, shard_size: int = 1024) -> None:
         indexes.append(write_shard(folder / "shards", number, layout, Samples(keys, labels, tokens)))
         for i in range(count):
             path = folder / "npz" / f"{number * shard_size + i:07d}.npz"
-            np.savez(path, tokens=tokens[i], label=labels[i])
+            first, second = tokens[i].reshape(VARIANTS, -1)
+            np.savez(path, idx=first, idx_flip=second, y=labels[i])  # the original's members
     write_manifest(folder / "shards", layout, indexes, num_classes=1000)
 
 
@@ -57,9 +58,7 @@ class NpzFolder(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
         with np.load(self.files[index]) as data:
-            tokens, label = data["tokens"], int(data["label"])
-        variant = int(torch.randint(VARIANTS, ()))
-        return torch.from_numpy(tokens[variant].reshape(-1).astype(np.int64)), label
+            return torch.from_numpy(data["idx" if np.random.random() < 0.5 else "idx_flip"]), int(data["y"])
 
 
 def npz_batches(folder: Path, workers: int) -> Iterable[Any]:
