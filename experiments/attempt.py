@@ -116,6 +116,11 @@ class Attempt:
         if self._journal is not None:
             self._journal.resumed_at(step)
 
+    def flush(self) -> None:
+        """Puts what was logged so far on the disk; call it before publishing the state that a resume begins from."""
+        if self._journal is not None:
+            self._journal.flush(sync=True)
+
     def headline(self, name: str, value: float, protocol: dict[str, Any] | None = None) -> None:
         """The one number this step is known by, with the protocol that gives it its meaning."""
         self._note("headline", {"name": name, "value": float(value), "protocol": protocol})
