@@ -28,8 +28,19 @@ ROWS_AT_ONCE = 8192
 
 
 def swish(x: Tensor) -> Tensor:
-    """x * sigmoid(x) as two roundings; `F.silu` rounds once and differs in the last bit."""
-    return x * torch.sigmoid(x)
+    """x * sigmoid(x) as two roundings; `silu` rounds once and differs in the last bit."""
+    gate = torch.sigmoid(x)
+    return x * gate if gate.requires_grad else gate.mul_(x)
+
+
+def silu(x: Tensor) -> Tensor:
+    """x * sigmoid(x) in one rounding; writes over x where no gradient is wanted, so give it what nobody else needs."""
+    return F.silu(x, inplace=not x.requires_grad)
+
+
+def added(y: Tensor, x: Tensor) -> Tensor:
+    """x + y; writes over y where no gradient is wanted (large images are bound by memory)."""
+    return y + x if y.requires_grad or x.requires_grad else y.add_(x)
 
 
 @dataclass(frozen=True)
@@ -284,8 +295,7 @@ class Block(nn.Module):
     def forward(self, x_BCHW: Tensor) -> Tensor:
         y_BCHW = self.conv1(self.activation(self.norm1(x_BCHW)))
         y_BCHW = self.conv2(self.activation(self.norm2(y_BCHW)))
-        out: Tensor = (x_BCHW if self.nin_shortcut is None else self.nin_shortcut(x_BCHW)) + y_BCHW
-        return out
+        return added(y_BCHW, x_BCHW if self.nin_shortcut is None else self.nin_shortcut(x_BCHW))
 
 
 class Attention(nn.Module):
@@ -301,8 +311,7 @@ class Attention(nn.Module):
         q_BCN, k_BCN, v_BCN = (conv(y_BCHW).flatten(2) for conv in (self.q, self.k, self.v))
         weights_BNM = (torch.bmm(q_BCN.transpose(1, 2), k_BCN) * q_BCN.shape[1] ** -0.5).softmax(2)
         seen_BCHW = torch.bmm(v_BCN, weights_BNM.transpose(1, 2)).view_as(x_BCHW)
-        out: Tensor = x_BCHW + self.proj_out(seen_BCHW)
-        return out
+        return added(self.proj_out(seen_BCHW), x_BCHW)
 
 
 def _norm(width: int) -> nn.GroupNorm:

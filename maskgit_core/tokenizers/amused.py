@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import re
 
-import torch.nn.functional as F
-
 from maskgit_core.hints import Weights
 from maskgit_core.published import Unfilled, fill, read
-from maskgit_core.vqgan import VQGAN, Shape, codebook_size_of
+from maskgit_core.vqgan import VQGAN, Shape, codebook_size_of, silu
 
 SHAPE = Shape(
-    multipliers=(1, 2, 2, 4, 6), attention=False, z_channels=64, code_dim=64, distance="cdist", activation=F.silu
+    multipliers=(1, 2, 2, 4, 6), attention=False, z_channels=64, code_dim=64, distance="cdist", activation=silu
 )
 
 

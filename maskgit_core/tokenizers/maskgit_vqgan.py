@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from maskgit_core.hints import Weights
 from maskgit_core.published import Unfilled, fill, read
-from maskgit_core.vqgan import Codebook, check_size, codebook_size_of, colour, nearest
+from maskgit_core.vqgan import Codebook, added, check_size, codebook_size_of, colour, nearest, silu
 
 MULTIPLIERS, CHANNELS, NUM_BLOCKS, CODE_DIM = (1, 1, 2, 2, 4), 128, 2, 256
 
@@ -86,7 +86,7 @@ class Encoder(nn.Module):
             x_BCHW = level(x_BCHW)
             if i < len(self.down) - 1:
                 x_BCHW = F.avg_pool2d(x_BCHW, 2)
-        out: Tensor = self.conv_out(F.silu(self.norm_out(self.mid(x_BCHW))))
+        out: Tensor = self.conv_out(silu(self.norm_out(self.mid(x_BCHW))))
         return out
 
 
@@ -109,7 +109,7 @@ class Decoder(nn.Module):
         x_BCHW = self.mid(self.conv_in(x_BCHW))
         for level in reversed(self.up):
             x_BCHW = level(x_BCHW)
-        out: Tensor = self.conv_out(F.silu(self.norm_out(x_BCHW)))
+        out: Tensor = self.conv_out(silu(self.norm_out(x_BCHW)))
         return out
 
 
@@ -138,10 +138,9 @@ class Block(nn.Module):
         self.nin_shortcut = nn.Conv2d(after, after, 1, bias=False) if before != after else None
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        y_BCHW = self.conv1(F.silu(self.norm1(x_BCHW)))
-        y_BCHW = self.conv2(F.silu(self.norm2(y_BCHW)))
-        out: Tensor = y_BCHW + (x_BCHW if self.nin_shortcut is None else self.nin_shortcut(y_BCHW))
-        return out
+        y_BCHW = self.conv1(silu(self.norm1(x_BCHW)))
+        y_BCHW = self.conv2(silu(self.norm2(y_BCHW)))
+        return added(y_BCHW, x_BCHW) if self.nin_shortcut is None else y_BCHW + self.nin_shortcut(y_BCHW)
 
 
 def _blocks(before: int, after: int) -> nn.Sequential:
