@@ -61,7 +61,7 @@ class TrainingRun:
                 print(f"{complaint}; going on from {path.name}", flush=True)
             self.trainer.load_state(tensors, facts, str(path))
             self._saved_at = self.trainer.step
-        self.attempt.resumed_at(self.trainer.step)
+        self.attempt.resumed_at(self.trainer.step + 1)  # the point at a step is logged before its checkpoint
 
     def save(self) -> None:
         """Publishes a checkpoint in the background; the copy is taken now."""
@@ -72,6 +72,7 @@ class TrainingRun:
         path = self.attempt.checkpoints / checkpoint_name(self.trainer.step)
 
         def write() -> None:
+            self.attempt.flush()
             self.attempt.publish(path, lambda temporary: save_tensors(temporary, tensors, facts))
             for old in list_checkpoints([self.attempt.checkpoints])[self.cadence.keep_last :]:
                 old.unlink(missing_ok=True)

@@ -95,6 +95,7 @@ class Masker:
         total = token_weights(masked_GL, recipe.loss_on, recipe.unmasked_weight).sum().item()
         places_M = weights_BL.flatten().nonzero()[:, 0]
         if self.null_label is not None:
+            labels_B = torch.where(labels_B < 0, self.null_label, labels_B)  # some samples may have no class
             labels_B = dropped_labels(recipe.seed, numbers_B, labels_B, self.null_label, recipe.label_drop)
         buckets_B = (ratios_G[mine_B] * NUM_BUCKETS).long().clamp(max=NUM_BUCKETS - 1)
         return MaskedBatch(

@@ -1,0 +1,177 @@
+"""The stage `train`: killed, stopped, continued and spread over processes, it is one and the same training."""
+
+import copy
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from train_processes import tokens_input
+
+from experiments.attempt import Attempt
+from experiments.components import load_model
+from experiments.journal import read_points
+from experiments.schema import Input, ModelSpec
+from experiments.stages import train
+from maskgit_core.checkpoints import load_tensors
+from maskgit_core.errors import ConfigError
+from maskgit_core.shard_format import Layout
+from maskgit_core.shard_writer import Samples, write_manifest, write_shard
+
+MODEL = {"name": "prenorm", "dim": 16, "num_layers": 2, "num_heads": 2, "dropout": 0.1}
+VALUES = {
+    "num_train_steps": 24,
+    "batch_size": 6,
+    "lr": 3e-3,
+    "warmup_steps": 4,
+    "ema_decay": 0.9,
+    "log_every": 1,
+    "checkpoint_every": 5,
+    "seed": 3,
+}
+DRIVER = Path(__file__).resolve().parent.parent / "train_processes.py"
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cache")
+    rng = np.random.default_rng(0)
+    layout = Layout(codebook_size=11, grid=(3, 4), num_variants=2)
+    samples = Samples([f"s{i}" for i in range(40)], np.arange(40) % 4, rng.integers(0, 11, (40, 2, 3, 4)))
+    write_manifest(folder / "files", layout, [write_shard(folder / "files", 0, layout, samples)], num_classes=4)
+    return folder
+
+
+def launch(folder: Path, cache: Path, number: int = 1, world: int = 1, **extra: Any) -> dict[str, Any]:
+    values = {**VALUES, **extra.pop("values", {})}
+    model = {**MODEL, **extra.pop("model", {})}
+    plan = {"folder": str(folder), "number": number, "world": world, "tokens": str(cache), "model": model}
+    return copy.deepcopy({**plan, "values": values, **extra})
+
+
+def run_all(tmp_path: Path, launches: list[dict[str, Any]]) -> list[list[int]]:
+    plan = tmp_path / "plan.json"
+    plan.write_text(json.dumps(launches))
+    done = subprocess.run([sys.executable, str(DRIVER), str(plan)], capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr[-3000:]
+    codes: list[list[int]] = json.loads(done.stdout.splitlines()[-1])
+    return codes
+
+
+def finals(folder: Path) -> dict[str, torch.Tensor]:
+    last = sorted((folder / "attempts").iterdir())[-1] / "files"
+    found = {}
+    for name in ("model", "raw"):
+        tensors, facts = load_tensors(last / f"{name}.safetensors")
+        assert facts == {"step": VALUES["num_train_steps"]}
+        found |= {f"{name}.{key}": value for key, value in tensors.items()}
+    return found
+
+
+def losses(folder: Path) -> list[float]:
+    points = {point.step: point.value for point in read_points(folder) if point.metric == "loss"}
+    return [points[step] for step in range(1, VALUES["num_train_steps"] + 1)]
+
+
+def kills(count: int, seed: int) -> list[list[Any]]:
+    """Steps at which successive attempts kill themselves, each beyond the last checkpoint so that all make progress."""
+    rng = random.Random(seed)
+    return [[rng.randrange(VALUES["num_train_steps"]), rng.choice(["before", "after"])] for _ in range(count)]
+
+
+def check_kills(tmp_path: Path, cache: Path, count: int) -> None:
+    whole, torn = tmp_path / "whole", tmp_path / "torn"
+    attempts = [launch(torn, cache, number, kill_at=at) for number, at in enumerate(kills(count, 1), start=1)]
+    last = launch(torn, cache, count + 1)
+    codes = run_all(tmp_path, [launch(whole, cache), *attempts, last])
+    assert codes[0] == codes[-1] == [0] and sum(code == [-9] for code in codes) >= count / 2
+    one, other = finals(whole), finals(torn)
+    assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+    assert losses(whole) == losses(torn)
+
+
+def test_killed_at_any_step_and_resumed_gives_the_same_bits(tmp_path: Path, cache: Path) -> None:
+    check_kills(tmp_path, cache, 4)
+
+
+@pytest.mark.slow
+def test_twenty_kills_give_the_same_bits(tmp_path: Path, cache: Path) -> None:
+    check_kills(tmp_path, cache, 20)
+
+
+def test_processes_that_come_and_go_see_the_same_losses(tmp_path: Path, cache: Path) -> None:
+    """Dropout is off here: its draws are per process."""
+    plain = {"model": {"dropout": 0.0}}
+    one, two, mixed, stopped = (tmp_path / name for name in ("one", "two", "mixed", "stopped"))
+    codes = run_all(
+        tmp_path,
+        [
+            launch(one, cache, **plain),
+            launch(two, cache, world=2, **plain),
+            launch(mixed, cache, 1, term_at=8, **plain),
+            launch(mixed, cache, 2, world=2, **plain),
+            launch(stopped, cache, 1, world=2, term_at=3, **plain),
+            launch(stopped, cache, 2, world=2, **plain),
+        ],
+    )
+    assert codes == [[0], [0, 0], [143], [0, 0], [143, 143], [0, 0]]
+    assert np.allclose(losses(one), losses(two), atol=1e-5)
+    assert np.allclose(losses(one), losses(mixed), atol=1e-5)
+    assert losses(one)[:8] == losses(mixed)[:8]
+    first, other = finals(two), finals(stopped)
+    assert all(torch.equal(first[key], other[key]) for key in first)
+
+
+def trained(folder: Path, cache: Path, **changed: Any) -> Attempt:
+    attempt = Attempt(folder)
+    spec = ModelSpec("prenorm", {"dim": 16, "num_layers": 2, "num_heads": 2, "dropout": changed.pop("dropout", 0.1)})
+    train.run(attempt, tokens=tokens_input(str(cache)), model=spec, **{**VALUES, "num_train_steps": 4, **changed})
+    attempt.close()
+    return attempt
+
+
+def test_artifact_loads_and_holds_both_kinds_of_weights(tmp_path: Path, cache: Path) -> None:
+    attempt = trained(tmp_path / "step", cache)
+    (tmp_path / "step" / "files").symlink_to(attempt.files)
+    facts = attempt.notes["facts"]
+    assert (facts["codebook_size"], facts["num_tokens"], facts["num_classes"], facts["grid"]) == (11, 12, 4, [3, 4])
+    source = Input("train", "model", tmp_path / "step", "f" * 64, facts, {})
+    model, raw = load_model(source), load_model(source, weights="raw.safetensors")
+    assert not model.training and not any(p.requires_grad for p in model.parameters())
+    assert not torch.equal(model.pos_emb, raw.pos_emb)
+    assert {"loss", "masked_accuracy", "grad_norm", "lr", "tokens_per_s", "data_wait_share"} <= {
+        point.metric for point in read_points(tmp_path / "step")
+    }
+
+
+def test_accumulation_changes_nothing_but_rounding(tmp_path: Path, cache: Path) -> None:
+    for name, size in (("whole", None), ("parts", 2)):
+        attempt = trained(tmp_path / name, cache, micro_batch_size=size, ema_decay=None, dropout=0.0)
+        assert not (attempt.files / "raw.safetensors").exists()
+    one = [p.value for p in read_points(tmp_path / "whole") if p.metric == "loss"]
+    other = [p.value for p in read_points(tmp_path / "parts") if p.metric == "loss"]
+    assert one[0] == pytest.approx(other[0], abs=1e-6) and len(one) == len(other) == 4
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"loss_on": "all", "mask_kind": "bernoulli", "mask_schedule": "arccos", "lr_schedule": "last_tenth"},
+        {"loss_on": "weighted", "mask_rounding": "round", "optimizer": "adam", "label_smoothing": 0.0},
+        {"mask_ratio_per": "batch", "precision": "bfloat16", "grad_clip": None, "ema_warmup": "by_ten"},
+    ],
+)
+def test_every_switch_of_the_recipes_trains(tmp_path: Path, cache: Path, changed: dict[str, Any]) -> None:
+    trained(tmp_path / "step", cache, **changed)
+    values = [p.value for p in read_points(tmp_path / "step") if p.metric == "loss"]
+    assert len(values) == 4 and all(0 < value < 5 for value in values)
+
+
+def test_neither_tokens_nor_images_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"train.tokens: neither cached tokens nor images"):
+        train.run(Attempt(tmp_path), model=ModelSpec("prenorm", {}), num_train_steps=1)
