@@ -61,14 +61,8 @@ def run(
     """
     images = dataset.build()
     network = load_tokenizer(tokenizer, attempt.device)
-    settings = Settings(
-        Views(variants, crop_size, num_crops, (crop_scale[0], crop_scale[1]), seed=seed),
-        precision,
-        shard_size,
-        batch_size,
-        latents,
-        num_workers,
-    )
+    views = Views(variants, crop_size, num_crops, (crop_scale[0], crop_scale[1]), seed=seed)
+    settings = Settings(views, precision, shard_size, batch_size, latents, num_workers)
     about = _about(attempt, network, tokenizer, images, dataset, settings)
     # A rebuilt tokenizer must not find its predecessor's shards, so the pieces lie under what they are made from.
     pieces = attempt.parts / hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:12]
