@@ -36,14 +36,8 @@ class Network(nn.Module):
 
     def __init__(self, net: Literal["alex", "vgg"]) -> None:
         super().__init__()
-        from torchvision import models
-
-        backbone = models.alexnet(weights=None) if net == "alex" else models.vgg16(weights=None)
         self.taps = TAPS[net]
-        self.features: nn.Sequential = backbone.features[: self.taps[-1] + 1]
-        for layer in self.features:
-            if isinstance(layer, nn.ReLU):
-                layer.inplace = False
+        self.features = _alexnet() if net == "alex" else _vgg16()
         self.heads = nn.ParameterList([torch.zeros(width) for width in CHANNELS[net]])
         self.shift: Tensor
         self.scale: Tensor
@@ -60,6 +54,36 @@ class Network(nn.Module):
                 weight = self.heads[self.taps.index(index)]
                 total_B = total_B + torch.einsum("bchw,c->bhw", (a - b).square(), weight).mean(dim=(1, 2))
         return total_B
+
+
+def _alexnet() -> nn.Sequential:
+    """The convolutions of torchvision's AlexNet up to the fifth ReLU, under the same indices."""
+    return nn.Sequential(
+        nn.Conv2d(3, 64, 11, stride=4, padding=2),
+        nn.ReLU(),
+        nn.MaxPool2d(3, stride=2),
+        nn.Conv2d(64, 192, 5, padding=2),
+        nn.ReLU(),
+        nn.MaxPool2d(3, stride=2),
+        nn.Conv2d(192, 384, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(384, 256, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(256, 256, 3, padding=1),
+        nn.ReLU(),
+    )
+
+
+def _vgg16() -> nn.Sequential:
+    """The convolutions of torchvision's VGG-16 up to the last ReLU, under the same indices."""
+    layers: list[nn.Module] = []
+    inputs = 3
+    for stage, (width, repeats) in enumerate(zip(CHANNELS["vgg"], (2, 2, 3, 3, 3), strict=True)):
+        layers += [nn.MaxPool2d(2)] if stage else []
+        for _ in range(repeats):
+            layers += [nn.Conv2d(inputs, width, 3, padding=1), nn.ReLU()]
+            inputs = width
+    return nn.Sequential(*layers)
 
 
 class Metric:
