@@ -14,7 +14,7 @@ import socket
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -154,12 +154,18 @@ def _from_hub(entry: Entry) -> Path:
     """Through huggingface_hub, which resumes and shows its own progress."""
     from huggingface_hub import hf_hub_download
 
+    folder = entry.target.parent / ".hub"
     try:
-        return Path(
-            hf_hub_download(entry.hub, entry.file, revision=entry.revision, local_dir=entry.target.parent / ".hub")
+        endpoint = os.environ.get("HF_ENDPOINT")  # a mirror of the hub, as huggingface_hub itself calls it
+        found = hf_hub_download(
+            entry.hub, entry.file, revision=entry.revision, local_dir=folder, endpoint=endpoint or None
         )
+        arrived = entry.target.with_name(f"{entry.target.name}.part")
+        os.replace(found, arrived)
     except Exception as error:  # its exceptions come from several packages; each means the file did not arrive
         raise _did_not_arrive(entry, error) from None
+    shutil.rmtree(folder, ignore_errors=True)
+    return arrived
 
 
 def _did_not_arrive(entry: Entry, error: object) -> WeightsError:
@@ -236,7 +242,12 @@ def _tag(mark: Path, address: str) -> str | None:
     return tag if isinstance(tag, str) and not tag.startswith("W/") else None
 
 
-def missing(names: list[str]) -> list[str]:
+def missing(names: Sequence[str]) -> list[str]:
     """Those registry names of `names` whose files are not on this machine (paths are passed over)."""
     entries = [registry.registry()[n] for n in names if n in registry.registry()]
     return [e.name for e in entries if not any(place.is_file() for place in registry.places(e))]
+
+
+def fetch_missing(values: Iterable[object], say: Say = print, show: Show = lambda done, total: None) -> list[Path]:
+    """Fetches those of `values` (registry names; paths and None are passed over) that are not on this machine."""
+    return [fetch(name, say, show) for name in missing([v for v in values if isinstance(v, str)])]

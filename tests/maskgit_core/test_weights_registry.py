@@ -121,6 +121,13 @@ class Server(http.server.BaseHTTPRequestHandler):
     page = False
     tag = '"v1"'
 
+    def do_HEAD(self):
+        self.send_response(200)
+        self.send_header("X-Repo-Commit", "a" * 40)
+        self.send_header("ETag", '"hub"')
+        self.send_header("Content-Length", str(len(BODY)))
+        self.end_headers()
+
     def do_GET(self):
         wanted = self.headers.get("Range")
         self.asked.append(wanted)
@@ -195,6 +202,24 @@ def test_a_web_page_instead_of_the_file(monkeypatch, server):
     Server.page = True
     assert "web page" in refusal(weights_download.fetch, entry.name, lambda line: None)
     assert not entry.target.exists()
+
+
+def test_fetch_missing_takes_names_only(monkeypatch, server, tmp_path):
+    entry = register(monkeypatch, url=f"{server}/net.bin")
+    said: list[str] = []
+    values = [None, str(tmp_path / "own.ckpt"), entry.name, 3]
+    assert weights_download.fetch_missing(values, said.append) == [entry.target]
+    assert weights_download.fetch_missing(values, said.append) == [], "the second time nothing is missing"
+
+
+def test_hub_files_come_through_huggingface_hub(monkeypatch, server):
+    """A stand-in answers as the hub does; huggingface_hub itself is real."""
+    monkeypatch.setenv("HF_ENDPOINT", server)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    entry = register(monkeypatch, hub="lab/net", file="folder/net.bin", sha256=hashlib.sha256(BODY).hexdigest())
+    path = weights_download.fetch(entry.name, lambda line: None)
+    assert path == entry.target and path.read_bytes() == BODY
+    assert {p.name for p in path.parent.iterdir()} == {"net.bin"}, "nothing of the download is left behind"
 
 
 def test_no_network_says_what_to_put_where(monkeypatch):
