@@ -159,8 +159,11 @@ class Attempt:
         return self._stop.is_set()
 
     def stop(self) -> NoReturn:
-        """Ends this attempt after its state was saved; it goes on at the next run (or requeue)."""
-        raise Stopped(self._stop.wants_requeue)
+        """Ends this attempt after its state was saved; it goes on at the next run (or requeue).
+
+        A process that stops because another rank was asked to has no wish of its own: it wants to go on.
+        """
+        raise Stopped(self._stop.wants_requeue or not self._stop.is_set())
 
     def close(self) -> None:
         """Flushes the journal; called by the job, not by stages."""

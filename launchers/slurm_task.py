@@ -26,6 +26,7 @@ from maskgit_core.errors import LaunchError
 
 _WAIT_FOR_END_S = 3600.0  # how long a rank that has saved waits for SLURM to end it
 _OTHERS_WAIT_S = 600.0
+_RELAY_AFTER_S = 5.0
 _REQUEUE_TRIES = 20
 
 
@@ -158,8 +159,21 @@ class Task:
                 time.sleep(3.0)
             else:
                 return CONTINUE
+        else:
+            self._pass_to_other_ranks()
         self._wait(lambda: self._terms > 0)
         return CONTINUE
+
+    def _pass_to_other_ranks(self) -> None:
+        """Has SLURM send USR2 to every rank, once a life of the job: rank 0 may not have been asked to save."""
+        self._wait(lambda: self._terms > 0, _RELAY_AFTER_S)
+        mark = self.folder / "asked" / f"{self.index}-{self.link}-{self.restart}"
+        if self._terms:
+            return
+        with contextlib.suppress(OSError, LaunchError):
+            mark.parent.mkdir(exist_ok=True)
+            mark.touch(exist_ok=False)
+            call_tool(["scancel", "--signal=USR2", self.job])
 
     def _stopped(self) -> int:
         """Asked to end: by scancel, or because SLURM takes the job back. Only SLURM requeues then.
@@ -176,8 +190,8 @@ class Task:
         except LaunchError:
             return ""
 
-    def _wait(self, is_over: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + (_WAIT_FOR_END_S if self.rank == 0 else _OTHERS_WAIT_S)
+    def _wait(self, is_over: Callable[[], bool], limit_s: float | None = None) -> None:
+        deadline = time.monotonic() + (limit_s or (_WAIT_FOR_END_S if self.rank == 0 else _OTHERS_WAIT_S))
         while time.monotonic() < deadline and not is_over():
             time.sleep(0.2)
 

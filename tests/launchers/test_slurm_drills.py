@@ -330,3 +330,74 @@ def test_submitting_from_inside_a_job(cluster, store: Path, undisturbed, tmp_pat
     tool("sbatch", "--export=ALL", str(script))
     wait_until(lambda: (tmp_path / "outer.txt").exists() and "submitted 2" in (tmp_path / "outer.txt").read_text())
     finish(cluster, store, undisturbed)
+
+
+TWO_NODES = """\
+# @package _global_
+defaults:
+  - /dataset: fashion_mnist_subset
+  - /tokenizer: vq
+  - /model: prenorm_tiny
+  - _self_
+  - /data: images
+pipeline:
+  steps:
+    train_tokenizer: {stage: train_tokenizer}
+    train: {stage: train}
+train_tokenizer: {num_train_steps: 3, batch_size: 8, warmup_steps: 1}
+train: {num_train_steps: 40, batch_size: 8, warmup_steps: 2, log_every: 1, lr: 1.0e-3}
+resources:
+  train_tokenizer: {cpus_per_task: 1, mem_gb: 2}
+  train: {cpus_per_task: 1, mem_gb: 2}
+"""
+
+
+def losses(store: Path) -> dict[int, float]:
+    """Optimizer step -> loss, over all attempts, the newest counting."""
+    found = {}
+    for journal in sorted(store.glob("train/*/attempts/*/journal.jsonl")):
+        for line in map(json.loads, journal.read_text().splitlines()):
+            if "loss" in line.get("metrics", {}):
+                found[line["step"]] = line["metrics"]["loss"]
+    return found
+
+
+@pytest.mark.parametrize("signalled", [False, True], ids=["undisturbed", "USR2 on rank 1"])
+def test_two_nodes_train_as_one_process_does(cluster, store, tmp_path: Path, signalled: bool) -> None:
+    conf = tmp_path / "conf" / "experiment"
+    conf.mkdir(parents=True)
+    (conf / "two_nodes.yaml").write_text(TWO_NODES)
+    common = ["run", "experiment=two_nodes", "tracking.ship=false", "--config-dir", str(tmp_path / "conf")]
+    spread = ["launcher=dev_cluster", "resources.train.ranks=2", "resources.train.nodes=2"]
+    other = tmp_path / "alone"
+    for place, more in ((other, ["launcher=local"]), (store, spread)):
+        done = subprocess.run(
+            [sys.executable, "-m", "experiments.cli", *common, *more], capture_output=True, text=True,
+            env={**os.environ, "MASKGIT_STORE": str(place), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+    if signalled:
+        wait_until(lambda: len(losses(store)) > 3, 240)
+        os.kill(process_of_rank(store, 1), signal.SIGUSR2)
+    cluster.idle(300)
+    alone, two = losses(other), losses(store)
+    assert sorted(alone) == sorted(two) == list(range(1, 41))
+    assert max(abs(alone[step] - two[step]) for step in alone) < 1e-5
+    folder = step_folder(store, "train")
+    assert len(list((folder / "attempts").iterdir())) == (2 if signalled else 1)
+    assert list((folder / "logs").glob("*.rank1.txt"))
+
+
+def process_of_rank(store: Path, rank: int) -> int:
+    """The process that executes a rank of the step `train` of this store."""
+    folder = str(step_folder(store, "train"))
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            command, environment = (path / "cmdline").read_bytes(), (path / "environ").read_bytes()
+        except OSError:
+            continue
+        if b"launchers.entry" in command and folder.encode() in command and f"\0RANK={rank}\0".encode() in environment:
+            children = (path / "task" / path.name / "children").read_text().split()
+            if children or rank:
+                return int(path.name)
+    raise AssertionError(f"no process of rank {rank}")
