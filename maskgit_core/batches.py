@@ -12,7 +12,7 @@ import copy
 import queue
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -22,6 +22,7 @@ import torch
 from maskgit_core.errors import DataError
 from maskgit_core.order import samples_at
 from maskgit_core.shards import TokenShards
+from maskgit_core.streaming import RemoteShards
 
 T = TypeVar("T")
 LOOK_AHEAD = 8192  # positions whose order is computed at once
@@ -76,6 +77,7 @@ class Order:
         start: number of global samples already consumed.
         step: yield only every `step`-th global batch (worker processes take turns).
         skip: global batches to leave out at the beginning.
+        locate: (seed, positions) -> (samples, variants), where the shards have an order of their own.
 
     Raises:
         DataError: an impossible combination; names the argument.
@@ -93,6 +95,7 @@ class Order:
         start: int = 0,
         step: int = 1,
         skip: int = 0,
+        locate: Callable[[int, np.ndarray], tuple[np.ndarray, np.ndarray]] | None = None,
     ) -> None:
         if not 0 <= rank < world_size:
             raise DataError(f"rank: {rank} does not lie in [0, {world_size}); check RANK and WORLD_SIZE")
@@ -103,7 +106,7 @@ class Order:
         self.num_samples, self.num_variants = num_samples, num_variants
         self.batch_size, self.seed, self.start = batch_size, seed, start
         self.rank, self.world_size = rank, world_size
-        self.step, self.skip = step, skip
+        self.step, self.skip, self.locate = step, skip, locate
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         low, high = rank_slice(self.batch_size, self.rank, self.world_size)
@@ -120,6 +123,8 @@ class Order:
 
     def at(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Samples and variants at any positions of the stream; arrays of the same shape."""
+        if self.locate is not None:
+            return self.locate(self.seed, indices)
         return samples_at(self.seed, indices, self.num_samples, self.num_variants)
 
     def part(self, worker: int, num_workers: int) -> Order:
@@ -133,7 +138,7 @@ class Batches:
     """Training batches from token shards, for ever.
 
     Args:
-        shards: the cache.
+        shards: the cache, or one that lies elsewhere.
         batch_size: global batch size, over all ranks.
         seed: of the order.
         rank, world_size: of this process.
@@ -148,7 +153,7 @@ class Batches:
 
     def __init__(
         self,
-        shards: TokenShards,
+        shards: TokenShards | RemoteShards,
         *,
         batch_size: int,
         seed: int,
@@ -168,6 +173,7 @@ class Batches:
             rank=rank,
             world_size=world_size,
             start=start,
+            locate=shards.samples_at,
         )
         self.num_workers, self.prefetch, self.pin_memory = num_workers, prefetch, pin_memory
 

@@ -83,6 +83,11 @@ def permute(positions: np.ndarray, num_samples: int, key: int) -> np.ndarray:
     return values.reshape(np.shape(positions))
 
 
+def draw_variants(samples: np.ndarray, key: int, num_variants: int) -> np.ndarray:
+    """Which variant of each sample an epoch shows: uniform numbers in [0, num_variants), `key` naming the epoch."""
+    return _below(samples.astype(_U), mix(key + 1), num_variants)
+
+
 def samples_at(
     seed: int, positions: np.ndarray, num_samples: int, num_variants: int = 1
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -110,7 +115,7 @@ def samples_at(
         found = permute(offsets[here], num_samples, key)
         samples[here] = found
         if num_variants > 1:
-            variants[here] = _below(found, mix(key + 1), num_variants)
+            variants[here] = draw_variants(found, key, num_variants)
     return samples, variants
 
 

@@ -13,6 +13,7 @@ import ctypes
 import json
 import mmap
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,11 @@ from typing import Any
 import numpy as np
 
 from maskgit_core.errors import DataError
+from maskgit_core.order import samples_at
 from maskgit_core.shard_format import BLOCK, LABEL_CHARS, Layout, decode_key
 from maskgit_core.shard_writer import FORMAT, FORMAT_VERSION, MANIFEST
 
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,120}\Z")
 _MAP_FIXED = 0x10  # the same on Linux and macOS
 _POWERS = 10.0 ** np.arange(LABEL_CHARS - 1, -1, -1)
 _ZEROS = float(ord("0") * _POWERS.sum())  # what ten zeros add up to
@@ -48,6 +51,15 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         ) from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise DataError(f"{path}: not readable as JSON ({error}); cache the tokens again") from None
+    return check_manifest(str(path), manifest)
+
+
+def check_manifest(path: str, manifest: Any) -> dict[str, Any]:
+    """`manifest` if it describes token shards that can be read safely; it may come from elsewhere.
+
+    Args:
+        path: where it lies, for messages.
+    """
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise DataError(f"{path}: not a manifest of token shards; expected format {FORMAT!r}")
     if manifest.get("format_version") != FORMAT_VERSION:
@@ -62,12 +74,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def _check_shard_list(path: Path, manifest: dict[str, Any]) -> None:
+def _check_shard_list(path: str, manifest: dict[str, Any]) -> None:
     """Refuses a manifest whose shards could not be mapped safely: it may come from elsewhere."""
     try:
         stride = Layout.from_json(manifest).stride
         for shard in manifest["shards"]:
-            if Path(shard["name"]).name != shard["name"] or not shard["name"]:
+            if not _PLAIN_NAME.match(shard["name"]):
                 raise DataError(
                     f"{path}: the shard name {shard['name']!r} is not a plain file name; do not use this cache"
                 )
@@ -178,6 +190,10 @@ class TokenShards:
             raise IndexError(f"sample indices must lie in [0, {len(self)})")
         inside = indices - shard * self._per_shard
         return self._first_block[shard] + inside * self._sample_blocks
+
+    def samples_at(self, seed: int, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Samples and variants at any positions of the training stream; see `maskgit_core/order.py`."""
+        return samples_at(seed, positions, len(self), self.num_variants)
 
     def gather(
         self,
