@@ -6,6 +6,8 @@ safetensors, so that whoever needs it can rebuild it without knowing how it was 
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -40,21 +42,49 @@ def load_tokenizer(source: Input | TokenizerSpec, device: str = "cpu", **facts: 
     return tokenizer.to(device).eval().requires_grad_(False)
 
 
-def load_model(source: Input, device: str = "cpu", *, weights: str = WEIGHTS_FILE) -> Any:
+def load_model(source: Input, device: str = "cpu", *, weights: str = "model") -> Any:
     """A trained transformer in eval mode on `device`, without gradients.
 
     Args:
         source: an artifact of kind `model`.
-        weights: which of its files: the moving average (`model.safetensors`), the last weights (`raw.safetensors`), or
-            a kept checkpoint.
+        weights: `model` (the moving average where there is one), `raw` (the last weights), or a kept step's number.
+    Raises:
+        ArtifactError: it has no such weights. WeightsError: they do not fit the model.
     """
+    from maskgit_core.checkpoints import checkpoint_name, load_strictly, load_tensors, select
+
     model = build_model(source)
-    path = source.files / weights
+    name = {"model": WEIGHTS_FILE, "raw": RAW_FILE}.get(weights) or checkpoint_name(_step(weights))
+    path = source.files / name
+    if weights == "raw" and not path.is_file():
+        path = source.files / WEIGHTS_FILE  # trained without a moving average
     if not path.is_file():
         there = ", ".join(sorted(p.name for p in source.files.glob("*.safetensors")))
         raise ArtifactError(f"{path}: the model has no such weights; it has [{there}]")
-    _load_weights(model, path)
+    tensors, _ = load_tensors(path)
+    if weights not in ("model", "raw"):
+        tensors = _averaged(select(tensors, "model"), select(tensors, "ema"), model)
+    load_strictly(model, tensors, str(path))
     return model.to(device).eval().requires_grad_(False)
+
+
+def _step(weights: str) -> int:
+    if not weights.isdigit():
+        raise ArtifactError(f"weights: {weights!r} names no weights; give model, raw or the number of a kept step")
+    return int(weights)
+
+
+def _averaged(raw: dict[str, Any], averages: dict[str, Any], model: Any) -> dict[str, Any]:
+    """A checkpoint's weights with the moving average where there is one, under all names of tied parameters."""
+    first = {id(parameter): name for name, parameter in model.named_parameters()}
+    names = {name: first[id(parameter)] for name, parameter in model.named_parameters(remove_duplicate=False)}
+    return {name: averages.get(names.get(name, name), tensor) for name, tensor in raw.items()}
+
+
+def manifest_digests(*sources: Any) -> str:
+    """Names what the given artifacts hold now, so that pieces made from their predecessors are not taken for theirs."""
+    found = [(read_json(s.folder / "manifest.json") or {}).get("digest") for s in sources if isinstance(s, Input)]
+    return hashlib.sha256(json.dumps(found).encode()).hexdigest()[:12]
 
 
 def build_model(source: Input) -> Any:

@@ -2,19 +2,36 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import math
+import os
+import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
 
 from experiments.atomic import write_json
 from experiments.attempt import Attempt
 from experiments.components import MODEL_FILE, RAW_FILE, WEIGHTS_FILE, describe
 from experiments.schema import ModelSpec
 from maskgit_core.batches import ahead
-from maskgit_core.checkpoints import BackgroundWriter, checkpoint_name, list_checkpoints, load_newest, save_tensors
-from maskgit_core.errors import ConfigError
+from maskgit_core.checkpoints import (
+    BackgroundWriter,
+    checkpoint_name,
+    checkpoint_step,
+    list_checkpoints,
+    load_newest,
+    load_tensors,
+    save_tensors,
+)
+from maskgit_core.errors import ArtifactError, ConfigError
+from maskgit_core.health import HeldOut, check_loss
 from maskgit_core.masked_batches import MaskedBatch, Masker, masked_steps
 from maskgit_core.recipe import Recipe, learning_rate
 from maskgit_core.stop_vote import StopVote
@@ -23,57 +40,95 @@ from maskgit_core.training import Trainer
 
 @dataclass(frozen=True)
 class Cadence:
-    """How often things happen, in optimizer steps, and how many checkpoints stay; none of it changes results."""
+    """How often things happen, in optimizer steps, and how many samples go through at once."""
 
     log_every: int
     checkpoint_every: int
     keep_last: int
-    compile_blocks: bool = False
+    keep_every: int | None
+    micro_batch_size: int | None
+    compile_blocks: bool
+
+
+class Source(Protocol):
+    """Where training batches come from; see the stage."""
+
+    facts: dict[str, Any]
+    origin: str  # names what the batches are made from
+    held_out: HeldOut | None
+
+    def batches(self, **place: Any) -> Any:
+        """Endless batches; `place` is batch_size, seed, rank, world_size and start."""
 
 
 class TrainingRun:
-    """The trainer with its journal, checkpoints and stop requests."""
+    """The trainer with its journal, checkpoints and stop requests.
+
+    Args:
+        start: the folder of a finished model's files and the step to go on from (None: its last), or None.
+    """
 
     def __init__(
         self,
         attempt: Attempt,
         recipe: Recipe,
         spec: ModelSpec,
-        facts: dict[str, Any],
+        source: Source,
         cadence: Cadence,
+        start: tuple[Path, int | None] | None = None,
     ) -> None:
-        self.attempt, self.recipe, self.spec, self.facts, self.cadence = attempt, recipe, spec, facts, cadence
-        model = new_model(spec, facts, recipe.seed)
+        self.attempt, self.recipe, self.spec, self.source, self.cadence = attempt, recipe, spec, source, cadence
+        self.facts = source.facts
+        model = new_model(spec, self.facts, recipe.seed)
         self.trainer = Trainer(model, recipe, attempt.device, cadence.compile_blocks)
         self.vote = StopVote(self.trainer.accelerator.num_processes)
         self.writer = BackgroundWriter()
+        self._start = start
         self._saved_at = -1
-        self._since = (time.perf_counter(), 0.0, 0)  # clock, seconds waited for data, step
+        asked = [recipe, spec.to_dict(), source.origin, str(start)]
+        digest = hashlib.sha256(json.dumps(asked, default=str, sort_keys=True).encode()).hexdigest()[:12]
+        self._kept = attempt.parts / f"kept-{digest}"
+
+    def execute(self) -> None:
+        """Resumes, trains to the end and publishes; ends early, saved, where a stop is asked for."""
+        self.resume()
+        self.train(self.steps())
+        self.publish()
 
     # -- state on disk -------------------------------------------------------------------------------------------
     def resume(self) -> None:
-        """Goes on from the newest readable checkpoint of this step, if there is one."""
-        folders = [self.attempt.checkpoints, *self.attempt.earlier_checkpoints()]
-        found = load_newest(folders)
+        """Goes on from the newest readable checkpoint of this step, or from where it was asked to begin."""
+        found = load_newest([self.attempt.checkpoints, *self.attempt.earlier_checkpoints()])
         if found is not None:
             tensors, facts, path, complaints = found
             for complaint in complaints:
                 print(f"{complaint}; going on from {path.name}", flush=True)
             self.trainer.load_state(tensors, facts, str(path))
-            self._saved_at = self.trainer.step
+        elif self._start is not None:
+            path = find_state(*self._start)
+            self.trainer.load_state(*load_tensors(path), str(path))
+        self._saved_at = self.trainer.step
+        if self.trainer.step >= self.recipe.num_train_steps and found is None:
+            raise ConfigError(
+                f"train.num_train_steps: {self.recipe.num_train_steps} steps, but it goes on from step "
+                f"{self.trainer.step}; give more"
+            )
         self.attempt.resumed_at(self.trainer.step + 1)  # the point at a step is logged before its checkpoint
 
     def save(self) -> None:
-        """Publishes a checkpoint in the background; the copy is taken now."""
-        if not self.attempt.is_main or self._saved_at == self.trainer.step:
+        """Publishes a checkpoint in the background; the copy is taken now. A state gone wrong is not saved."""
+        if not self.attempt.is_main or self._saved_at == self.trainer.step or not self.trainer.meters.finite():
             return
         tensors, facts = self.trainer.state()
-        self._saved_at = self.trainer.step
-        path = self.attempt.checkpoints / checkpoint_name(self.trainer.step)
+        step = self._saved_at = self.trainer.step
+        path = self.attempt.checkpoints / checkpoint_name(step)
 
         def write() -> None:
             self.attempt.flush()
             self.attempt.publish(path, lambda temporary: save_tensors(temporary, tensors, facts))
+            if self.cadence.keep_every and step % self.cadence.keep_every == 0:
+                self._kept.mkdir(parents=True, exist_ok=True)
+                link(path, self._kept / path.name)
             for old in list_checkpoints([self.attempt.checkpoints])[self.cadence.keep_last :]:
                 old.unlink(missing_ok=True)
             self.attempt.forget_earlier_checkpoints()
@@ -81,7 +136,7 @@ class TrainingRun:
         self.writer.submit(write)
 
     def publish(self) -> None:
-        """Writes the outputs of the finished training."""
+        """Writes the outputs of the finished training: weights, description, kept checkpoints and the last state."""
         self.save()
         self.writer.wait()
         if not self.attempt.is_main:
@@ -91,68 +146,123 @@ class TrainingRun:
         for kind, tensors in self.trainer.weights().items():
             write = partial(save_tensors, tensors=tensors, facts=facts)
             self.attempt.publish(self.attempt.files / names[kind], write)
+        folders = [self.attempt.checkpoints, *self.attempt.earlier_checkpoints()]
+        last = [path for path in list_checkpoints(folders) if checkpoint_step(path) == self.trainer.step][:1]
+        for path in [*last, *list_checkpoints([self._kept])]:
+            link(path, self.attempt.files / path.name)
         write_json(self.attempt.files / MODEL_FILE, describe(self.spec, self.facts))
         self.attempt.fact(**self.facts, num_train_steps=self.trainer.step)
 
-    def steps(self, batches: Callable[..., Iterable[Any]], micro_batch_size: int | None) -> Iterator[list[MaskedBatch]]:
-        """Masked micro-batches, a list a step, from where the training stands.
-
-        Args:
-            batches: makes this process's endless batches from batch_size, seed, rank, world_size and start.
-            micro_batch_size: samples to put through at once; None for all of this process's.
-        """
+    # -- the loop ------------------------------------------------------------------------------------------------
+    def steps(self) -> Iterator[list[MaskedBatch]]:
+        """Masked micro-batches, a list a step, from where the training stands."""
         recipe, accelerator = self.recipe, self.trainer.accelerator
         own = -(-recipe.batch_size // accelerator.num_processes)
+        parts = -(-own // (self.cadence.micro_batch_size or own))
         masker = Masker(recipe, self.trainer.model.mask_token_id, self.trainer.model.null_label)
-        stream = batches(
+        stream = self.source.batches(
             batch_size=recipe.batch_size,
             seed=recipe.seed,
             rank=accelerator.process_index,
             world_size=accelerator.num_processes,
             start=self.trainer.step * recipe.batch_size,
         )
-        return masked_steps(stream, masker, -(-own // (micro_batch_size or own)), self.attempt.device)
+        return masked_steps(stream, masker, parts, self.attempt.device)
 
-    # -- the loop ------------------------------------------------------------------------------------------------
     def train(self, steps: Iterator[list[MaskedBatch]]) -> None:
         """Trains to the last step; ends early, saved, where a stop is asked for."""
+        clock = Clock(self.trainer.step)
         progress = self.attempt.progress(self.recipe.num_train_steps, unit="step", label="train")
         progress.start_at(self.trainer.step)
-        waited = 0.0
-        ready = ahead(steps, 2)
+        ready, cadence = ahead(steps, 2), self.cadence
         while self.trainer.step < self.recipe.num_train_steps:
-            began = time.perf_counter()
-            pieces = next(ready)
-            waited += time.perf_counter() - began
+            with clock.waiting():
+                pieces = next(ready)
             self.trainer.train_step(pieces)
             progress.update(1)
-            step = self.trainer.step
-            if step % self.cadence.log_every == 0 or step == self.recipe.num_train_steps:
-                self._log(waited)
-            if step % self.cadence.checkpoint_every == 0:
+            step, at_end = self.trainer.step, self.trainer.step == self.recipe.num_train_steps
+            if step % cadence.log_every == 0 or at_end:
+                self._log(clock)
+            if step % cadence.checkpoint_every == 0 or (cadence.keep_every and step % cadence.keep_every == 0):
                 self.save()
-            if step < self.recipe.num_train_steps and self.vote.agreed(self.attempt.should_stop, step):
+            if step % cadence.checkpoint_every == 0 or at_end:
+                self._probe()
+            if not at_end and self.vote.agreed(self.attempt.should_stop, step):
                 self.save()
                 self.writer.wait()
                 self.attempt.stop()
 
-    def _log(self, waited: float) -> None:
-        step, now = self.trainer.step, time.perf_counter()
-        clock, waited_before, step_before = self._since
-        metrics = self.trainer.meters.read()
-        seconds = max(now - clock, 1e-9)
+    def _log(self, clock: Clock) -> None:
+        step, trainer = self.trainer.step, self.trainer
+        metrics = trainer.meters.read()
         metrics["lr"] = learning_rate(self.recipe, step - 1)
-        num_tokens = (step - step_before) * self.recipe.batch_size * self.facts["num_tokens"]
-        metrics["tokens_per_s"] = num_tokens / seconds
-        metrics["data_wait_share"] = (waited - waited_before) / seconds
-        self._since = (now, waited, step)
+        if trainer.ema is not None:
+            metrics["ema_distance"] = float(trainer.ema.distance(trainer.parameters))
+        seconds, metrics["data_wait_share"], steps = clock.lap(step)
+        metrics["tokens_per_s"] = steps * self.recipe.batch_size * self.facts["num_tokens"] / seconds
+        # forward and backward of a token cost six operations a parameter (Kaplan et al. 2020), attention aside
+        size = sum(parameter.numel() for parameter in trainer.parameters.values())
+        metrics["model_tflops_per_s"] = 6e-12 * size * metrics["tokens_per_s"]
         self.attempt.log(metrics, step)
+        last = checkpoint_name(self._saved_at) if self._saved_at > 0 else "no checkpoint"
+        loss = metrics["loss"] if math.isfinite(metrics["grad_norm"]) or trainer.accelerator.scaler else math.nan
+        check_loss(loss, step, self.facts["codebook_size"], last)
+
+    def _probe(self) -> None:
+        if self.source.held_out is not None and self.attempt.is_main:
+            self.attempt.log(self.source.held_out.nll(self.trainer.model), self.trainer.step)
+
+
+class Clock:
+    """Time since the last log line, and how much of it went into waiting for data."""
+
+    def __init__(self, step: int) -> None:
+        self._began, self._waited, self._step = time.perf_counter(), 0.0, step
+        self._asked = 0.0
+
+    def waiting(self) -> Clock:
+        """Counts the time inside as waiting."""
+        return self
+
+    def __enter__(self) -> None:
+        self._asked = time.perf_counter()
+
+    def __exit__(self, *exc: object) -> None:
+        self._waited += time.perf_counter() - self._asked
+
+    def lap(self, step: int) -> tuple[float, float, int]:
+        """(seconds, share of them waited, steps) since the last lap; begins a new one."""
+        now = time.perf_counter()
+        seconds = max(now - self._began, 1e-9)
+        found = seconds, self._waited / seconds, step - self._step
+        self._began, self._waited, self._step = now, 0.0, step
+        return found
+
+
+def find_state(files: Path, step: int | None) -> Path:
+    """The full state of a finished model at a kept step, or its last.
+
+    Raises:
+        ArtifactError: it was not kept; names those that were.
+    """
+    kept = {checkpoint_step(path): path for path in list_checkpoints([files])}
+    if not kept or (step is not None and step not in kept):
+        there = ", ".join(str(number) for number in sorted(n for n in kept if n is not None)) or "none"
+        raise ArtifactError(f"{files}: has no state of step {step}; kept steps: [{there}]; set train.keep_every there")
+    return kept[step] if step is not None else next(iter(kept.values()))
+
+
+def link(source: Path, target: Path) -> None:
+    """A second name for a finished file, or a copy where the disk has no hard links."""
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def new_model(spec: ModelSpec, facts: dict[str, Any], seed: int) -> Any:
     """A model with fresh weights that are a function of its config and `seed`."""
-    import torch
-
     known = {name: facts[name] for name in ("codebook_size", "num_tokens", "num_classes")}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -165,6 +165,10 @@ class Meters:
         self._steps += is_new_step
         self._sums = sums if self._sums is None else self._sums + sums
 
+    def finite(self) -> bool:
+        """Whether this process's losses since the last `read` are numbers; waits for the device."""
+        return self._sums is None or bool(torch.isfinite(self._sums).all())
+
     def read(self) -> dict[str, float]:
         """Metrics since the last call, over all processes (every process must call it); waits for the device.
 

@@ -19,8 +19,6 @@ by one; a killed run goes on with the missing ones. Publishes `images.npz` (`arr
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -30,9 +28,8 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 
-from experiments.atomic import read_json
 from experiments.attempt import Attempt, iterate
-from experiments.components import RAW_FILE, WEIGHTS_FILE, build_model, load_model, load_tokenizer
+from experiments.components import build_model, load_model, load_tokenizer, manifest_digests
 from experiments.schema import Input, SamplerSpec, TokenizerSpec
 from maskgit_core import rng
 from maskgit_core.errors import ConfigError
@@ -67,7 +64,7 @@ def run(
     decoder = load_tokenizer(tokenizer, attempt.device)
     _check(transformer, decoder, classes)
     grid = (int(model.facts["grid"][0]), int(model.facts["grid"][1]))
-    origin = _origin(model, tokenizer)
+    origin = f"samples-{manifest_digests(model, tokenizer)}"
     maker = Maker(transformer, decoder, sampler.build(), grid, classes, seed, precision, attempt.device, origin)
     pieces = share(attempt, maker, num_samples, batch_size, piece_size)
     if attempt.is_main:
@@ -76,19 +73,12 @@ def run(
         attempt.fact(class_names=list(model.facts.get("class_names", [])))
 
 
-def _origin(*sources: Any) -> str:
-    """Names what the samples are made from, so that a rebuilt model never finds its predecessor's pieces."""
-    digests = [(read_json(s.folder / "manifest.json") or {}).get("digest") for s in sources if isinstance(s, Input)]
-    return "samples-" + hashlib.sha256(json.dumps(digests).encode()).hexdigest()[:12]
-
-
 def _transformer(model: Input, weights: str, untrained: bool, seed: int, device: str) -> Any:
     if untrained:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return build_model(model).to(device).eval().requires_grad_(False)
-    files = {"model": WEIGHTS_FILE, "raw": RAW_FILE}
-    return load_model(model, device, weights=files.get(weights, f"model-{weights}.safetensors"))
+    return load_model(model, device, weights=weights)
 
 
 def _check(model: Any, tokenizer: Any, classes: list[int] | None) -> None:

@@ -15,6 +15,9 @@ a checkpoint holds weights, optimizer and moving average. On a request to stop i
 | mask_kind, mask_rounding, mask_ratio_per, min_mask_ratio | see `maskgit_core.masking`; a ratio per sample or batch |
 | ema_decay, ema_warmup | see `maskgit_core.recipe.ema_decay_at`; null for no moving average |
 | precision | of the forward pass (autocast); weights and moments stay float32 |
+| continue_from, continue_at | a finished model to go on from, at a kept step; null for its last |
+| keep_every | checkpoints of these steps become outputs: `sample.weights=50000`, or to continue from |
+| held_out_share | last part of the cache that is not trained on; its likelihood at fixed mask ratios is logged |
 | micro_batch_size | samples a process puts through at once; more are accumulated |
 | compile | compile each transformer block |
 | log_every, checkpoint_every, keep_last | in optimizer steps; checkpoints kept while training |
@@ -26,13 +29,14 @@ from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 from experiments.attempt import Attempt
-from experiments.components import load_tokenizer
+from experiments.components import load_tokenizer, manifest_digests
 from experiments.schema import DatasetSpec, Input, ModelSpec, TokenizerSpec
 from experiments.training_run import Cadence, TrainingRun
 from maskgit_core.batches import Batches
 from maskgit_core.encoding import Encoder
 from maskgit_core.errors import ConfigError
-from maskgit_core.hints import Execution, Kind, Range
+from maskgit_core.health import FirstSamples, HeldOut
+from maskgit_core.hints import Execution, Kind, Neutral, Range
 from maskgit_core.image_batches import ImageBatches
 from maskgit_core.losses import LossOn
 from maskgit_core.masking import Schedule
@@ -76,6 +80,10 @@ def run(
     ema_warmup: EmaWarmup = "inverse_power",
     precision: Literal["float32", "bfloat16", "float16"] = "float32",
     seed: int = 0,
+    continue_from: Annotated[Input | None, Kind("model")] = None,
+    continue_at: Annotated[int | None, Range(1), Neutral(None)] = None,
+    keep_every: Annotated[int | None, Range(1), Neutral(None)] = None,
+    held_out_share: Annotated[float, Range(0.0, 0.9), Neutral(0.0)] = 0.0,
     num_workers: Execution[int] = 0,
     micro_batch_size: Annotated[Execution[int | None], Range(1)] = None,
     compile: Execution[bool] = False,
@@ -85,13 +93,10 @@ def run(
 ) -> None:
     """Trains; see the table above."""
     recipe = Recipe(**{name: value for name, value in locals().items() if name in Recipe.__dataclass_fields__})
-    source = Source(tokens, images, image_tokenizer, image_views, attempt.device, num_workers)
-    training = TrainingRun(
-        attempt, recipe, model, source.facts, Cadence(log_every, checkpoint_every, keep_last, compile)
-    )
-    training.resume()
-    training.train(training.steps(source.batches, micro_batch_size))
-    training.publish()
+    cadence = Cadence(log_every, checkpoint_every, keep_last, keep_every, micro_batch_size, compile)
+    source = Source(tokens, images, image_tokenizer, image_views, held_out_share, attempt.device, num_workers)
+    start = None if continue_from is None else (continue_from.files, continue_at)
+    TrainingRun(attempt, recipe, model, source, cadence, start).execute()
 
 
 class Source:
@@ -103,13 +108,20 @@ class Source:
         images: DatasetSpec | None,
         tokenizer: Input | TokenizerSpec | None,
         views: Literal["original", "flip"],
+        held_out_share: float,
         device: str,
         num_workers: int,
     ) -> None:
         self.num_workers = num_workers
-        self._shards: TokenShards | None = None
+        self._shards: Any = None
+        self.held_out: HeldOut | None = None
+        self.origin = manifest_digests(tokens, tokenizer)
         if images is None and tokens is not None:
             self._shards = shards = TokenShards(tokens.files)
+            if held_out_share:
+                count = max(1, round(len(shards) * (1.0 - held_out_share)))
+                self.held_out = HeldOut(shards, min(count, len(shards) - 1), 0, device)
+                self._shards = FirstSamples(shards, min(count, len(shards) - 1))
             grid, codebook_size, num_classes = shards.grid, shards.codebook_size, shards.num_classes
             names = list(tokens.facts.get("class_names", []))
         elif images is not None and tokenizer is not None:

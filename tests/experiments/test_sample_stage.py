@@ -127,7 +127,10 @@ def test_classes_seeds_and_untrained_weights(tmp_path: Path, inputs: tuple[Input
     [
         ({"classes": [3]}, "sample.classes: 3 given; the model knows classes 0 to 2"),
         ({"sampler": {"num_steps": 21}}, "sampler.num_steps: 21 steps for 20 tokens"),
-        ({"weights": "50000"}, r"model-50000.safetensors: the model has no such weights; it has \[model.safetensors\]"),
+        (
+            {"weights": "50000"},
+            r"step-000050000.safetensors: the model has no such weights; it has \[model.safetensors\]",
+        ),
     ],
 )
 def test_bad_requests_are_one_line(

@@ -11,15 +11,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from train_processes import tokens_input
 
 from experiments.attempt import Attempt
-from experiments.components import load_model
+from experiments.components import describe, load_model
 from experiments.journal import read_points
-from experiments.schema import Input, ModelSpec
+from experiments.schema import DatasetSpec, Input, ModelSpec, TokenizerSpec
 from experiments.stages import train
-from maskgit_core.checkpoints import load_tensors
-from maskgit_core.errors import ConfigError
+from maskgit_core.checkpoints import load_tensors, save_tensors
+from maskgit_core.errors import ArtifactError, ConfigError
+from maskgit_core.health import DivergedError
 from maskgit_core.shard_format import Layout
 from maskgit_core.shard_writer import Samples, write_manifest, write_shard
 
@@ -141,7 +143,7 @@ def test_artifact_loads_and_holds_both_kinds_of_weights(tmp_path: Path, cache: P
     facts = attempt.notes["facts"]
     assert (facts["codebook_size"], facts["num_tokens"], facts["num_classes"], facts["grid"]) == (11, 12, 4, [3, 4])
     source = Input("train", "model", tmp_path / "step", "f" * 64, facts, {})
-    model, raw = load_model(source), load_model(source, weights="raw.safetensors")
+    model, raw = load_model(source), load_model(source, weights="raw")
     assert not model.training and not any(p.requires_grad for p in model.parameters())
     assert not torch.equal(model.pos_emb, raw.pos_emb)
     assert {"loss", "masked_accuracy", "grad_norm", "lr", "tokens_per_s", "data_wait_share"} <= {
@@ -175,3 +177,77 @@ def test_every_switch_of_the_recipes_trains(tmp_path: Path, cache: Path, changed
 def test_neither_tokens_nor_images_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"train.tokens: neither cached tokens nor images"):
         train.run(Attempt(tmp_path), model=ModelSpec("prenorm", {}), num_train_steps=1)
+
+
+def artifact(attempt: Attempt) -> Input:
+    (attempt.folder / "files").symlink_to(attempt.files)
+    return Input("train", "model", attempt.folder, "f" * 64, attempt.notes["facts"], {})
+
+
+def test_a_finished_run_is_extended_or_branched_at_a_kept_step(tmp_path: Path, cache: Path) -> None:
+    whole = trained(tmp_path / "whole", cache, num_train_steps=6, lr_schedule="constant")
+    first = artifact(trained(tmp_path / "first", cache, keep_every=2, lr_schedule="constant"))
+    assert {p.name for p in first.files.glob("step-*")} == {"step-000000002.safetensors", "step-000000004.safetensors"}
+    for at in (None, 2):
+        longer = trained(
+            tmp_path / f"from-{at}",
+            cache,
+            num_train_steps=6,
+            lr_schedule="constant",
+            continue_from=first,
+            continue_at=at,
+        )
+        one, _ = load_tensors(whole.files / "model.safetensors")
+        other, _ = load_tensors(longer.files / "model.safetensors")
+        assert all(torch.equal(one[key], other[key]) for key in one)
+    assert torch.equal(load_model(first, weights="4").pos_emb, load_model(first).pos_emb)
+    assert not torch.equal(load_model(first, weights="2").pos_emb, load_model(first).pos_emb)
+    with pytest.raises(ArtifactError, match=r"no state of step 3; kept steps: \[2, 4\]"):
+        trained(tmp_path / "wrong", cache, continue_from=first, continue_at=3)
+    with pytest.raises(ConfigError, match="4 steps, but it goes on from step 4"):
+        trained(tmp_path / "short", cache, continue_from=first)
+
+
+def test_a_loss_gone_wrong_stops_the_run_and_keeps_the_last_good_state(tmp_path: Path, cache: Path) -> None:
+    with pytest.raises(DivergedError, match=r"train: the loss is \S+ at step \d+ .* lower train.lr"):
+        trained(tmp_path / "step", cache, num_train_steps=60, lr=1e6, grad_clip=None, checkpoint_every=1, dropout=0.0)
+    kept = sorted((tmp_path / "step" / "attempts" / "0001" / "checkpoints").iterdir())
+    assert kept and all(torch.isfinite(t).all() for t in load_tensors(kept[-1])[0].values())
+
+
+def test_held_out_samples_are_not_trained_on_and_their_likelihood_is_logged(tmp_path: Path, cache: Path) -> None:
+    trained(tmp_path / "step", cache, held_out_share=0.25, checkpoint_every=2)
+    values = {(p.metric, p.step): p.value for p in read_points(tmp_path / "step") if p.metric.startswith("held_out")}
+    assert {step for _, step in values} == {2, 4} and len(values) == 8
+    assert all(1 < value < 4 for value in values.values())
+
+
+def test_images_on_the_fly_give_the_losses_of_their_cache(tmp_path: Path) -> None:
+    """Views, order and tokens are those of a cache made with the same tokenizer."""
+    from experiments.stages import cache_tokens
+
+    rng = np.random.default_rng(0)
+    for number in range(10):
+        (tmp_path / "pictures" / f"c{number % 2}").mkdir(parents=True, exist_ok=True)
+        pixels = rng.integers(0, 255, (16, 16, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "pictures" / f"c{number % 2}" / f"{number}.png")
+    images = DatasetSpec("image_folder", {"root": str(tmp_path / "pictures"), "image_size": 16})
+    torch.manual_seed(0)
+    spec = TokenizerSpec("vq", {"codebook_size": 8, "code_dim": 4, "width": 8})
+    tokenizer = spec.build(in_channels=3)
+    torch.nn.init.normal_(tokenizer.codebook)
+    (tmp_path / "tokenizer" / "files").mkdir(parents=True)
+    (tmp_path / "tokenizer" / "files" / "tokenizer.json").write_text(json.dumps(describe(spec, {"in_channels": 3})))
+    save_tensors(tmp_path / "tokenizer" / "files" / "weights.safetensors", tokenizer.state_dict(), {})
+    upstream = Input("train_tokenizer", "tokenizer", tmp_path / "tokenizer", "f" * 64, {}, {})
+    cached = Attempt(tmp_path / "cache")
+    cache_tokens.run(cached, tokenizer=upstream, dataset=images, num_workers=1)
+    (tmp_path / "cache" / "files").symlink_to(cached.files)
+    trained(tmp_path / "cached", tmp_path / "cache")
+    attempt = Attempt(tmp_path / "fly")
+    model = ModelSpec("prenorm", {"dim": 16, "num_layers": 2, "num_heads": 2, "dropout": 0.1})
+    values = {**VALUES, "num_train_steps": 4}
+    train.run(attempt, images=images, image_tokenizer=upstream, model=model, **values)
+    attempt.close()
+    found = [[p.value for p in read_points(tmp_path / n) if p.metric == "loss"] for n in ("cached", "fly")]
+    assert found[0] == found[1] and len(found[0]) == 4
