@@ -24,7 +24,8 @@ EVERY_S = 5.0
 def live_uri(store: Path, pipeline: str | None) -> str | None:
     """The tracking server that an execution's jobs ship to; None for the embedded store."""
     record = read_json(store / "pipelines" / f"{pipeline}.json") or {}
-    uri = ((record.get("settings") or {}).get("tracking") or {}).get("uri")
+    tracking = (record.get("settings") or {}).get("tracking") or {}
+    uri = tracking.get("uri") if tracking.get("ship", True) else None
     return str(uri) if uri and not str(uri).startswith("sqlite") else None
 
 

@@ -24,8 +24,10 @@ from experiments.atomic import explain, read_json, write_bytes, write_json
 from experiments.attempt import Attempt, Stopped, SupersededError, wait_for_file
 from experiments.binding import arguments, input_manifests, load_inputs, read_request
 from experiments.claims import Claim, JobAlive
+from experiments.forwarding import Forwarder
 from experiments.queue_hint import job_alive
 from experiments.signals import StopFlag
+from experiments.system_metrics import system_metrics
 from maskgit_core.errors import ArtifactError, MaskgitError
 
 DONE, FAILED, REFUSED, CONTINUE, STOPPED = 0, 1, 2, 75, 143
@@ -77,11 +79,14 @@ class Job:
             return REFUSED
         except Stopped as stopped:
             return CONTINUE if stopped.requeue else STOPPED
+        forwarder = Forwarder.start(self.folder, launch) if self.rank == 0 else None
         try:
             return self._attempt(number, request, launch, inputs, digests)
         finally:
             if self.rank == 0:
                 self.claim.release()
+            if forwarder is not None:
+                forwarder.finish()
 
     # -- beginning -------------------------------------------------------------------------------------------------
     def _begin(self, inputs: Mapping[str, str]) -> int | None:
@@ -141,7 +146,8 @@ class Job:
             if attempt.is_main:
                 self._write_start(attempt, launch, started)
             stage = importlib.import_module(request["module"])
-            stage.run(attempt, **arguments(request, launch, inputs))
+            with system_metrics(attempt):
+                stage.run(attempt, **arguments(request, launch, inputs))
             if attempt.is_main:
                 self._publish(attempt, request, launch, digests, started)
             return DONE

@@ -10,13 +10,15 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from types import TracebackType
 from typing import Any
 
+from experiments.atomic import read_json
+from experiments.attempt import Attempt
 from experiments.journal import SYSTEM_PREFIX
 
-Log = Callable[[Mapping[str, float], int], None]
+Log = Callable[[dict[str, float], int], None]
 
 
 class SystemMetrics:
@@ -54,6 +56,14 @@ class SystemMetrics:
                 if step > self._last_step:
                     self._last_step = step
                     self._log({**processes.sample(), **gpus.sample()}, step)
+
+
+def system_metrics(attempt: Attempt) -> AbstractContextManager[object]:
+    """Samples into an attempt's journal while the block runs; nothing in processes other than rank 0."""
+    if not attempt.is_main:
+        return nullcontext()
+    first = read_json(attempt.folder / "attempts" / "0001" / "start.json") or {}
+    return SystemMetrics(attempt.log, first.get("time"))
 
 
 class Processes:

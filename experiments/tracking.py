@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import random
 import time
@@ -28,16 +29,16 @@ from maskgit_core.errors import TrackingError
 UID, MARKS, DUPLICATE = "maskgit.uid", "maskgit.shipped", "maskgit.duplicate"
 MAX_METRICS, MAX_PARAMS, MAX_TAGS, MAX_TEXT = 999, 100, 100, 6000  # a batch of metrics also carries the marks
 DATASET_DIGEST = 36  # MLflow's limit
+MAX_LOOKS = 4
 
-# Before mlflow is imported: nothing is sent anywhere but to the store, and a dead server answers within seconds.
-for _name, _value in {
+#: Nothing is sent anywhere but to the store, a dead server answers within seconds, and MLflow prints nothing.
+ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-}.items():
-    os.environ.setdefault(_name, _value)
+}
 
 
 def ship(
@@ -63,17 +64,31 @@ def ship(
     """
     store = Path(store).absolute()
     address = resolve_uri(store, uri)
-    runs = read_runs(store, job_alive, pipelines, steps, whole)
-    report = ShipReport(address, runs=len(runs))
+    report = ShipReport(address)
     with embedded_lock(store) if address.startswith("sqlite:") else nullcontext(), told(address):
         window = Window(store, address)
-        for run in runs:
-            try:
-                report.points += window.show(run)
-            except OSError as error:  # an artifact's file went away under us
-                report.problems.append(f"{run.uid}: {error}")
-        report.touched = window.touched
+        # Looked at again after writing: what changed meanwhile (a step killed and taken up by another shipper's job)
+        # must not be left as this look saw it. Whoever writes last also looks last.
+        for _ in range(MAX_LOOKS):
+            runs = read_runs(store, job_alive, pipelines, steps, whole)
+            before, report.runs = set(window.shown), len(runs)
+            sent = _show_all(window, runs, report)
+            report.points += sent
+            if window.shown == before and not sent:
+                break
+    report.touched = len({uid for uid, _ in window.shown})
     return report
+
+
+def _show_all(window: Window, runs: Sequence[Run], report: ShipReport) -> int:
+    sent = 0
+    for run in runs:
+        try:
+            sent += window.show(run)
+        except OSError as error:  # an artifact's file went away under us
+            if str(error) not in str(report.problems):
+                report.problems.append(f"{run.uid}: {error}")
+    return sent
 
 
 class Window:
@@ -83,6 +98,10 @@ class Window:
     """
 
     def __init__(self, store: Path, address: str) -> None:
+        for name, value in ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        logging.getLogger("alembic").setLevel(logging.WARNING)
+        logging.getLogger("mlflow").setLevel(logging.WARNING)
         from mlflow import MlflowClient
 
         if address.startswith("http"):
@@ -90,7 +109,7 @@ class Window:
         self.client = MlflowClient(tracking_uri=address)
         self.store = store
         self.address = address
-        self.touched = 0
+        self.shown: set[tuple[str, str]] = set()  # uid and signature of what was written
         self._memory = store / "tracking" / hashlib.sha256(address.encode()).hexdigest()[:12]
         self._experiments: dict[str, str] = {}
         self._run_ids: dict[str, str] = {}
@@ -109,7 +128,7 @@ class Window:
             write_json(note, {"run_id": "", "signature": signature}, durable=False)
             return 0
         self._run_ids[run.uid] = run_id
-        self.touched += 1
+        self.shown.add((run.uid, signature))
         facts = hashlib.sha256(json.dumps([run.tags, run.params]).encode()).hexdigest()  # type: ignore[arg-type]
         if known.get("facts") != facts or known.get("run_id") != run_id:
             self._say(run, run_id)

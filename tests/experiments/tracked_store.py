@@ -16,12 +16,14 @@ class TrackedStore:
     def __init__(self, root: Path, uid: str = "20260101-000000-aaaaaaaa", experiment: str = "toy") -> None:
         self.root, self.uid, self.experiment = root, uid, experiment
         self.steps: list[dict] = []
+        self.settings: dict = {}
 
     def write(self, **extra) -> None:
         record = {
             "uid": self.uid, "experiment": self.experiment, "command": f"maskgit run experiment={self.experiment}",
             "description": "a toy", "user": "ada", "host": "h", "time": T0, "overrides": [],
-            "code": {"commit": "c" * 40, "dirty": False}, "settings": {}, "items": [{"params": {}, "steps": {}}],
+            "code": {"commit": "c" * 40, "dirty": False}, "settings": self.settings,
+            "items": [{"params": {}, "steps": {}}],
             "steps": self.steps, **extra,
         }  # fmt: skip
         write_json(self.root / "pipelines" / f"{self.uid}.json", record)
