@@ -90,7 +90,7 @@ def fill(
     source: str,
     *,
     published_name: Callable[[str], str] = lambda name: name,
-    ignore: Sequence[str] = (),
+    unused: Mapping[str, tuple[int, ...]] | None = None,
 ) -> None:
     """Gives a network published tensors, strictly, as float32 without gradients.
 
@@ -99,26 +99,30 @@ def fill(
         tensors: by their published names.
         source: what errors begin with.
         published_name: our name -> the published one.
-        ignore: published names that may be there and are not needed.
+        unused: names and shapes that the published layout holds and the network does not need.
 
     Raises:
         WeightsError: names the first key that is missing, left over or of another shape.
     """
-    wanted = {published_name(name): (name, tensor.shape) for name, tensor in module.state_dict().items()}
+    wanted: dict[str, tuple[str | None, tuple[int, ...]]] = {
+        published_name(name): (name, tuple(tensor.shape)) for name, tensor in module.state_dict().items()
+    }
+    wanted |= {published: (None, shape) for published, shape in (unused or {}).items()}
     found = {}
     for published, (name, shape) in wanted.items():
         tensor = tensors.get(published)
         if tensor is None:
             raise WeightsError(f"{source}: lacks {published} {list(shape)}; these weights belong to another model")
-        if tensor.shape != shape:
+        if tuple(tensor.shape) != shape:
             raise WeightsError(
                 f"{source}: {published} has shape {list(tensor.shape)} but the model wants {list(shape)}; "
                 "these weights belong to another model"
             )
         if not tensor.is_floating_point():
             raise WeightsError(f"{source}: {published} holds {tensor.dtype}, not floats; get the file again")
-        found[name] = tensor.float()
-    if left := sorted(set(tensors) - set(wanted) - set(ignore)):
+        if name is not None:
+            found[name] = tensor.float()
+    if left := sorted(set(tensors) - set(wanted)):
         raise WeightsError(
             f"{source}: holds {left[0]} (and {len(left) - 1} more) which the model does not have; "
             "these weights belong to another model"

@@ -42,7 +42,7 @@ class Tokenizer(VQGAN):
             tensors,
             weights,
             published_name=lambda name: published_name(name, levels),
-            ignore=("quantize.codebook_used",),  # statistics of its training
+            unused={"quantize.codebook_used": (65536,)},  # a record of its training
         )
         self.eval()
 

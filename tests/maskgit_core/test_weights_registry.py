@@ -353,6 +353,8 @@ def test_filling_is_strict():
     assert refusal(published.fill, net, {"a.bias": TENSORS["a.bias"]}, "file").startswith("file: lacks a.weight [3, 4]")
     assert "b (and 0 more)" in refusal(published.fill, net, {**TENSORS, "b": torch.ones(1)}, "file")
     assert "[4, 3] but" in refusal(published.fill, net, {**TENSORS, "a.weight": torch.ones(4, 3)}, "file")
+    assert refusal(published.fill, net, TENSORS, "file", unused={"seen": (5,)}).startswith("file: lacks seen [5]")
+    published.fill(net, {**TENSORS, "seen": torch.zeros(5)}, "file", unused={"seen": (5,)})
     assert "int64" in refusal(published.fill, net, {**TENSORS, "a.bias": torch.ones(3).long()}, "file")
 
 
