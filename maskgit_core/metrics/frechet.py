@@ -90,10 +90,10 @@ class Metric:
 def frechet_distance(a: Moments, b: Moments) -> float:
     """Squared Fréchet distance of two Gaussians; exact, also where covariances are singular.
 
-    tr((S_1 S_2)^(1/2)) is the sum of the square roots of the eigenvalues of the symmetric L' S_2 L with S_1 = L L':
-    one Cholesky factor and the eigenvalues of one symmetric matrix, no general matrix root. Where that matrix is
-    (nearly) singular its root would lose half of the digits, so there the sum is taken as the nuclear norm of
-    F_1' F_2 with S = F F' from a symmetric eigen-decomposition of each, whose error stays of the order of rounding.
+    tr((S_1 S_2)^(1/2)) is the sum of the square roots of the eigenvalues of the symmetric F' S_2 F with S_1 = F F': one
+    Cholesky factor (or, where S_1 is singular, its eigenvectors of non-zero variance) and the eigenvalues of one
+    symmetric matrix, no general matrix root. Where that matrix is itself nearly singular its root would lose half of
+    the digits, so there the sum is taken as the nuclear norm of F_1' F_2, whose error stays of the order of rounding.
     """
     if a.mean.shape != b.mean.shape:
         raise DataError(
@@ -115,12 +115,15 @@ def _symmetric(matrix: Tensor) -> Tensor:
 def _trace_root(cov_a: Tensor, cov_b: Tensor) -> Tensor:
     """tr((A B)^(1/2)) of two symmetric positive semi-definite matrices."""
     factor, failed = torch.linalg.cholesky_ex(cov_a)
-    if not int(failed):
-        eigenvalues = torch.linalg.eigvalsh(factor.T @ cov_b @ factor)
-        # Below this share of the largest eigenvalue, rounding has the size of the eigenvalue itself.
-        if eigenvalues[0] > 1e4 * len(eigenvalues) * torch.finfo(torch.float64).eps * eigenvalues[-1]:
-            return eigenvalues.sqrt().sum()
-    return torch.linalg.svdvals(_factor(cov_a).T @ _factor(cov_b)).sum()
+    if int(failed):
+        factor = _factor(cov_a)
+    if factor.shape[1] == 0:
+        return cov_a.new_zeros(())
+    eigenvalues = torch.linalg.eigvalsh(factor.T @ cov_b @ factor)
+    # Below this share of the largest eigenvalue, rounding has the size of the eigenvalue itself.
+    if eigenvalues[0] > 1e4 * len(eigenvalues) * torch.finfo(torch.float64).eps * eigenvalues[-1]:
+        return eigenvalues.sqrt().sum()
+    return torch.linalg.svdvals((factor if int(failed) else _factor(cov_a)).T @ _factor(cov_b)).sum()
 
 
 def _factor(covariance: Tensor) -> Tensor:
