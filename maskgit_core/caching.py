@@ -253,7 +253,7 @@ class CacheMaker:
                 continue
             key, label, pixels, boxes = found
             shard.keys.append(key)
-            shard.labels.append(label)
+            shard.labels.append(-1 if label is None else int(label))
             shard.boxes.append(boxes)
             views.append(pixels)
         if shard.unreadable:
