@@ -10,6 +10,7 @@ from typing import Any
 from experiments.freeze import freeze
 from experiments.plan import store_of
 from experiments.prepare import new_uid
+from experiments.submission import submission_lock
 from maskgit_core.errors import LaunchError
 
 Check = tuple[str, Callable[[], str]]
@@ -68,7 +69,8 @@ def job(graph: Any, launcher: Any, store: Path) -> str:
         group="doctor",
         resources=Resources(timeout_min=5),
     )
-    found = launcher.submit([probe], folder=folder, code=freeze(store, graph.settings.get("plugins") or ()))
+    with submission_lock(store):
+        found = launcher.submit([probe], folder=folder, code=freeze(store, graph.settings.get("plugins") or ()))
     number = found.links["probe"][0]
     deadline = time.monotonic() + PROBE_WAIT_S
     while (note := read_json(folder / "probe.json")) is None:

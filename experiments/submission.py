@@ -69,6 +69,8 @@ def submit(
         )
     _print(planned, found.links, mine_keys)
     print(f"submitted {len(mine)} steps as run {uid}; follow them with: maskgit status {graph.experiment}")
+    if (graph.settings.get("tracking") or {}).get("uri") is None:
+        print("their numbers reach the MLflow window whenever you call: maskgit sync (or maskgit ui)")
     return 0
 
 

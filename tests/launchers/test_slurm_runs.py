@@ -76,7 +76,7 @@ def test_a_bad_item_stops_only_its_own_chain(cluster, store: Path, on_slurm: Run
     cluster.idle()
     assert sorted(_states(store).values()) == ["blocked", "done", "done", "done", "done", "failed"]
     sweep.write_text("zip: {numbers.scale: [1.0, 2.0, 3.0], numbers.fail: [null, null, null]}")
-    again = on_slurm(*base)
+    again = lab_free(store, "retry", "chain")  # the same command; it reads the mended sweep
     assert len(jobs_in(again.stdout)) == 2
     cluster.idle()
     assert set(_states(store).values()) == {"done"}
@@ -190,3 +190,26 @@ def test_bad_requests_are_one_line_and_queue_nothing(cluster, store: Path, on_sl
     done = on_slurm("experiment=chain", *overrides, code=2)
     assert len(done.stderr.strip().splitlines()) == 1 and re.search(told, done.stderr), done.stderr
     assert not cluster.live() and not (store / "slurm" / "000").exists()
+
+
+def test_a_store_or_an_artifact_that_is_gone_is_one_line(cluster, store: Path, on_slurm: Run) -> None:
+    nowhere = on_slurm("experiment=chain", code=2, env={"MASKGIT_STORE": "/dev/null/store"})
+    assert nowhere.stderr.startswith("error: /dev/null/store") and len(nowhere.stderr.splitlines()) == 1
+    on_slurm("experiment=chain")
+    cluster.idle()
+    (step_folder(store, "numbers") / "files" / "numbers.json").unlink()
+    gone = on_slurm("experiment=chain", "total.weight=3", code=2)
+    assert "numbers.json: is missing" in gone.stderr and len(gone.stderr.splitlines()) == 1
+    assert not cluster.live()
+
+
+@pytest.mark.slow
+def test_steps_that_all_items_share_run_once(cluster, store: Path, on_slurm: Run, undisturbed) -> None:
+    sweep = ("experiment=diamond", "twice.weight=2.0,3.0,4.0", "numbers.scale=1.0,2.0")
+    jobs = jobs_in(on_slurm(*sweep).stdout)
+    stages = {name: {j.partition("_")[0] for s, j in jobs.items() if s.partition("[")[0] == name} for name in
+              ("numbers", "once", "twice", "difference")}  # fmt: skip
+    assert len(jobs) == 2 + 2 + 6 + 6 and all(len(ids) == 1 for ids in stages.values()), jobs
+    cluster.idle()
+    assert digests(store) == undisturbed(*sweep)
+    assert set(attempts_of(store).values()) == {1}
