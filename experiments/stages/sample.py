@@ -144,7 +144,7 @@ class Maker:
         }
 
 
-def share(attempt: Attempt, maker: Maker, num_samples: int, batch_size: int, piece_size: int) -> list[Path]:
+def share(attempt: Attempt, maker: Any, num_samples: int, batch_size: int, piece_size: int) -> list[Path]:
     """Makes this process's pieces and, in rank 0, waits for those of the others; all pieces in order of their index."""
     folder = attempt.parts / maker.origin
     ranges = piece_ranges(num_samples, piece_size)

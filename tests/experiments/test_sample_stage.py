@@ -1,48 +1,23 @@
 """The stage `sample`: the same images for any batch size, number of processes and restart."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
+from sample_inputs import make_inputs
 
 from experiments.attempt import Attempt, Stopped
-from experiments.components import describe
-from experiments.schema import Input, ModelSpec, SamplerSpec, TokenizerSpec
+from experiments.schema import Input, SamplerSpec
 from experiments.signals import StopFlag
 from experiments.stages import sample
-from maskgit_core.checkpoints import save_tensors
 from maskgit_core.errors import ArtifactError, ConfigError, DataError
 from maskgit_core.sample_files import read_piece
-
-FACTS = {"codebook_size": 16, "num_tokens": 20, "num_classes": 3, "grid": [4, 5]}
 
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Input, Input]:
-    """A model and a tokenizer with random weights, as their stages leave them."""
-    torch.manual_seed(0)
-    model_spec = ModelSpec("prenorm", {"dim": 32, "num_layers": 2, "num_heads": 4})
-    model = model_spec.build(**{k: FACTS[k] for k in ("codebook_size", "num_tokens", "num_classes")})
-    tokenizer_spec = TokenizerSpec("vq", {"codebook_size": 16, "code_dim": 4, "width": 8})
-    tokenizer = tokenizer_spec.build(in_channels=1)
-    with torch.no_grad():
-        for parameter in [*model.parameters(), tokenizer.codebook]:
-            parameter.add_(torch.randn_like(parameter) * 0.2)
-    made = []
-    for kind, name, weights, module, spec in (
-        ("model", "model.json", "model.safetensors", model, model_spec),
-        ("tokenizer", "tokenizer.json", "weights.safetensors", tokenizer, tokenizer_spec),
-    ):
-        folder = tmp_path_factory.mktemp(kind)
-        (folder / "files").mkdir()
-        facts = FACTS if kind == "model" else {"in_channels": 1}
-        (folder / "files" / name).write_text(json.dumps(describe(spec, facts)))
-        save_tensors(folder / "files" / weights, module.state_dict(), {})
-        made.append(Input(kind, kind, folder, "f" * 64, facts, {}))
-    return made[0], made[1]
+    return make_inputs(tmp_path_factory)
 
 
 def run(folder: Path, inputs: tuple[Input, Input], number: int = 1, stop: Any = None, **changed: Any) -> Attempt:
