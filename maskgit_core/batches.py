@@ -226,18 +226,21 @@ class Pool:
     """
 
     MOST = 16
-    _FREE = 3  # the pool's list, the loop variable and getrefcount's argument
 
     def __init__(self) -> None:
-        self._arrays: list[np.ndarray] = []
+        self._arrays: list[np.ndarray] = [np.empty(0)]  # held by nobody else: shows what a free array's count is
+        self._free_count = self._count(0)
+
+    def _count(self, place: int) -> int:
+        return sys.getrefcount(self._arrays[place])
 
     def take(self, shape: tuple[int, ...]) -> np.ndarray:
         """An int64 array with any content."""
-        for array in self._arrays:
-            if array.shape == shape and sys.getrefcount(array) == self._FREE:
-                return array
+        for place in range(1, len(self._arrays)):
+            if self._count(place) == self._free_count and self._arrays[place].shape == shape:
+                return self._arrays[place]
         fresh = np.empty(shape, dtype=np.int64)
-        if len(self._arrays) < self.MOST:
+        if len(self._arrays) <= self.MOST:
             self._arrays.append(fresh)
         return fresh
 
