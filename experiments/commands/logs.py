@@ -15,6 +15,7 @@ examples:
   maskgit logs train                 the newest log of the step `train`
   maskgit logs quickstart/train -f   follow it
   maskgit logs train --rank 1        another process of the step
+  maskgit logs quickstart/3          the third row of `maskgit status quickstart`
 """
 
 
@@ -29,11 +30,20 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Prints the newest log of the step."""
-    from experiments.find import default_store, find_steps
+    from experiments.find import default_store
+    from experiments.selection import select
 
     store = args.store.expanduser().absolute() if args.store else default_store()
-    entry = find_steps(args.step, store)[0]
+    found, _, is_whole = select(args.step, store)
+    if is_whole:
+        names = ", ".join(str(step["name"]) for step in found[:30])
+        raise ConfigError(f"{args.step}: name one step of it, as {args.step}/STEP; one of [{names}]")
+    entry = {**found[0], "folder": store / found[0]["folder"]}
     path = newest_log(entry["folder"], args.rank)
+    while path is None and args.follow and _is_live(entry["folder"]):
+        time.sleep(1)
+        path = newest_log(entry["folder"], args.rank)
+    path = path or _words_of_the_queue(entry["folder"], store)
     if path is None:
         raise ConfigError(f"{args.step}: has no log of rank {args.rank} yet (looked in {entry['folder'] / 'logs'})")
     text = path.read_text(errors="replace")
@@ -52,13 +62,28 @@ def newest_log(folder: Path, rank: int) -> Path | None:
     return max(found, key=lambda p: p.stat().st_mtime, default=None)
 
 
-def _follow(path: Path, folder: Path, position: int) -> None:
-    from experiments.claims import Claim
-    from experiments.queue_hint import job_alive
+def _words_of_the_queue(folder: Path, store: Path) -> Path | None:
+    """What srun and sbatch said of a step's newest job; all there is where the job died before the step began."""
+    from experiments.queue_hint import submitted
 
-    claim = Claim(folder, job_alive())
+    note = submitted(folder)
+    if note is None:
+        return None
+    outputs = [p for job in note["links"] for p in (store / "slurm" / note["pipeline"]).glob(f"*/{job}_*log.out")]
+    return max(outputs, key=lambda p: p.stat().st_mtime, default=None)
+
+
+def _is_live(folder: Path) -> bool:
+    """True while the step runs or waits in the queue."""
+    from experiments.claims import Claim
+    from experiments.queue_hint import job_alive, live_entry
+
+    return Claim(folder, job_alive()).live_owner() is not None or live_entry(folder) is not None
+
+
+def _follow(path: Path, folder: Path, position: int) -> None:
     while True:
-        alive = claim.live_owner() is not None
+        alive = _is_live(folder)
         with open(path, "rb") as file:
             file.seek(position)
             new = file.read()
