@@ -12,7 +12,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from maskgit_core.errors import DataError
 
@@ -77,19 +76,35 @@ def ssim(a_BCHW: Tensor, b_BCHW: Tensor, data_range: float = 1.0) -> Tensor:
     """Structural similarity of each image (B,), mean over pixels and channels."""
     if min(a_BCHW.shape[-2:]) < WINDOW:
         raise DataError(f"ssim: images of {tuple(a_BCHW.shape[-2:])} pixels; at least {WINDOW} x {WINDOW} are needed")
-    count = WINDOW * WINDOW
-    unbias = count / (count - 1)
-    mean_a, mean_b = _window_mean(a_BCHW), _window_mean(b_BCHW)
-    var_a = unbias * (_window_mean(a_BCHW * a_BCHW) - mean_a * mean_a)
-    var_b = unbias * (_window_mean(b_BCHW * b_BCHW) - mean_b * mean_b)
-    cov = unbias * (_window_mean(a_BCHW * b_BCHW) - mean_a * mean_b)
+    if a_BCHW.is_cuda:
+        return _ssim_planes(a_BCHW, b_BCHW, data_range).mean(dim=1)
+    # One channel at a time stays in a CPU's cache: half the time of a whole batch at once.
+    planes = [
+        _ssim_planes(a[None, None], b[None, None], data_range)[0]
+        for a, b in zip(a_BCHW.flatten(0, 1), b_BCHW.flatten(0, 1), strict=True)
+    ]
+    return torch.cat(planes).view(a_BCHW.shape[:2]).mean(dim=1)
+
+
+def _ssim_planes(a_BCHW: Tensor, b_BCHW: Tensor, data_range: float) -> Tensor:
+    """Mean SSIM over the pixels of each channel: (B, C). Only the sum of the two variances is needed, not each."""
+    squares = torch.addcmul(a_BCHW * a_BCHW, b_BCHW, b_BCHW)
+    stacked = torch.stack([a_BCHW, b_BCHW, a_BCHW * b_BCHW, squares])
+    mean_a, mean_b, mean_ab, mean_squares = _seven_taps(_seven_taps(stacked, -2), -1).div_(WINDOW * WINDOW)
+    unbias = WINDOW * WINDOW / (WINDOW * WINDOW - 1)
     c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
-    luminance = (2 * mean_a * mean_b + c1) / (mean_a * mean_a + mean_b * mean_b + c1)
-    structure = (2 * cov + c2) / (var_a + var_b + c2)
-    return (luminance * structure).flatten(1).mean(dim=1)
+    product = mean_a * mean_b
+    powers = torch.addcmul(mean_a * mean_a, mean_b, mean_b)
+    covariance = mean_ab.sub_(product).mul_(unbias)
+    variances = mean_squares.sub_(powers).mul_(unbias)
+    above = (2 * product + c1).mul_(covariance.mul_(2).add_(c2))
+    below = variances.add_(c2).mul_(powers.add_(c1))
+    return above.div_(below).mean(dim=(2, 3))
 
 
-def _window_mean(x_BCHW: Tensor) -> Tensor:
-    """Mean over every 7 x 7 window that lies inside the image; separable, so 14 instead of 49 reads a pixel."""
-    rows = functional.avg_pool2d(x_BCHW, (WINDOW, 1), stride=1)
-    return functional.avg_pool2d(rows, (1, WINDOW), stride=1)
+def _seven_taps(x: Tensor, dim: int) -> Tensor:
+    """Sums of every 7 neighbours along `dim` that lie inside: pairs, then fours, then four + two + one."""
+    count = x.shape[dim] - WINDOW + 1
+    twos = x.narrow(dim, 0, count + 5) + x.narrow(dim, 1, count + 5)
+    fours = twos.narrow(dim, 0, count) + twos.narrow(dim, 2, count)
+    return fours.add_(twos.narrow(dim, 4, count)).add_(x.narrow(dim, 6, count))
