@@ -30,6 +30,8 @@ UID, MARKS, DUPLICATE = "maskgit.uid", "maskgit.shipped", "maskgit.duplicate"
 MAX_METRICS, MAX_PARAMS, MAX_TAGS, MAX_TEXT = 999, 100, 100, 6000  # a batch of metrics also carries the marks
 DATASET_DIGEST = 36  # MLflow's limit
 MAX_LOOKS = 4
+#: The UI then opens on training runs and their charts.
+EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 
 #: Nothing is sent anywhere but to the store, a dead server answers within seconds, and MLflow prints nothing.
 ENVIRONMENT = {
@@ -147,7 +149,7 @@ class Window:
                 # Artifacts of the embedded store lie beside it; a server decides for itself.
                 place = str(self.store / "mlflow-artifacts" / name) if self.address.startswith("sqlite:") else None
                 with suppress(Exception):  # another shipper was faster
-                    self.client.create_experiment(name, artifact_location=place)
+                    self.client.create_experiment(name, artifact_location=place, tags=EXPERIMENT_TAGS)
                 found = self.client.get_experiment_by_name(name)
                 if found is None:
                     raise TrackingError(f"experiment {name}: {without_password(self.address)} does not keep it")
