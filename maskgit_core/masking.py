@@ -57,20 +57,28 @@ def mask_ratio(progress: torch.Tensor, schedule: str, num_tokens: int, power: fl
     return ratio.clamp(1e-6, 1.0)
 
 
-def masked_counts(unknown_B: torch.Tensor, num_steps: int, schedule: str, power: float = 1.0) -> torch.Tensor:
+def masked_counts(
+    unknown_B: torch.Tensor,
+    num_steps: int,
+    schedule: str,
+    power: float = 1.0,
+    rounding: Literal["masked_down", "revealed_down"] = "masked_down",
+) -> torch.Tensor:
     """How many tokens stay masked after each reveal step: int64 (num_steps, B), each column falling to 0.
 
     After step t (from 0) of T, with N unknown tokens at the start: min(max(floor(N g((t+1)/T)), 1), N-1-t), and 0 after
     the last: at least one token is revealed per step while there are any. Equals the JAX release and the PyTorch
-    MaskGIT on all published settings.
+    MaskGIT on all published settings. `revealed_down` truncates the number of revealed tokens instead, as
+    Halton-MaskGIT does: often one more stays masked.
     """
     unknown = unknown_B.long()
     counts = torch.zeros(num_steps, len(unknown), dtype=torch.long, device=unknown.device)
     for n in unknown.unique().tolist():
         progress_T = torch.arange(1, num_steps + 1, dtype=torch.float64) / num_steps
-        floors_T = torch.floor(n * mask_ratio(progress_T, schedule, n, power) + 1e-9).long().clamp(min=1)
+        wanted_T = n * mask_ratio(progress_T, schedule, n, power)
+        whole_T = torch.floor(wanted_T + 1e-9) if rounding == "masked_down" else torch.ceil(wanted_T - 1e-9)
         at_most_T = (n - torch.arange(1, num_steps + 1)).clamp(min=0)
-        column_T = torch.minimum(floors_T, at_most_T)
+        column_T = torch.minimum(whole_T.long().clamp(min=1), at_most_T)
         column_T[-1] = 0
         counts[:, unknown == n] = column_T.to(unknown.device)[:, None]
     return counts

@@ -68,7 +68,8 @@ class Sampler:
         counts_TB = masked_counts(state.unknown_B, self.num_steps, self.schedule, self.schedule_power)
         for step in range(self.num_steps):
             anneal = 1.0 - (step + 1) / self.num_steps
-            logits_MK = state.logits(state.masked_BL, step, counts_TB[step])
+            temperature = self.temperatures[1] + (self.temperatures[0] - self.temperatures[1]) * anneal
+            logits_MK = state.logits(state.masked_BL, step, counts_TB[step]) / temperature
             drawn_M = self._drawn(logits_MK, state, step, anneal)
             drawn_BL = torch.zeros_like(state.tokens_BL).masked_scatter(state.masked_BL, drawn_M)
             sure_M = logits_MK.gather(1, drawn_M[:, None])[:, 0]
@@ -82,14 +83,11 @@ class Sampler:
         return state.tokens_BL
 
     def _drawn(self, logits_MK: torch.Tensor, state: Decoder, step: int, anneal: float) -> torch.Tensor:
-        start, end = self.temperatures
-        temperature = end + (start - end) * anneal
         if self.token_draw == "categorical":
             uniforms_BL = rng.uniforms(state.seeds_B, rng.TOKEN, state.tokens_BL.shape[1], step)
             return draw_tokens(
                 logits_MK,
                 uniforms_BL[state.masked_BL],
-                temperature=temperature,
                 top_k=self.top_k,
                 top_p=self.top_p,
             )
@@ -97,4 +95,4 @@ class Sampler:
             state.seeds_B[:, None], torch.arange(state.tokens_BL.shape[1], device=state.seeds_B.device)
         )
         noise_MK = rng.gumbels(places_BL[state.masked_BL], rng.TOKEN, logits_MK.shape[1], step)
-        return (logits_MK / temperature + self.choice_temperature * anneal * noise_MK).argmax(-1)
+        return (logits_MK + self.choice_temperature * anneal * noise_MK).argmax(-1)

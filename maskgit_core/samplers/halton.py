@@ -84,7 +84,7 @@ class Sampler:
     ) -> torch.Tensor:
         """Tokens (B, L) in [0, K): a function of model, label, seed and known tokens of each sample alone."""
         state = Decoder(model, labels_B, grid, seeds_B, known_BL, self.guidance, self.num_steps)
-        counts_TB = masked_counts(state.unknown_B, self.num_steps, self.schedule, self.schedule_power)
+        counts_TB = masked_counts(state.unknown_B, self.num_steps, self.schedule, self.schedule_power, "revealed_down")
         places_BL = self._places(grid, seeds_B)
         for step in range(self.num_steps):
             reveal_in_order(state, places_BL, counts_TB[step], step, 1 / self._scale(step), self.top_k, self.top_p)

@@ -30,6 +30,11 @@ def test_published_mask_counts(schedule: str, num_tokens: int, num_steps: int) -
     assert counts == [int(n) for n in GOLDEN_COUNTS[schedule, num_tokens, num_steps].split()]
 
 
+def test_published_mask_counts_of_halton_maskgit() -> None:
+    counts = masked_counts(torch.tensor([256]), 8, "arccos", rounding="revealed_down")[:, 0].tolist()
+    assert counts == [236, 215, 194, 171, 146, 118, 83, 0]
+
+
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_schedules_fall_and_counts_reveal_every_token(schedule: str) -> None:
     ratios = mask_ratio(torch.linspace(0, 1, 101), schedule, 256, power=1.5)

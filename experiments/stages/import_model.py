@@ -1,0 +1,55 @@
+"""Stage `import_model`: published transformer weights become a model that `sample`, `edit` and `evaluate` can use.
+
+The checkpoint must fit the configured model exactly: names and shapes are compared one by one. What a checkpoint does
+not say, the config does: the token grid, the number of classes and the codebook's size.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Annotated
+
+from experiments.atomic import write_json
+from experiments.attempt import Attempt
+from experiments.components import MODEL_FILE, WEIGHTS_FILE, describe
+from experiments.schema import ModelSpec
+from experiments.training_run import new_model
+from maskgit_core.checkpoints import load_strictly, save_tensors
+from maskgit_core.hints import Range, Weights
+from maskgit_core.published import read
+
+VERSION = 1
+PRODUCES = "model"
+CONTAINERS = ("state_dict", "model_state_dict", "model")
+
+
+def run(
+    attempt: Attempt,
+    *,
+    model: ModelSpec,
+    weights: Weights[str],
+    codebook_size: Annotated[int, Range(2)] = 1024,
+    grid_height: Annotated[int, Range(1)] = 16,
+    grid_width: Annotated[int, Range(1)] = 16,
+    num_classes: Annotated[int | None, Range(1)] = 1000,
+) -> None:
+    """Loads strictly and publishes.
+
+    Args:
+        weights: a name in the registry (`maskgit weights list`) or a file; a `module.` before its names is dropped.
+        codebook_size, grid_height, grid_width: of the tokenizer the model was trained with.
+        num_classes: None for an unconditional model.
+    """
+    facts = {
+        "codebook_size": codebook_size,
+        "num_tokens": grid_height * grid_width,
+        "num_classes": num_classes,
+        "grid": [grid_height, grid_width],
+    }
+    transformer = new_model(model, facts, seed=0)
+    tensors = {name.removeprefix("module."): tensor for name, tensor in read(weights, containers=CONTAINERS).items()}
+    load_strictly(transformer, tensors, weights)
+    state = {name: tensor.float().clone() for name, tensor in transformer.state_dict().items()}
+    attempt.publish(attempt.files / WEIGHTS_FILE, partial(save_tensors, tensors=state, facts={}))
+    write_json(attempt.files / MODEL_FILE, describe(model, facts))
+    attempt.fact(**facts, class_names=[])
