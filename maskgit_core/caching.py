@@ -138,7 +138,7 @@ class CacheMaker:
         self.clock = Clock()
         self.unreadable: list[str] = []
         self._given_up: set[int] = set()
-        self._finished = 0  # samples in finished shards
+        self._finished = 0  # samples of finished shards that this process did not encode
 
     def run(self) -> bool:
         """Makes shards until all are there, whoever makes them; False where it was asked to stop.
@@ -151,7 +151,8 @@ class CacheMaker:
         turns = ShardTurns(self.folder, self.num_shards, self.rank, self.world_size)
         try:
             while missing := [number for number in turns.missing() if number not in self._given_up]:
-                self._finished = self._samples_done(missing)
+                # what is finished by now, less what this process will count again while it goes on
+                self._finished = self._samples_done(missing) - self.clock.images
                 self._make_available(turns)
                 if self.stop():
                     return False

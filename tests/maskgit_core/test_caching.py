@@ -126,6 +126,14 @@ def test_any_number_of_processes_give_the_same_bytes(tmp_path, undisturbed, worl
     assert not list(tmp_path.glob(".*"))  # neither claims nor temporary files stay behind
 
 
+def test_progress_counts_every_image_once(tmp_path):
+    assert maker(tmp_path, rank=1, world_size=2, stop=iter([False] * 8 + [True] * 99).__next__).run() is False
+    before = sum(json.loads(p.read_text())["count"] for p in tmp_path.glob("shard-*.json"))
+    reports = []
+    assert maker(tmp_path, report=lambda done, clock: reports.append(done)).run()
+    assert 0 < before < reports[0] and reports == sorted(reports) and reports[-1] == NUM
+
+
 def test_two_writers_of_everything_do_no_harm(tmp_path, undisturbed, monkeypatch):
     monkeypatch.setattr(ShardTurns, "_is_alive", lambda *_: False)  # as if claims were never seen
     finish(start(tmp_path, 1) + start(tmp_path, 1))
