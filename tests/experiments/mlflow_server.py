@@ -31,7 +31,7 @@ class Server:
         self.process = tracking_server.start(
             self.folder, self.backend, port=self.port, basic_auth=self.basic_auth, log=self.folder / "server.txt"
         )
-        tracking_server.wait_until_up(self.process, "127.0.0.1", self.port)
+        tracking_server.wait_until_up(self.process, "127.0.0.1", self.port, 300.0)
 
     def kill(self) -> None:
         if self.process is not None:

@@ -74,9 +74,21 @@ def train_step(store: TrackedStore) -> Path:
 
 def begin(folder, store, number=1, start=0, points=100, pause=0.0, *words):
     arguments = [str(folder), str(number), str(start), str(points), str(pause), store.uid, *words]
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, "-c", STEP, *arguments], cwd=ROOT, env=PYTHON, stdout=subprocess.PIPE, text=True
     )
+    STARTED.append(process)
+    return process
+
+
+STARTED: list[subprocess.Popen] = []
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left_behind():
+    yield
+    while STARTED:
+        STARTED.pop().kill()
 
 
 def client(server):
@@ -147,7 +159,7 @@ def drill_server(store, server, kills, seed):
     assert runs(server, store, "train")[0].info.status == "KILLED"  # it was stopped, as it says
 
 
-def wait_for(holds, timeout_s=90.0):
+def wait_for(holds, timeout_s=300.0):
     deadline = time.monotonic() + timeout_s
     while not holds():
         assert time.monotonic() < deadline
