@@ -46,12 +46,12 @@ class Cluster:
         done = subprocess.run(["squeue", "-h", "-r", "-o", "%i"], capture_output=True, text=True, check=True)
         return set(done.stdout.split())
 
-    def idle(self, timeout_s: float = 120) -> None:
+    def idle(self, timeout_s: float = 240) -> None:
         """Waits until nothing waits or runs."""
         wait_until(lambda: not self.live(), timeout_s)
 
 
-def wait_until(condition: Callable[[], object], timeout_s: float = 60) -> None:
+def wait_until(condition: Callable[[], object], timeout_s: float = 120) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, f"timed out; {subprocess.run(['squeue', '-r'], capture_output=True).stdout}"
@@ -71,7 +71,7 @@ def start_cluster() -> Cluster:
         told = f"{', '.join(missing)} not installed; run tools/dev_cluster/install.sh"
         (pytest.fail if "slurm" in os.environ.get("REQUIRE", "") else pytest.skip)(told)
     os.environ["PATH"] = path
-    made = Cluster(Path(f"/tmp/mgs{os.getpid()}"), 17000 + os.getpid() % 1000 * 40)
+    made = Cluster(Path(f"/tmp/mgs{os.getpid()}"), 10000 + os.getpid() % 400 * 50)
     atexit.register(made.script, "stop.sh")
     made.script("start.sh")
     _started.append(made)
