@@ -12,6 +12,7 @@ B batch, C image channels, H W height and width, N latents, K codebook, D code w
 from __future__ import annotations
 
 import math
+import pickle
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from maskgit_core.errors import WeightsError
 from maskgit_core.order import sample_ids
 from maskgit_core.pixels import stack
 from maskgit_core.tokenizers.vq import Reconstruction, Tokenizer
@@ -181,13 +183,22 @@ class Trainer:
         torch.save(self.state(), path)
 
     def restore(self, path: Path) -> None:
-        """Continues from a file that `save` wrote."""
-        state = torch.load(path, weights_only=True, map_location=self.counts_K.device)
-        self.tokenizer.load_state_dict(state["tokenizer"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.counts_K.copy_(state["counts"])
-        self.sums_KD.copy_(state["sums"])
-        self.step = int(state["step"])
+        """Continues from a file that `save` wrote.
+
+        Raises:
+            WeightsError: the file is damaged, or was written for another tokenizer.
+        """
+        try:
+            state = torch.load(path, weights_only=True, map_location=self.counts_K.device)
+            step, counts_K, sums_KD = int(state["step"]), state["counts"], state["sums"]
+            self.tokenizer.load_state_dict(state["tokenizer"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, EOFError, KeyError, TypeError, ValueError, pickle.UnpicklingError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+            raise WeightsError(f"{path}: is no checkpoint of this training ({reason}); delete it") from None
+        self.counts_K.copy_(counts_K)
+        self.sums_KD.copy_(sums_KD)
+        self.step = step
 
 
 def reconstruction_losses(made_BCHW: Tensor, wanted_BCHW: Tensor) -> dict[str, Tensor]:

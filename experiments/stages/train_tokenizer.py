@@ -7,6 +7,7 @@ same tokenizer, bit for bit on the CPU.
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,7 +21,7 @@ from experiments.attempt import Attempt
 from experiments.components import describe
 from experiments.schema import DatasetSpec, TokenizerSpec
 from maskgit_core.checkpoints import save_tensors
-from maskgit_core.errors import ConfigError, DataError
+from maskgit_core.errors import ConfigError, DataError, WeightsError
 from maskgit_core.hints import Execution, Range
 from maskgit_core.pixels import picture_grid, stack, to_signed, to_uint8, to_unit
 from maskgit_core.tokenizer_training import Recipe, Trainer, TrainingImages, held_out_ids, held_out_scores
@@ -74,37 +75,29 @@ def run(
         log_every, checkpoint_every: steps between journal points, and between checkpoints.
         num_workers: threads that read images ahead; 0 suits data sets that lie in memory.
     """
+    images = _checked(attempt, dataset.build())
+    recipe = Recipe(
+        num_train_steps, batch_size, seed, lr, warmup_steps,
+        min(round(continuous_share * num_train_steps), num_train_steps - 1),
+        commitment_weight, edge_weight, codebook_decay, revive_every, flip,
+    )  # fmt: skip
+    train_ids, held_ids = held_out_ids(seed, len(images), num_held_out)
+    facts = {"in_channels": int(images[0].image.shape[2])}
+    network = _build(tokenizer, seed, facts).to(attempt.device)
+    held_BCHW = to_signed(stack(images, held_ids.tolist())[0]).to(attempt.device)
+    training = TrainingImages(images, train_ids, recipe, num_workers)
+    _train(attempt, Trainer(network, recipe), training, held_BCHW, log_every, checkpoint_every)
+    _write(attempt, tokenizer, network.eval(), facts, held_BCHW)
+
+
+def _checked(attempt: Attempt, images: Any) -> Any:
     if attempt.world_size > 1:
         raise ConfigError(
             f"resources.train_tokenizer.ranks: found {attempt.world_size}; this stage runs in one process; set it to 1"
         )
-    images = dataset.build()
     if len(images) < 2:
         raise DataError(f"dataset: found {len(images)} images; training a tokenizer needs at least 2")
-    recipe = Recipe(
-        num_train_steps=num_train_steps,
-        batch_size=batch_size,
-        seed=seed,
-        lr=lr,
-        warmup_steps=warmup_steps,
-        continuous_steps=min(round(continuous_share * num_train_steps), num_train_steps - 1),
-        commitment_weight=commitment_weight,
-        edge_weight=edge_weight,
-        codebook_decay=codebook_decay,
-        revive_every=revive_every,
-        flip=flip,
-    )
-    train_ids, held_ids = held_out_ids(seed, len(images), num_held_out)
-    facts = {"in_channels": int(images[0].image.shape[2])}
-    network = _build(tokenizer, seed, facts).to(attempt.device)
-    trainer = Trainer(network, recipe)
-    held_BCHW = to_signed(stack(images, held_ids.tolist())[0]).to(attempt.device)
-    training = TrainingImages(images, train_ids, recipe, num_workers)
-    _train(attempt, trainer, training, held_BCHW, log_every, checkpoint_every)
-    scores = held_out_scores(network.eval(), held_BCHW)
-    attempt.log({f"held_out_{name}": value for name, value in scores.items()}, step=trainer.step)
-    attempt.headline("held_out_psnr", scores["psnr"], {"images": len(held_BCHW), "split": "held out of training"})
-    _write(attempt, tokenizer, network, facts, scores, held_BCHW)
+    return images
 
 
 def _build(spec: TokenizerSpec, seed: int, facts: dict[str, Any]) -> vq.Tokenizer:
@@ -127,10 +120,7 @@ def _train(
     checkpoint_every: int,
 ) -> None:
     recipe, own = trainer.recipe, attempt.checkpoints / "trainer.pt"
-    found = next((p for p in (own, *(c / "trainer.pt" for c in attempt.earlier_checkpoints())) if p.is_file()), None)
-    if found is not None:
-        trainer.restore(found)
-        attempt.resumed_at(trainer.step)
+    _restore(attempt, trainer, own)
     progress = attempt.progress(recipe.num_train_steps, unit="step", label="training tokenizer")
     progress.start_at(trainer.step)
     since, seen = time.monotonic(), trainer.step
@@ -144,7 +134,7 @@ def _train(
             since, seen = now, trainer.step
             point = {name: float(value) for name, value in losses.items()}
             attempt.log({**point, "lr": trainer.optimizer.param_groups[0]["lr"], "images_per_s": rate}, trainer.step)
-        if trainer.step % (8 * log_every) == 0 and not last and trainer.step >= recipe.continuous_steps:
+        if last or (trainer.step % (8 * log_every) == 0 and trainer.step > recipe.continuous_steps):
             scores = held_out_scores(trainer.tokenizer, held_BCHW)
             attempt.log({f"held_out_{name}": value for name, value in scores.items()}, step=trainer.step)
         stopping = attempt.should_stop and not last
@@ -156,15 +146,29 @@ def _train(
     progress.close()
 
 
+def _restore(attempt: Attempt, trainer: Trainer, own: Path) -> None:
+    """Goes on from the newest checkpoint that can be read; says which could not."""
+    for path in (own, *(folder / own.name for folder in attempt.earlier_checkpoints())):
+        if path.is_file():
+            try:
+                trainer.restore(path)
+            except WeightsError as error:
+                print(f"warning: {error}; passed over", file=sys.stderr)
+                continue
+            attempt.resumed_at(trainer.step)
+            return
+
+
 @torch.no_grad()
 def _write(
     attempt: Attempt,
     spec: TokenizerSpec,
     network: vq.Tokenizer,
     facts: dict[str, Any],
-    scores: dict[str, float],
     held_BCHW: torch.Tensor,
 ) -> None:
+    scores = held_out_scores(network, held_BCHW)
+    attempt.headline("held_out_psnr", scores["psnr"], {"images": len(held_BCHW), "split": "held out of training"})
     weights = {name: value.cpu().contiguous() for name, value in network.state_dict().items()}
     attempt.publish(attempt.files / "weights.safetensors", lambda path: save_tensors(path, weights, {}))
     write_json(attempt.files / "tokenizer.json", describe(spec, facts))

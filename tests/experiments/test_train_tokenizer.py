@@ -74,6 +74,17 @@ def test_stopped_twice_equals_uninterrupted(tmp_path, pictures):
         assert (whole.files / name).read_bytes() == (cut.files / name).read_bytes(), name
 
 
+def test_a_damaged_checkpoint_is_passed_over(tmp_path, pictures, capsys):
+    whole = run(tmp_path / "whole", pictures)
+    with pytest.raises(Stopped):
+        run(tmp_path / "cut", pictures, 1, stop=StopAfter(7))
+    damaged = tmp_path / "cut" / "attempts" / "0001" / "checkpoints" / "trainer.pt"
+    damaged.write_bytes(damaged.read_bytes()[:-100])
+    cut = run(tmp_path / "cut", pictures, 2)
+    assert f"{damaged}: is no checkpoint" in capsys.readouterr().err
+    assert (whole.files / "weights.safetensors").read_bytes() == (cut.files / "weights.safetensors").read_bytes()
+
+
 def test_reading_ahead_and_logging_change_nothing(tmp_path, pictures):
     one = run(tmp_path / "one", pictures)
     two = run(tmp_path / "two", pictures, num_workers=2, log_every=3, checkpoint_every=1000)
