@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -45,7 +45,7 @@ class Dataset:
         filter_name: Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"] = "bicubic",
         channels: Literal[1, 3] = 3,
     ) -> None:
-        self.folder = _split_folder(resolve(root), split)
+        self.folder = split_folder(resolve(root), split)
         self.image_size, self.crop, self.filter_name, self.channels = image_size, crop, filter_name, channels
         self.class_names = class_folders(self.folder)
         self.num_classes: int | None = len(self.class_names) or None
@@ -77,16 +77,23 @@ class Dataset:
         Raises:
             DataError: the number of unreadable pictures and the first of their names.
         """
-        with ThreadPoolExecutor(num_threads) as pool:
-            readable = list(
-                pool.map(lambda item: has_readable_header(self.folder / item[0]), self._files, chunksize=64)
-            )
-        broken = [name for (name, _), good in zip(self._files, readable, strict=True) if not good]
-        if broken:
-            shown = ", ".join(broken[:5]) + (", ..." if len(broken) > 5 else "")
-            raise DataError(
-                f"{self.folder}: {len(broken)} of {len(self)} pictures cannot be read: {shown}; remove or replace them"
-            )
+        check_headers(self.folder, [name for name, _ in self._files], num_threads)
+
+
+def check_headers(folder: Path, names: Sequence[str], num_threads: int = 8) -> None:
+    """Reads the header of every picture and fails once with all that cannot be read.
+
+    Raises:
+        DataError: the number of unreadable pictures and the first of their names.
+    """
+    with ThreadPoolExecutor(num_threads) as pool:
+        readable = list(pool.map(lambda name: has_readable_header(folder / name), names, chunksize=64))
+    broken = [name for name, good in zip(names, readable, strict=True) if not good]
+    if broken:
+        shown = ", ".join(broken[:5]) + (", ..." if len(broken) > 5 else "")
+        raise DataError(
+            f"{folder}: {len(broken)} of {len(names)} pictures cannot be read: {shown}; remove or replace them"
+        )
 
 
 def read_picture(path: Path, channels: int = 3) -> np.ndarray:
@@ -125,7 +132,7 @@ def class_folders(folder: Path) -> list[str]:
     return sorted(e.name for e in os.scandir(folder) if e.is_dir() and not e.name.startswith("."))
 
 
-def _split_folder(root: Path, split: str) -> Path:
+def split_folder(root: Path, split: str) -> Path:
     folder = root / split if split else root
     if Path(split).is_absolute() or ".." in Path(split).parts:
         raise DataError(f"{root}: split {split!r} leaves the folder; name a folder below it")
@@ -141,16 +148,16 @@ def _files(folder: Path, class_names: list[str]) -> Iterator[tuple[str, int]]:
         for name in _pictures(folder):
             yield name, -1
     for label, class_name in enumerate(class_names):
-        for name in _below(folder / class_name, class_name):
+        for name in pictures_below(folder / class_name, f"{class_name}/"):
             yield name, label
 
 
-def _below(folder: Path, prefix: str) -> Iterator[str]:
-    """Relative names of the pictures in `folder`, then of those in the folders below it."""
+def pictures_below(folder: Path, prefix: str = "") -> Iterator[str]:
+    """Relative names of the pictures in `folder`, then of those in the folders below it, each level sorted."""
     for name in _pictures(folder):
-        yield f"{prefix}/{name}"
+        yield f"{prefix}{name}"
     for inner in class_folders(folder):
-        yield from _below(folder / inner, f"{prefix}/{inner}")
+        yield from pictures_below(folder / inner, f"{prefix}{inner}/")
 
 
 def _pictures(folder: Path) -> list[str]:

@@ -83,7 +83,8 @@ def their_way(original: Tensor, decoded: Tensor, folder: Path) -> dict[str, floa
 def peak_memory(rows: int) -> float:
     """Peak resident MB of a process that streams so many feature rows (D = 2,048) into moments."""
     code = (
-        "import resource, torch\nfrom maskgit_core.metrics.frechet import Metric\ntorch.set_num_threads(1)\nm = Metric()\n"
+        "import resource, torch\nfrom maskgit_core.metrics.frechet import Metric\n"
+        "torch.set_num_threads(1)\nm = Metric()\n"
         f"for i in range({rows} // 500): m.update(torch.rand(500, 2048))\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)"
     )

@@ -1,0 +1,34 @@
+"""FFHQ (Karras et al. 2019, arXiv:1812.04948): 70,000 faces at 1024 x 1024, without classes."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from maskgit_core.content import resolve
+from maskgit_core.flat_pictures import FlatPictures
+from maskgit_core.hints import Content, Range
+
+COUNT = 70_000
+
+
+class Dataset(FlatPictures):
+    """FFHQ's pictures in the order of their names.
+
+    Args:
+        root: the folder above or of the pictures (`images1024x1024` or a resized copy, with or without its folders).
+        split: `all`, or `train` and `val`: the last `num_val` pictures are the validation split.
+        image_size: side after the resize.
+        partial: allows other counts than the published set's.
+    """
+
+    def __init__(
+        self,
+        *,
+        root: Content[str | list[str]],
+        split: Literal["all", "train", "val"] = "all",
+        num_val: Annotated[int, Range(1, 69_999)] = 10_000,
+        image_size: Annotated[int, Range(8, 1024)] = 256,
+        partial: bool = False,
+    ) -> None:
+        count = None if partial else COUNT
+        super().__init__("FFHQ", resolve(root), split=split, num_val=num_val, image_size=image_size, count=count)
