@@ -6,6 +6,7 @@
     source: where the published numbers stand (a row may name another)
     protocols: {name: what it means}     protocols of published numbers that conf/protocol/ does not hold
     columns:   {fid: {metric: fid, protocol: adm, digits: 2}, params: {text: Parameters}}
+               published_only: true where a number was measured in a way that is not offered here
     rows:
       - name: MaskGIT
         facts: {params: 227M}            text columns
@@ -30,7 +31,7 @@ from experiments.values import suggestion, unknown_key, unknown_name
 from maskgit_core.errors import ConfigError
 
 KEYS = ("title", "note", "source", "protocols", "columns", "rows")
-COLUMN_KEYS = ("metric", "protocol", "digits", "title", "text")
+COLUMN_KEYS = ("metric", "protocol", "digits", "title", "text", "published_only")
 ROW_KEYS = ("name", "facts", "published", "source", "run", "note")
 RUN_KEYS = ("experiment", "step", "where", "overrides")
 
@@ -45,6 +46,7 @@ class Column:
     protocol: str | None = None
     digits: int = 2
     lower_is_better: bool | None = None
+    published_only: bool = False  # measured in a way that is not offered here
 
 
 @dataclass(frozen=True)
@@ -164,7 +166,8 @@ def _column(name: str, value: Any, key: str, protocols: set[str]) -> Column:
     if protocol not in protocols:
         raise unknown_name(f"{key}.protocol", str(protocol), protocols, "protocol")
     title = str(block.get("title", known[0]))
-    return Column(name, title, metric, str(protocol), int(block.get("digits", 2)), known[1])
+    return Column(name, title, metric, str(protocol), int(block.get("digits", 2)), known[1],
+                  bool(block.get("published_only")))  # fmt: skip
 
 
 def _row(value: Any, key: str, columns: Sequence[Column], source: Any) -> Row:
@@ -226,7 +229,7 @@ def _results_of(row: Row, results: Sequence[Result]) -> list[Result]:
 def _cell(row: Row, column: Column, results: Sequence[Result]) -> Cell:
     if column.metric is None:
         return Cell(text=row.facts.get(column.key))
-    published, command = row.published.get(column.key), row.command()
+    published, command = row.published.get(column.key), None if column.published_only else row.command()
     base = Cell(published, row.source if published is not None else None, command=command)
     if command is None:
         return base

@@ -62,9 +62,9 @@ def test_a_sweep_is_nested_below_its_parent_and_one_selection_plots_lr_against_t
             chosen = quote(json.dumps([r.info.run_id for r in evaluations]))
             browser.open(f"http://127.0.0.1:{port}/#/compare-runs?runs={chosen}&experiments=[%22{experiment}%22]")
             browser.wait_for_text("Comparing 3 Runs", "Parallel Coordinates Plot", "train.lr", "fid")
-            axes = "return [...document.querySelectorAll('.parcoords .axis-title')].map(e => e.textContent)"
-            drawn = browser.wait(lambda: browser.run(axes), "the axes of the plot")
-            assert "train.lr" in drawn and "fid" in drawn
-            assert browser.run("return [...document.querySelectorAll('.parcoords canvas')].length") > 0
+            browser.click_text("Scatter Plot", "[role=tab]")
+            titles = "return ['.xtitle', '.ytitle'].map(s => (document.querySelector(s) || {}).textContent)"
+            assert browser.wait(lambda: (t := browser.run(titles))[0] and t, "the axes") == ["train.lr", "fid"]
+            assert browser.run("return document.querySelectorAll('.scatterlayer .point').length") == len(LRS)
     finally:
         tracking_server.stop(server)
