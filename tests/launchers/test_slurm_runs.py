@@ -213,3 +213,31 @@ def test_steps_that_all_items_share_run_once(cluster, store: Path, on_slurm: Run
     cluster.idle()
     assert digests(store) == undisturbed(*sweep)
     assert set(attempts_of(store).values()) == {1}
+
+
+@pytest.mark.slow
+def test_doctor_tries_the_cluster(cluster, lab: Run, store: Path) -> None:
+    told = lab("doctor", "experiment=chain", "launcher=dev_cluster")
+    assert told.returncode == 0, told.stdout + told.stderr
+    assert re.search(r"ok +cluster: partition main: 4 nodes", told.stdout)
+    assert re.search(r"ok +job: Python \S+ on 127\.0\.1\.\d imports what stages need", told.stdout)
+    bad = lab("doctor", "experiment=chain", "launcher=dev_cluster", "resources.total.cpus_per_task=64")
+    assert bad.returncode == 1
+    assert re.search(r"FAIL +cluster: resources\.total\.cpus_per_task: 64 cores asked for", bad.stdout)
+
+
+@pytest.mark.slow
+def test_jobs_get_the_gpus_they_asked_for(cluster, store: Path, on_slurm: Run, lab: Run) -> None:
+    """Two steps with two pretend GPUs each on a node of four see different ones; a step without sees none."""
+    on_slurm("experiment=chain", "numbers.scale=1.0,2.0", "numbers.pause_s=0.5", "resources.numbers.gpus_per_task=2",
+             "launcher.gpu_type=h100", "+launcher.sbatch.nodelist=127.0.1.2")  # fmt: skip
+    folders = [step_folder(store, f"numbers[scale={scale}]") for scale in (1, 2)]
+    wait_until(lambda: all((folder / "claim.json").exists() for folder in folders))
+    seen = []
+    for folder in folders:
+        pid = json.loads((folder / "claim.json").read_text())["pid"]
+        variables = dict(v.partition("=")[::2] for v in Path(f"/proc/{pid}/environ").read_text().split("\0"))
+        seen.append(variables["CUDA_VISIBLE_DEVICES"])
+    assert sorted(seen) == ["0,1", "2,3"]
+    cluster.idle()
+    assert len(digests(store)) == 4
