@@ -13,6 +13,7 @@ import shutil
 import socket
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -155,8 +156,9 @@ def _from_hub(entry: Entry) -> Path:
     from huggingface_hub import hf_hub_download
 
     folder = entry.target.parent / ".hub"
+    endpoint = os.environ.get("HF_ENDPOINT")  # a mirror of the hub, as huggingface_hub itself calls it
     try:
-        endpoint = os.environ.get("HF_ENDPOINT")  # a mirror of the hub, as huggingface_hub itself calls it
+        _check_reachable(endpoint or "https://huggingface.co")
         found = hf_hub_download(
             entry.hub, entry.file, revision=entry.revision, local_dir=folder, endpoint=endpoint or None
         )
@@ -166,6 +168,14 @@ def _from_hub(entry: Entry) -> Path:
         raise _did_not_arrive(entry, error) from None
     shutil.rmtree(folder, ignore_errors=True)
     return arrived
+
+
+def _check_reachable(address: str) -> None:
+    """Fails at once where there is no network: huggingface_hub would try for half a minute, and say so each time."""
+    place = urllib.parse.urlsplit(address)
+    if not urllib.request.getproxies():
+        port = place.port or (443 if place.scheme == "https" else 80)
+        socket.create_connection((place.hostname or "", port), timeout=TIMEOUT_S).close()
 
 
 def _did_not_arrive(entry: Entry, error: object) -> WeightsError:

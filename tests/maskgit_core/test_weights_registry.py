@@ -228,6 +228,14 @@ def test_no_network_says_what_to_put_where(monkeypatch):
     assert str(entry.target) in text and f"weights import {entry.name}" in text
 
 
+def test_no_hub_is_said_at_once(monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("urllib.request.getproxies", dict)
+    entry = register(monkeypatch, hub="lab/net")
+    text = refusal(weights_download.fetch, entry.name, lambda line: None)
+    assert "Connection refused" in text and str(entry.target) in text
+
+
 def test_two_processes_do_not_write_one_file(monkeypatch, server):
     entry = register(monkeypatch, url=f"{server}/net.bin")
     with weights_download._alone(entry):
