@@ -79,7 +79,7 @@ WORK = textwrap.dedent(
 
     def saving(folder, name):
         signal.signal(signal.SIGTERM, lambda *_: Path(folder, name + ".saved").touch() or sys.exit(143))
-        Path(folder, name).touch()
+        Path(folder, f"{name}.ready{os.environ['RANK']}").touch()
         time.sleep(300)
 
     def raising(folder, name):
@@ -251,7 +251,7 @@ def driver(folder: Path, calls: list[tuple], grace: float = 30.0) -> subprocess.
 def test_a_stop_lets_calls_save_and_leaves_nothing(work: Path, number: int) -> None:
     calls = [("a", "saving", 2, []), ("b", "stubborn", 1, []), ("c", "record", 1, ["a"])]
     process = driver(work, calls, grace=1.0)
-    assert wait_until(lambda: (work / "a").exists() and len(pids_of(work)) == 2)
+    assert wait_until(lambda: len(list(work.glob("a.ready*"))) == 2 and len(pids_of(work)) == 2)
     process.send_signal(number)
     assert process.wait(30) == 0
     outcomes = json.loads((work / "outcomes").read_text())
