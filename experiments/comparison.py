@@ -202,14 +202,14 @@ def chart_of(found: Comparison, x: str, y: str, form: str = "svg") -> bytes:
     A chart of two metrics also shows the Pareto front (FID over IS of a sampler sweep).
     """
     groups: dict[str, list[Mark]] = {}
-    varied = [k for k in found.differing if not k.endswith(".seed") and k != x]
-    for side in found.sides:
-        place = [_coordinate(side, name) for name in (x, y)]
-        if place[0] is None or place[1] is None:
+    places = [(side, _coordinate(side, x), _coordinate(side, y)) for side in found.sides]
+    drawn = [side for side, across, up in places if across is not None and up is not None]
+    varied = [k for k in _differing(drawn) if not k.endswith(".seed") and k not in (x, y)]
+    for side, across, up in places:
+        if across is None or up is None:
             continue
-        series = ", ".join(f"{k.rsplit('.', 1)[-1]}={side.config.get(k, UNSET)}" for k in varied[:1])
-        rest = ", ".join(f"{k.rsplit('.', 1)[-1]}={side.config.get(k, UNSET)}" for k in varied[1:])
-        groups.setdefault(series, []).append(Mark(rest, place[0], place[1]))
+        series, rest = _described(side, varied[:1]), _described(side, varied[1:3])
+        groups.setdefault(series, []).append(Mark(rest, across, up))
     marks = [m for group in groups.values() for m in group]
     directions = [describe_metric(name) for name in (x, y)]
     front = []
@@ -218,6 +218,10 @@ def chart_of(found: Comparison, x: str, y: str, form: str = "svg") -> bytes:
         front = pareto_front(marks, lower_x=lower[0], lower_y=lower[1])
     ordered = {name: sorted(group, key=lambda m: m.x) for name, group in groups.items()}
     return rendered(scatter_figure(ordered, x, y, front), form)
+
+
+def _described(side: Side, keys: Sequence[str]) -> str:
+    return ", ".join(f"{k.rsplit('.', 1)[-1]}={side.config.get(k, UNSET)}" for k in keys)
 
 
 def _coordinate(side: Side, name: str) -> float | None:

@@ -114,7 +114,7 @@ def curve_figure(arranged: Mapping[str, Sequence[Line]], x: str = "step") -> Any
             axis.set_title(name, fontsize=9)
             axis.set_xlabel(x)
             if any(line.label for line in lines):
-                axis.legend(fontsize=6, frameon=False)
+                axis.legend(fontsize=6, frameon=False, title=None if len(lines) <= 12 else f"12 of {len(lines)}")
         for axis in axes[len(arranged) :]:
             axis.set_visible(False)
     return figure

@@ -29,6 +29,7 @@ class Result:
     experiment: str
     step: str
     stage: str
+    kind: str
     folder: Path
     fingerprint: str
     commit: str
@@ -133,6 +134,7 @@ def _result(
         experiment=record["experiment"],
         step=entry["step"],
         stage=entry["stage"],
+        kind=entry["kind"],
         folder=folder,
         fingerprint=entry["fingerprint"],
         commit=str((start.get("code") or record.get("code") or {}).get("commit") or ""),

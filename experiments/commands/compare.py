@@ -94,6 +94,9 @@ def chosen(asked: Sequence[str], store: Path) -> list[Any]:
         by_name += [r for r in found if r not in by_name]
     pool = by_name if names else results
     filters = [Filter.read(a) for a in asked if a not in names]
+    if not names and not any(f.key in ("step", "stage") for f in filters):
+        # Filters alone mean evaluations of samples; tokenizers are asked for by step or stage.
+        pool = [r for r in pool if r.kind == "scores"] or pool
     matching = select(pool, filters)
     if not matching:
         raise ConfigError(f"{' '.join(asked)}: no run matches; {len(pool)} evaluations are there")

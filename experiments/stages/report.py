@@ -17,9 +17,9 @@ from experiments import html
 from experiments.atomic import read_json
 from experiments.attempt import Attempt
 from experiments.journal import Point, read_points
-from experiments.plots import curve_figure, panels, rendered
+from experiments.plots import Mark, curve_figure, panels, pareto_front, rendered, scatter_figure
 from experiments.schema import Input
-from experiments.scores import Score, read_scores
+from experiments.scores import Score, describe_metric, read_scores
 from maskgit_core.hints import Kind
 
 VERSION = 1
@@ -48,7 +48,7 @@ def run(
     everything = list({i.fingerprint: i for i in pictured}.values())
     body = [
         html.tag("h1", title),
-        _scores([*tokenizer_scores, *scores]),
+        _scores([*tokenizer_scores, *scores]) if len(scores) < 2 else _sweep(attempt, scores),
         _pictures(attempt, everything),
         _curves(attempt, [*tokenizers, *models]),
         _protocols([*tokenizer_scores, *scores]),
@@ -73,6 +73,44 @@ def _scores(inputs: Sequence[Input]) -> html.Markup | None:
     header = ["step", "score", "of", "value", "images", "protocol"]
     note = html.tag("p", "Comparable are numbers of one protocol over equally many images.", class_="note")
     return html.join(html.tag("h2", "Scores"), html.table(header, rows, [3, 4]), note)
+
+
+def _sweep(attempt: Attempt, inputs: Sequence[Input]) -> html.Markup:
+    """One row an item and a column a score; a chart of the headline over another score that varies, with its front."""
+    read = {item.fingerprint: _read(item) for item in inputs}
+    # Scores of unlike protocols get columns of their own.
+    columns = {s.comparable: s for scores in read.values() for s in scores}
+    rows = []
+    for item in inputs:
+        values = {s.comparable: f"{s.value:.5g}" for s in read[item.fingerprint]}
+        rows.append([_label(item), *(values.get(c, "—") for c in columns)])
+    header = ["", *(f"{s.key} ({s.num_images} images)" for s in columns.values())]
+    shown = [html.tag("h2", "Scores"), html.table(header, rows, range(1, len(header)))]
+    varying = [c for c in columns if len({r[1 + i] for i, c2 in enumerate(columns) for r in rows if c2 == c}) > 1]
+    if len(varying) > 1:
+        shown.append(_front(attempt, inputs, read, columns[varying[1]], columns[varying[0]]))
+    return html.join(*shown)
+
+
+def _front(
+    attempt: Attempt, inputs: Sequence[Input], read: Mapping[str, list[Score]], x: Score, y: Score
+) -> html.Markup:
+    """`sweep.png` and `sweep.svg`: score `y` over score `x`, one line a value of the sweep's first parameter."""
+    groups: dict[str, list[Mark]] = {}
+    for item in inputs:
+        values = {s.comparable: s.value for s in read[item.fingerprint]}
+        if x.comparable in values and y.comparable in values:
+            parts = [f"{key.rsplit('.', 1)[-1]}={value}" for key, value in item.params.items()]
+            mark = Mark(", ".join(parts[1:]), values[x.comparable], values[y.comparable])
+            groups.setdefault(", ".join(parts[:1]), []).append(mark)
+    lower = [bool((describe_metric(s.name) or ("", True))[1]) for s in (x, y)]
+    front = pareto_front([m for g in groups.values() for m in g], lower_x=lower[0], lower_y=lower[1])
+    figure = scatter_figure(groups, x.key, y.key, front)
+    for form in ("png", "svg"):
+        path = attempt.files / f"sweep.{form}"
+        attempt.publish(path, partial(_write, rendered(figure, form)))
+        attempt.show(path)
+    return html.picture(rendered(figure, "svg"), ".svg", "sweep", f"{y.key} over {x.key}; dashed: the Pareto front")
 
 
 def _pictures(attempt: Attempt, inputs: Sequence[Input]) -> html.Markup | None:

@@ -119,3 +119,24 @@ def test_a_pipeline_without_scores_still_has_a_page(tmp_path):
 def test_markup_that_could_run_or_load_is_refused(name, attributes):
     with pytest.raises(ValueError, match=re.compile("not|only")):
         html.tag(name, "text", **attributes)
+
+
+def test_a_sweep_becomes_a_table_and_a_chart_with_its_front(tmp_path):
+    store, inputs = TrackedStore(tmp_path / "store"), []
+    for scale in (1.0, 2.0):
+        for temperature in (3, 4):
+            params = {"sampler.scale": scale, "sampler.temperature": temperature}
+            folder = store.step(f"evaluate[{scale},{temperature}]", "evaluate", "scores", params, (), params)
+            numbers = {"fid": 10 - scale + temperature / 9, "inception_score": 100 * scale + temperature, "psnr": 1.0}
+            write_scores(store.attempt(folder) / "files", "p", {"reference": "val"}, **numbers)
+            store.done(folder, headline={"name": "fid", "value": 1.0, "protocol": {"name": "p"}})
+            (folder / "files").symlink_to("attempts/0001/files")
+            print_ = store.steps[-1]["fingerprint"]
+            inputs.append(Input("evaluate", "scores", folder, print_, {}, {}, params))
+    attempt = Attempt(tmp_path / "report", 1)
+    report.run(attempt, scores=inputs, tokenizer_scores=[], samples=[], models=[], tokenizers=[])
+    attempt.close()
+    page = (attempt.files / "report.html").read_text()
+    assert page.count("evaluate [scale=") >= 4 and "fid over inception_score; dashed" in page
+    assert (attempt.files / "sweep.png").read_bytes().startswith(b"\x89PNG")
+    assert "sweep.svg" in attempt.notes["shown"]

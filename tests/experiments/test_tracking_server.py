@@ -61,6 +61,12 @@ def server(tmp_path_factory):
 
 @pytest.fixture
 def store(tmp_path, server):
+    if server.process is None:  # an earlier drill failed while it was down
+        server.start()
+    return a_store(tmp_path, server)
+
+
+def a_store(tmp_path, server):
     """A store of its own experiment, whose jobs ship live to the server."""
     made = TrackedStore(tmp_path / "store", experiment=f"e{tmp_path.name}")
     made.settings = {"tracking": {"uri": server.uri}}
