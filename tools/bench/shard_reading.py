@@ -102,7 +102,7 @@ def rate(batches: Iterable[Any], most: int) -> float:
 def main() -> None:
     """Prints one line a figure."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--samples", type=int, default=16384)
+    parser.add_argument("--samples", type=int, default=8192)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     warnings.simplefilter("ignore")
