@@ -15,6 +15,9 @@ from torch import Tensor
 from maskgit_core.errors import DataError
 from maskgit_core.hints import Derived
 
+#: Doubt about the root's trace that the fast way may leave, as a share of both sets' total variance.
+TOLERANCE = 1e-9
+
 
 class Moments(NamedTuple):
     """Mean (D,), sample covariance (D, D; divided by N - 1) and number of samples (0: unknown), in float64."""
@@ -92,8 +95,8 @@ def frechet_distance(a: Moments, b: Moments) -> float:
 
     tr((S_1 S_2)^(1/2)) is the sum of the square roots of the eigenvalues of the symmetric F' S_2 F with S_1 = F F': one
     Cholesky factor (or, where S_1 is singular, its eigenvectors of non-zero variance) and the eigenvalues of one
-    symmetric matrix, no general matrix root. Where that matrix is itself nearly singular its root would lose half of
-    the digits, so there the sum is taken as the nuclear norm of F_1' F_2, whose error stays of the order of rounding.
+    symmetric matrix, no general matrix root. Where so many of these are so small that their roots are in doubt, the sum
+    is taken as the nuclear norm of F_1' F_2, whose error stays of the order of rounding.
     """
     if a.mean.shape != b.mean.shape:
         raise DataError(
@@ -114,20 +117,23 @@ def _symmetric(matrix: Tensor) -> Tensor:
 
 def _trace_root(cov_a: Tensor, cov_b: Tensor) -> Tensor:
     """tr((A B)^(1/2)) of two symmetric positive semi-definite matrices."""
-    factor, failed = torch.linalg.cholesky_ex(cov_a)
-    if int(failed):
-        factor = _factor(cov_a)
+    factor = _factor(cov_a)
     if factor.shape[1] == 0:
         return cov_a.new_zeros(())
     eigenvalues = torch.linalg.eigvalsh(factor.T @ cov_b @ factor)
-    # Below this share of the largest eigenvalue, rounding has the size of the eigenvalue itself.
-    if eigenvalues[0] > 1e4 * len(eigenvalues) * torch.finfo(torch.float64).eps * eigenvalues[-1]:
-        return eigenvalues.sqrt().sum()
-    return torch.linalg.svdvals((factor if int(failed) else _factor(cov_a)).T @ _factor(cov_b)).sum()
+    # An eigenvalue is known to about `noise`; its root to noise / (2 root), or to the root of the noise.
+    noise = 10 * torch.finfo(torch.float64).eps * eigenvalues[-1].clamp_min(0)
+    doubt = (noise / (2 * eigenvalues.clamp_min(noise).sqrt())).sum() if noise > 0 else noise
+    if doubt <= TOLERANCE * (cov_a.diagonal().sum() + cov_b.diagonal().sum()):
+        return eigenvalues.clamp_min(0).sqrt().sum()
+    return torch.linalg.svdvals(factor.T @ _factor(cov_b)).sum()
 
 
 def _factor(covariance: Tensor) -> Tensor:
-    """F (D, rank) with F F' = covariance; directions of no variance are left out."""
+    """F (D, rank) with F F' = covariance: Cholesky's, or of a singular matrix the eigenvectors of some variance."""
+    lower, failed = torch.linalg.cholesky_ex(covariance)
+    if not int(failed):
+        return lower
     eigenvalues, vectors = torch.linalg.eigh(covariance)
     floor = len(eigenvalues) * torch.finfo(torch.float64).eps * eigenvalues[-1].clamp_min(0)
     kept = eigenvalues > floor
