@@ -135,7 +135,9 @@ def test_preemption_requeues(cluster: Cluster, store, on_slurm: Run, undisturbed
         node = ("+launcher.sbatch.nodelist=127.0.1.3", "resources.numbers.cpus_per_task=4")
         jobs = jobs_in(on_slurm("experiment=chain", *SLOW, f"launcher.partition={partition}", *node).stdout)
         folder = running(store)
-        high = tool("sbatch", "--parsable", "-p", "high", "-w", "127.0.1.3", "-c", "4", "--wrap", "sleep 1").strip()
+        high = tool(
+            "sbatch", "--parsable", "-o", "/dev/null", "-p", "high", "-w", "127.0.1.3", "-c", "4", "--wrap", "sleep 1"
+        ).strip()
         wait_until(lambda: cluster.states().get(high) == "COMPLETED", 90)
         assert cluster.states()[jobs["numbers"]] in ("PENDING", "RUNNING", "COMPLETED")
         finish(cluster, store, undisturbed)
@@ -223,7 +225,7 @@ def test_jobs_do_not_notice_edits(cluster: Cluster, store: Path, undisturbed, tm
         subprocess.run([*git, *command], check=True)
     stage = project / "lab" / "toylab" / "stages" / "numbers.py"
     job = project / "experiments" / "job.py"
-    blocker = tool("sbatch", "--parsable", "-N", "4", "--exclusive", "--wrap", "sleep 60").strip()
+    blocker = tool("sbatch", "--parsable", "-o", "/dev/null", "-N", "4", "--exclusive", "--wrap", "sleep 60").strip()
     done = subprocess.run(
         [sys.executable, "-m", "experiments.cli", "run", "launcher=dev_cluster", "tracking.ship=false",
          "experiment=chain", *SLOW, "--config-dir", str(project / "lab" / "toylab" / "conf")],
@@ -251,7 +253,9 @@ def test_a_full_disk_in_one_step(cluster, store, on_slurm: Run, undisturbed, tmp
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", str(small)], capture_output=True).returncode:
         pytest.skip("mounting a small disk needs root")
     try:
-        blocker = tool("sbatch", "--parsable", "-N", "4", "--exclusive", "--wrap", "sleep 60").strip()
+        blocker = tool(
+            "sbatch", "--parsable", "-o", "/dev/null", "-N", "4", "--exclusive", "--wrap", "sleep 60"
+        ).strip()
         on_slurm("experiment=chain", *SLOW[:1])
         folder = step_folder(store, "numbers")
         (folder / "parts").symlink_to(small)

@@ -104,7 +104,7 @@ def test_usr2_requeues_and_what_needs_it_waits(cluster, store: Path, on_slurm: R
 
 
 def test_cancel_ends_what_only_it_needs(cluster, store: Path, on_slurm: Run, undisturbed) -> None:
-    slow = ["numbers.count=20", "numbers.pause_s=0.25"]
+    slow = ["numbers.count=60", "numbers.pause_s=0.25"]
     on_slurm("experiment=chain", *slow)
     on_slurm("experiment=diamond", *slow)
     parts = step_folder(store, "numbers") / "parts"
