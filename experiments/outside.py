@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,11 @@ class Outside:
 
     Args:
         store: the store's root; the hash cache lies in its `.digests/`.
+        fetch: brings published weights that are not on this machine; None: they must be there (or known by digest).
     """
 
-    def __init__(self, store: Path) -> None:
-        self._cache = store / ".digests"
+    def __init__(self, store: Path, fetch: Callable[[str], object] | None = None) -> None:
+        self._cache, self._fetch = store / ".digests", fetch
         self._known: dict[tuple[str, str], str] = {}
 
     def __call__(self, key: str, value: Any, mark: str) -> str:
@@ -43,6 +45,8 @@ class Outside:
         from maskgit_core.errors import WeightsError
 
         try:
+            if self._fetch is not None:
+                self._fetch(value)
             return content_digest(value)
         except WeightsError as error:
             raise WeightsError(f"{key}: {error}") from None

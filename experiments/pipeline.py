@@ -128,6 +128,7 @@ def build(
     config_dirs: Sequence[Path] = (),
     digest: Digest | None = None,
     check: Callable[[Mapping[str, Any]], object] | None = None,
+    fetch: Callable[[str], object] | None = None,
 ) -> Graph:
     """The graph of `maskgit run ARGUMENTS`.
 
@@ -136,6 +137,7 @@ def build(
         config_dirs: folders with config groups besides our own.
         digest: of outside content; None: files are read (and their hashes remembered in the store).
         check: is shown the settings before anything outside is read; raises what is wrong with them.
+        fetch: brings published weights that are missing (`maskgit run`); None: nothing is downloaded.
 
     Raises:
         ConfigError, DataError, WeightsError: whatever is wrong with the request, before anything is written.
@@ -147,7 +149,7 @@ def build(
     if digest is None:
         from experiments.outside import Outside
 
-        digest = Outside(store.root)
+        digest = Outside(store.root, fetch)
     requests = [door.steps(config) for config in resolved]
     if check is not None:
         check(settings)

@@ -39,7 +39,8 @@ def main(args: argparse.Namespace) -> int:
     from experiments.submission import restricted
 
     only = getattr(args, "only", None)  # set by `maskgit retry STEP`
-    graph = build(args.overrides, config_dirs(args), check=lambda settings: load_launcher(settings["launcher"]))
+    graph = build(args.overrides, config_dirs(args), check=lambda settings: load_launcher(settings["launcher"]),
+                  fetch=fetch_weights)  # fmt: skip
     launcher = load_launcher(graph.settings["launcher"])
     store = store_of(graph)
     if hasattr(launcher, "submit"):
@@ -54,6 +55,13 @@ def main(args: argparse.Namespace) -> int:
     store.check_writable()
     check_datasets(planned)
     return _launch(graph, planned, store, launcher)
+
+
+def fetch_weights(name: str) -> None:
+    """Downloads published weights that are not on this machine, after showing their licence; paths are passed over."""
+    from maskgit_core.weights_download import fetch_missing
+
+    fetch_missing([name], lambda line: print(line, flush=True))
 
 
 def _launch(graph: Any, planned: Sequence[Any], store: Any, launcher: Any) -> int:
