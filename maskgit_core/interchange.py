@@ -1,11 +1,13 @@
-"""Sets of finished images, ours and other people's: `.npz` files as guided-diffusion writes them, and picture folders.
+"""Sets of finished images, ours and other people's: guided-diffusion's `.npz`, folders of pictures, tars of pictures.
 
 `open_images` gives uint8 NHWC pixels a slice at a time without reading a whole file into memory.
 """
 
 from __future__ import annotations
 
+import io
 import struct
+import tarfile
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,8 +16,10 @@ from typing import Protocol
 import numpy as np
 from numpy.lib import format as npy_format
 
-from maskgit_core.datasets.image_folder import EXTENSIONS, read_picture
+from maskgit_core.datasets.image_folder import EXTENSIONS, decode, read_picture
 from maskgit_core.errors import DataError
+from maskgit_core.tar_index import index_of, read_member
+from maskgit_core.transforms import to_pil
 
 
 class ImageSet(Protocol):
@@ -32,7 +36,7 @@ class ImageSet(Protocol):
 
 
 def open_images(path: Path) -> ImageSet:
-    """The images in an `.npz` (`arr_0`, optionally `labels` or `arr_1`) or in a folder of pictures.
+    """The images in an `.npz` (`arr_0`, optionally `labels` or `arr_1`), in a tar or in a folder of pictures.
 
     Raises:
         DataError: nothing is there, or it holds no images of that form.
@@ -42,7 +46,7 @@ def open_images(path: Path) -> ImageSet:
         return FolderImages(path)
     if not path.is_file():
         raise DataError(f"{path}: there is no such file or folder; give an .npz with arr_0 or a folder of pictures")
-    return NpzImages(path)
+    return TarImages(path) if path.suffix == ".tar" else NpzImages(path)
 
 
 class NpzImages:
@@ -94,13 +98,92 @@ class FolderImages:
     def read(self, indices: Sequence[int]) -> np.ndarray:
         """The images at `indices`: uint8 (n, H, W, 3)."""
         images = [read_picture(self._files[int(i)]) for i in indices]
-        for index, image in zip(indices, images, strict=True):
-            if image.shape != images[0].shape:
-                raise DataError(
-                    f"{self._files[int(index)]}: {image.shape[1]} x {image.shape[0]} pixels where others have "
-                    f"{images[0].shape[1]} x {images[0].shape[0]}; samples must have one size"
-                )
-        return np.stack(images)
+        return _stacked(images, [str(self._files[int(i)]) for i in indices])
+
+
+class TarImages:
+    """The pictures of a tar in the order of their sorted names, with the classes of `.cls` members beside them."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+        members = sorted(index_of(self.path))
+        self._pictures = [m for m in members if m.name.lower().endswith(EXTENSIONS)]
+        if not self._pictures:
+            raise DataError(f"{path}: no pictures in this tar; give one of PNGs, a folder, or an .npz with arr_0")
+        classes = {m.name.removesuffix(".cls"): read_member(self.path, m) for m in members if m.name.endswith(".cls")}
+        found = [classes.get(m.name.rpartition(".")[0], b"") for m in self._pictures]
+        self.labels = np.array([int(f) for f in found], dtype=np.int64) if all(f.isdigit() for f in found) else None
+        self.image_size = int(self.read([0]).shape[1])
+
+    def __len__(self) -> int:
+        return len(self._pictures)
+
+    def read(self, indices: Sequence[int]) -> np.ndarray:
+        """The images at `indices`: uint8 (n, H, W, 3)."""
+        chosen = [self._pictures[int(i)] for i in indices]
+        images = [decode_bytes(read_member(self.path, m), f"{self.path}: {m.name}") for m in chosen]
+        return _stacked(images, [f"{self.path}: {m.name}" for m in chosen])
+
+
+def sorted_by_class(labels: np.ndarray | None) -> bool:
+    """True where all images of a class stand together: the official Inception score of such a file is wrong."""
+    return labels is not None and len(set(labels.tolist())) > 1 and bool((np.diff(labels) >= 0).all())
+
+
+def write_images(images: ImageSet, target: Path) -> None:
+    """Writes a set as `.npz` (`arr_0`, `labels`), as `.tar` (PNG and `.cls` members) or as a folder of PNGs.
+
+    Names are the index in six digits. An `.npz` takes the whole set into memory; the other forms stream.
+    """
+    target = Path(target)
+    if target.suffix == ".npz":
+        labels = {} if images.labels is None else {"labels": images.labels}
+        with target.open("wb") as file:
+            np.savez(file, allow_pickle=False, arr_0=images.read(range(len(images))), **labels)
+        return
+    if target.suffix == ".tar":
+        with tarfile.open(target, "w") as tar:
+            for index in range(len(images)):
+                _add(tar, f"{index:06d}.png", encode_png(images.read([index])[0]))
+                if images.labels is not None:
+                    _add(tar, f"{index:06d}.cls", str(images.labels[index]).encode())
+        return
+    target.mkdir(parents=True, exist_ok=True)
+    for index in range(len(images)):
+        (target / f"{index:06d}.png").write_bytes(encode_png(images.read([index])[0]))
+
+
+def encode_png(image: np.ndarray) -> bytes:
+    """A uint8 HWC picture as PNG."""
+    to_pil(image).save(data := io.BytesIO(), format="PNG")
+    return data.getvalue()
+
+
+def decode_bytes(data: bytes, name: str) -> np.ndarray:
+    """uint8 HWC RGB of an encoded picture; a failure names it."""
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(data)) as picture:
+            return decode(picture, 3)
+    except (OSError, ValueError, SyntaxError) as error:
+        raise DataError(f"{name}: the picture cannot be decoded ({error}); remove or replace it") from error
+
+
+def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    tar.addfile(info, io.BytesIO(data))
+
+
+def _stacked(images: Sequence[np.ndarray], names: Sequence[str]) -> np.ndarray:
+    for name, image in zip(names, images, strict=True):
+        if image.shape != images[0].shape:
+            raise DataError(
+                f"{name}: {image.shape[1]} x {image.shape[0]} pixels where others have "
+                f"{images[0].shape[1]} x {images[0].shape[0]}; samples must have one size"
+            )
+    return np.stack(images)
 
 
 def npz_names(path: Path) -> list[str]:

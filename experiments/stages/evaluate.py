@@ -20,7 +20,7 @@ from experiments.set_scores import MetricName, Reference, Settings, add_scores
 from maskgit_core.content import resolve
 from maskgit_core.errors import ConfigError, DataError
 from maskgit_core.hints import Content, Kind, Range
-from maskgit_core.interchange import ImageSet, open_images
+from maskgit_core.interchange import ImageSet, open_images, sorted_by_class
 from maskgit_core.pixels import stack
 
 VERSION = 1
@@ -84,6 +84,7 @@ def run(
         "extractor": features.about,
         "order": "evenly spread over the set",
         "metrics": settings.about(),
+        "sorted_by_class": sorted_by_class(source.labels),
     }
     scores = Scores(protocol, about)
     name = features.network.distance_name

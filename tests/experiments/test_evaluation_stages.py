@@ -20,7 +20,7 @@ from experiments.signals import StopFlag
 from experiments.stages import eval_tokenizer, evaluate, reference_statistics
 from maskgit_core import blocks
 from maskgit_core.errors import ConfigError, DataError
-from maskgit_core.interchange import npz_array, open_images
+from maskgit_core.interchange import npz_array, open_images, sorted_by_class, write_images
 from maskgit_core.reference_files import read_statistics, write_statistics
 
 DATA = DatasetSpec("fashion_mnist", {"root": "bundled:fashion_mnist_subset"})
@@ -245,6 +245,21 @@ def test_folders_and_npz_of_the_same_images_are_the_same_samples(tmp_path: Path,
     assert len(pictures) == 5 and (pictures.read(range(5))[..., :1] == given.read(range(5))).all()
     np.savez_compressed(tmp_path / "packed.npz", arr_0=given.read(range(5)))
     assert (open_images(tmp_path / "packed.npz").read([4, 0]) == given.read([4, 0])).all()
+
+
+@pytest.mark.parametrize("form", ["out.npz", "out.tar", "out"])
+def test_samples_survive_every_form_of_exchange(tmp_path: Path, sample_file: Path, form: str) -> None:
+    given = open_images(sample_file)
+    write_images(given, tmp_path / form)
+    back = open_images(tmp_path / form)
+    assert len(back) == len(given) and (back.read(range(COUNT))[..., :1] == given.read(range(COUNT))).all()
+    if form != "out":  # a folder of PNGs has no place for classes
+        assert back.labels is not None and given.labels is not None and (back.labels == given.labels).all()
+
+
+def test_a_file_sorted_by_class_is_noticed() -> None:
+    assert sorted_by_class(np.array([0, 0, 1, 1, 2])) and not sorted_by_class(np.array([0, 1, 0, 1]))
+    assert not sorted_by_class(None) and not sorted_by_class(np.zeros(4, dtype=int))
 
 
 def test_stored_npz_arrays_are_mapped_not_read(sample_file: Path) -> None:
