@@ -130,7 +130,10 @@ def lab_free(store: Path, *arguments: str) -> Done:
     return done
 
 
-@pytest.mark.parametrize("after", [1, 2], ids=["first id lost", "between two sbatch calls"])
+@pytest.mark.parametrize(
+    "after",
+    [pytest.param(1, id="first id lost", marks=pytest.mark.slow), pytest.param(2, id="between two sbatch calls")],
+)
 def test_a_killed_submission_leaves_nothing_twice(
     cluster, store: Path, on_slurm: Run, undisturbed, tmp_path: Path, after: int
 ) -> None:
