@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from mlflow_server import POSTGRES, Postgres, Server
+from mlflow_server import POSTGRES, Postgres, Server, free_port
 from tracked_store import T0, TrackedStore, lines, write_scores
 
 from experiments.forwarding import Forwarder, live_uri
@@ -398,3 +398,28 @@ def test_a_host_the_server_does_not_allow_is_one_line(store, server, monkeypatch
     monkeypatch.setattr(socket, "getaddrinfo", lambda host, *rest, **more: real(known.get(host, host), *rest, **more))
     with pytest.raises(TrackingError, match=r"does not allow this host name or user; .*--allowed-hosts"):
         ship(store.root, server.uri.replace("127.0.0.1", "tracker.lab.org"))
+
+
+def test_the_ui_command_serves_the_store_on_loopback_and_ends_cleanly(tmp_path):
+    import requests
+
+    store = TrackedStore(tmp_path / "store")
+    folder = store.step("train", "train", "model", {})
+    store.attempt(folder)
+    store.done(folder)
+    port = free_port()
+    command = [sys.executable, "-m", "experiments.cli", "ui", "--store", str(store.root), "--port", str(port)]
+    window = subprocess.Popen(command, cwd=tmp_path, env=PYTHON, stdout=subprocess.PIPE, text=True)
+    STARTED.append(window)
+    for line in window.stdout:
+        if f"http://127.0.0.1:{port}" in line:
+            break
+    address = f"http://127.0.0.1:{port}/api/2.0/mlflow/experiments/search?max_results=5"
+    assert "toy" in requests.get(address, timeout=60).text
+    assert requests.get(address, headers={"Host": "evil.example.org"}, timeout=60).status_code == 403
+    busy = subprocess.run([*command, "--no-sync"], cwd=tmp_path, env=PYTHON, capture_output=True, text=True, timeout=60)
+    assert busy.returncode == 2 and busy.stderr.startswith("error: --port: ") and busy.stderr.count("\n") == 1
+    window.send_signal(signal.SIGINT)
+    assert window.wait(60) == 0
+    with pytest.raises(requests.ConnectionError):
+        requests.get(address, timeout=5)
