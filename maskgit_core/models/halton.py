@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from maskgit_core.dropout import attention
+from maskgit_core.dropout import dropout as dropped
 from maskgit_core.errors import ConfigError
 from maskgit_core.hints import Derived, Range
 
@@ -60,9 +62,8 @@ class Attention(nn.Module):
     def forward(self, x_BLD: torch.Tensor) -> torch.Tensor:
         parts = (rms_normed(self.wq(x_BLD)), rms_normed(self.wk(x_BLD)), self.wv(x_BLD))
         q, k, v = (part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in parts)
-        rate = self.dropout if self.training else 0.0
-        out_BHLd = F.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v, dropout_p=rate)
-        return F.dropout(self.wo(out_BHLd.transpose(1, 2).flatten(2)), self.dropout, self.training)
+        out_BHLd = attention(q.to(v.dtype), k.to(v.dtype), v, self.dropout, self.training)
+        return dropped(self.wo(out_BHLd.transpose(1, 2).flatten(2)), self.dropout, self.training)
 
 
 class FeedForward(nn.Module):
@@ -78,7 +79,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x_BLD: torch.Tensor) -> torch.Tensor:
         gated = F.silu(self.w1(x_BLD)) * self.w3(x_BLD)
-        out_BLD: torch.Tensor = self.w2(F.dropout(gated, self.dropout, self.training))
+        out_BLD: torch.Tensor = self.w2(dropped(gated, self.dropout, self.training))
         return out_BLD
 
 

@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from maskgit_core.dropout import attention
+from maskgit_core.dropout import dropout as dropped
 from maskgit_core.errors import ConfigError
 from maskgit_core.hints import Derived, Range
 
@@ -37,8 +39,7 @@ class Attention(nn.Module):
     def forward(self, x_BLD: torch.Tensor) -> torch.Tensor:
         qkv = F.linear(x_BLD, self.in_proj_weight, self.in_proj_bias)
         q, k, v = qkv.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        rate = self.dropout if self.training else 0.0
-        out_BHLd = F.scaled_dot_product_attention(q, k, v, dropout_p=rate)
+        out_BHLd = attention(q, k, v, self.dropout, self.training)
         mixed_BLD: torch.Tensor = self.out_proj(out_BHLd.transpose(1, 2).flatten(2))
         return mixed_BLD
 
@@ -55,9 +56,9 @@ class Block(nn.Module):
         self.MLP = nn.Sequential(nn.Linear(dim, mlp_dim), nn.GELU(gelu), nn.Linear(mlp_dim, dim))
 
     def forward(self, x_BLD: torch.Tensor) -> torch.Tensor:
-        mixed_BLD = F.dropout(self.MultiHeadAttention(x_BLD), self.dropout, self.training)
+        mixed_BLD = dropped(self.MultiHeadAttention(x_BLD), self.dropout, self.training)
         x_BLD = self.AttentionLN(x_BLD + mixed_BLD)
-        mixed_BLD = F.dropout(self.MLP(x_BLD), self.dropout, self.training)
+        mixed_BLD = dropped(self.MLP(x_BLD), self.dropout, self.training)
         out_BLD: torch.Tensor = self.MlpLN(x_BLD + mixed_BLD)
         return out_BLD
 
@@ -115,7 +116,7 @@ class Model(nn.Module):
                 labels_B = torch.full_like(tokens_BL[:, 0], self.num_classes)
             ids_BL = torch.cat([(self.codebook_size + labels_B)[:, None], tokens_BL], dim=1)
         x_BLD = self.emb_ln(self.tok_emb(ids_BL) + self.pos_emb[: ids_BL.shape[1]])
-        x_BLD = F.dropout(x_BLD, self.dropout, self.training)
+        x_BLD = dropped(x_BLD, self.dropout, self.training)
         for block in self.blocks:
             x_BLD = block(x_BLD)
         return x_BLD[:, -tokens_BL.shape[1] :]

@@ -10,9 +10,10 @@ Shapes: B batch, L tokens, K codebook, D width, H heads.
 from typing import Annotated
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
+from maskgit_core.dropout import attention
+from maskgit_core.dropout import dropout as dropped
 from maskgit_core.errors import ConfigError
 from maskgit_core.hints import Derived, Range
 
@@ -28,9 +29,8 @@ class Attention(nn.Module):
 
     def forward(self, x_BLD: torch.Tensor) -> torch.Tensor:
         qkv = self.qkv(x_BLD).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        rate = self.dropout if self.training else 0.0
-        out_BHLd = F.scaled_dot_product_attention(qkv[0], qkv[1], qkv[2], dropout_p=rate)
-        return F.dropout(self.out(out_BHLd.transpose(1, 2).flatten(2)), self.dropout, self.training)
+        out_BHLd = attention(qkv[0], qkv[1], qkv[2], self.dropout, self.training)
+        return dropped(self.out(out_BHLd.transpose(1, 2).flatten(2)), self.dropout, self.training)
 
 
 class Block(nn.Module):
@@ -45,7 +45,7 @@ class Block(nn.Module):
 
     def forward(self, x_BLD: torch.Tensor) -> torch.Tensor:
         x_BLD = x_BLD + self.attn(self.ln1(x_BLD))
-        return x_BLD + F.dropout(self.mlp(self.ln2(x_BLD)), self.dropout, self.training)
+        return x_BLD + dropped(self.mlp(self.ln2(x_BLD)), self.dropout, self.training)
 
 
 class Model(nn.Module):
@@ -89,7 +89,7 @@ class Model(nn.Module):
     def features(self, tokens_BL: torch.Tensor, labels_B: torch.Tensor | None = None) -> torch.Tensor:
         """What `logits` reads: (B, L, D). `labels_B=None` means no class."""
         x_BLD = self.token_emb(tokens_BL) + self.pos_emb[:, : tokens_BL.shape[1]]
-        x_BLD = F.dropout(x_BLD, self.dropout, self.training)
+        x_BLD = dropped(x_BLD, self.dropout, self.training)
         if self.num_classes is not None:
             if labels_B is None:
                 labels_B = torch.full_like(tokens_BL[:, 0], self.num_classes)

@@ -16,6 +16,7 @@ from made_weights import fill, made_inputs
 
 import maskgit_core.models
 from maskgit_core.checkpoints import load_strictly
+from maskgit_core.dropout import attention, dropout
 from maskgit_core.errors import ConfigError, WeightsError
 
 NAMES = sorted(p.stem for p in Path(maskgit_core.models.__path__[0]).glob("*.py") if p.stem != "__init__")
@@ -206,3 +207,23 @@ def test_weights_of_another_model_are_refused_by_name() -> None:
         load_strictly(model, wide, "w.safetensors")
     with pytest.raises(WeightsError, match=r"lacks pos_emb \[1, 16, 64\]"):
         load_strictly(model, {}, "w.safetensors")
+
+
+def test_cheap_dropout_drops_the_asked_share_and_keeps_the_mean() -> None:
+    torch.manual_seed(0)
+    x = torch.ones(200, 301, requires_grad=True)
+    for rate in (0.1, 0.5):
+        out = dropout(x, rate, True)
+        assert abs((out == 0).float().mean().item() - rate) < 0.01
+        assert out.max().item() == pytest.approx(1 / (1 - rate))
+        (gradient,) = torch.autograd.grad(out.sum(), x)
+        assert torch.equal(gradient, out.detach())
+    assert torch.equal(dropout(x, 0.3, False), x) and torch.equal(dropout(x, 0.0, True), x)
+
+
+def test_attention_with_dropout_has_the_mean_of_attention_without() -> None:
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 1, 2, 9, 4)
+    plain = attention(q, k, v, 0.1, False)
+    many = torch.stack([attention(q, k, v, 0.1, True) for _ in range(3000)])
+    assert (many.mean(0) - plain).abs().max() < 0.03 and many.std(0).max() > 0.05

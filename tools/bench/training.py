@@ -1,0 +1,196 @@
+"""Training steps against a plain loop written from the paper, and how long a step waits for its data.
+
+    python -m tools.bench.training
+
+Plain: the same model and batch, attention as softmax(Q K^T) V with dropout, one mask ratio a batch, logits of all
+tokens, AdamW and the moving average parameter by parameter. Ours: the package's trainer. Steps alternate in one process,
+in CPU seconds. With a GPU, the 24 x 768 model at batch 256 in bf16 is also put beside the card's measured matrix rate:
+six operations a parameter and token and 12 L D a token and layer for attention (forward and backward).
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from maskgit_core.batches import Batch, Batches, ahead
+from maskgit_core.masked_batches import Masker, masked_steps
+from maskgit_core.models.prenorm import Attention, Model
+from maskgit_core.recipe import Recipe
+from maskgit_core.shard_format import Layout
+from maskgit_core.shard_writer import Samples, write_manifest, write_shard
+from maskgit_core.shards import TokenShards
+from maskgit_core.training import Trainer
+
+SIZE = {"dim": 256, "num_layers": 4, "num_heads": 8}
+FACTS = {"codebook_size": 1024, "num_tokens": 256, "num_classes": 1000}
+BATCH, ROUNDS = 8, 6
+
+
+def recipe(precision: str = "float32", batch_size: int = BATCH) -> Recipe:
+    """The PyTorch MaskGIT's recipe."""
+    return Recipe(
+        1000, batch_size, 1e-4, "cosine", 0.0, 100, "adamw", 0.045, (0.9, 0.96), 1.0, 0.1, 0.1, "masked", 0.1,
+        "cosine", 1.0, "exact", "ceil", "sample", 0.0, 0.9999, "inverse_power", precision, 0,
+    )  # fmt: skip
+
+
+def batches(batch_size: int) -> Iterator[Batch]:
+    """Random tokens with their places in the training stream."""
+    draws, start = torch.Generator().manual_seed(0), 0
+    while True:
+        tokens = torch.randint(0, 1024, (batch_size, 256), generator=draws)
+        places = torch.arange(start, start + batch_size)
+        yield Batch(tokens, places % 1000, places, places, places)
+        start += batch_size
+
+
+def plain_attention(self: Attention, x_BLD: torch.Tensor) -> torch.Tensor:
+    """Attention with its matrix of probabilities written out."""
+    q, k, v = self.qkv(x_BLD).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+    weights = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1)
+    mixed = F.dropout(weights, self.dropout, self.training) @ v
+    return F.dropout(self.out(mixed.transpose(1, 2).flatten(2)), self.dropout, self.training)
+
+
+class Plain:
+    """The plain loop."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model.train()
+        options: dict[str, Any] = {"lr": 1e-4, "betas": (0.9, 0.96), "weight_decay": 0.045}
+        self.optimizer = torch.optim.AdamW(model.parameters(), foreach=False, **options)
+        self.average = {name: p.detach().clone() for name, p in model.named_parameters()}
+
+    def step(self, batch: Batch) -> None:
+        """One step."""
+        ratio = np.cos(np.random.random() * np.pi / 2)
+        count = max(1, int(np.ceil(ratio * batch.tokens_BL.shape[1])))
+        places = torch.rand(batch.tokens_BL.shape).topk(count, dim=1).indices
+        masked = torch.zeros_like(batch.tokens_BL, dtype=torch.bool).scatter(1, places, True)
+        labels = torch.where(torch.rand(len(batch)) < 0.1, 1000, batch.labels_B)
+        logits = self.model(batch.tokens_BL.masked_fill(masked, 1024), labels)
+        loss = F.cross_entropy(logits[masked], batch.tokens_BL[masked], label_smoothing=0.1)
+        self.optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0, foreach=False)
+        self.optimizer.step()
+        for name, parameter in self.model.named_parameters():
+            self.average[name].mul_(0.9999).add_(parameter.detach(), alpha=1e-4)
+        loss.item()
+
+
+def cpu_seconds(work: Callable[[], object]) -> float:
+    """CPU seconds of all threads."""
+    began = time.process_time()
+    work()
+    return time.process_time() - began
+
+
+def figure(name: str, ours: float | None, theirs: float | None, unit: str, note: str, higher: bool = False) -> None:
+    """Prints one JSON object."""
+    ratio = None
+    if ours and theirs:
+        ratio = round(ours / theirs if higher else theirs / ours, 2)
+    values = {"name": name, "ours": ours and round(ours, 4), "theirs": theirs and round(theirs, 4)}
+    print(json.dumps({**values, "ratio": ratio, "unit": unit, "note": note}), flush=True)
+
+
+def steps_against_plain(dropout: float) -> None:
+    """Alternates our step and the plain one."""
+    torch.manual_seed(0)
+    trainer = Trainer(Model(**FACTS, **SIZE, dropout=dropout), recipe())
+    plain = Plain(Model(**FACTS, **SIZE, dropout=0.1))
+    for module in plain.model.modules():
+        if isinstance(module, Attention):
+            module.forward = plain_attention.__get__(module)  # type: ignore[method-assign]
+    ours, theirs = batches(BATCH), batches(BATCH)
+    masker, times = Masker(recipe(), 1024, 1000), {"ours": [], "theirs": []}  # type: dict[str, list[float]]
+    for number in range(ROUNDS + 1):
+        batch, other = next(ours), next(theirs)
+        spent = cpu_seconds(lambda b=batch: trainer.train_step(masker.split(b, 1)))  # type: ignore[misc]
+        spent_there = cpu_seconds(lambda b=other: plain.step(b))  # type: ignore[misc]
+        if number:
+            times["ours"].append(spent)
+            times["theirs"].append(spent_there)
+    size = f"{SIZE['num_layers']} x {SIZE['dim']}, batch {BATCH} x 256 tokens"
+    note = f"{size}; dropout 0.1 there, {dropout} here; median of {ROUNDS}"
+    name = f"train_step_dropout_{dropout}"
+    figure(name, statistics.median(times["ours"]), statistics.median(times["theirs"]), "CPU s a step", note)
+
+
+def stall() -> None:
+    """Share of the time that steps wait for their batches, read from shards and masked ahead."""
+    trainer = Trainer(Model(**FACTS, **SIZE, dropout=0.0), recipe())
+    with tempfile.TemporaryDirectory() as folder:
+        rng, layout = np.random.default_rng(0), Layout(codebook_size=1024, grid=(16, 16), num_variants=2)
+        samples = Samples([str(i) for i in range(512)], np.arange(512), rng.integers(0, 1024, (512, 2, 16, 16)))
+        write_manifest(Path(folder), layout, [write_shard(Path(folder), 0, layout, samples)], num_classes=1000)
+        stream = Batches(TokenShards(folder), batch_size=BATCH, seed=0)
+        ready = ahead(masked_steps(stream, Masker(recipe(), 1024, 1000), 1, "cpu"), 2)
+        trainer.train_step(next(ready))
+        began, waited = time.perf_counter(), 0.0
+        for _ in range(12):
+            asked = time.perf_counter()
+            pieces = next(ready)
+            waited += time.perf_counter() - asked
+            trainer.train_step(pieces)
+        share = waited / (time.perf_counter() - began)
+    figure("data_wait_share", share, 0.02, "share of the time", "theirs is the limit of 2 %; 12 steps")
+
+
+def matrix_rate() -> float:
+    """The card's bf16 rate in operations a second, on 8192 x 8192 products."""
+    a = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
+    for _ in range(5):
+        a @ a
+    torch.cuda.synchronize()
+    began = time.perf_counter()
+    for _ in range(50):
+        a @ a
+    torch.cuda.synchronize()
+    return 50 * 2 * 8192**3 / (time.perf_counter() - began)
+
+
+def on_gpu() -> None:
+    """The ImageNet model at batch 256 in bf16: its share of the card's measured matrix rate."""
+    if not torch.cuda.is_available():
+        figure("train_matrix_rate_share", None, None, "share", "no GPU here: not measured")
+        return
+    asked = recipe("bfloat16", 256)
+    trainer = Trainer(Model(**FACTS, dropout=0.1), asked, "cuda", compile_blocks=True)
+    ready = ahead(masked_steps(batches(256), Masker(asked, 1024, 1000), 1, "cuda"), 4)
+    for _ in range(10):
+        trainer.train_step(next(ready))
+    torch.cuda.synchronize()
+    began, count = time.perf_counter(), 30
+    for _ in range(count):
+        trainer.train_step(next(ready))
+    torch.cuda.synchronize()
+    seconds = (time.perf_counter() - began) / count
+    size = sum(p.numel() for block in trainer.model.blocks for p in block.parameters())
+    operations = 256 * 257 * (6 * size + 24 * 12 * 257 * 768)
+    note = f"24 x 768, batch 256, bf16, {seconds * 1e3:.1f} ms a step; theirs: half of the measured matrix rate"
+    figure("train_matrix_rate_share", operations / seconds / matrix_rate(), 0.5, "share", note, higher=True)
+
+
+def main() -> None:
+    """Prints one JSON object a figure."""
+    torch.set_num_threads(1)
+    steps_against_plain(0.1)
+    steps_against_plain(0.0)
+    stall()
+    on_gpu()
+
+
+if __name__ == "__main__":
+    main()
