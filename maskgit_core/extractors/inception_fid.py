@@ -196,8 +196,8 @@ class Extractor(nn.Module):
         weights: a name in the weights registry, or a file in the published layout.
         resize: how pixels reach 299 x 299: `tf1` (TensorFlow 1's bilinear: ADM, torch-fidelity), `torch` (bilinear with
             half-pixel centres: pytorch-fid), `clean` (PIL's bicubic with antialias on floats: clean-fid).
-        random_seed: random weights in this layout instead (with `weights: null`), for trials without the file; the
-            distance is then called `fd_random_inception`.
+        random_seed: random weights in this layout instead of `weights` (set that to null, so that the file is not asked
+            for), for trials without it; the distance is then called `fd_random_inception`.
 
     Raises:
         WeightsError: the file is missing, damaged or of another network.
@@ -216,8 +216,8 @@ class Extractor(nn.Module):
         super().__init__()
         self.resize: Literal["tf1", "torch", "clean"] = resize
         self.network = Network()
-        if (weights is None) == (random_seed is None):
-            raise WeightsError("extractor.weights: give either weights or, with weights: null, a random_seed")
+        if weights is None and random_seed is None:
+            raise WeightsError("extractor.weights: missing; name weights, or set random_seed for a trial without them")
         if random_seed is not None:
             self.network.load_state_dict(random_state(random_seed))
             self.weights_sha256, self.distance_name = f"random, seed {random_seed}", "fd_random_inception"

@@ -362,6 +362,6 @@ def test_wrong_inception_files_are_refused_in_one_line(tmp_path: Path, damage: s
 
 
 def test_inception_needs_weights_or_a_seed() -> None:
-    for wrong in ({"weights": None}, {"weights": "fid/inception-2015-12-05", "random_seed": 0}):
-        with pytest.raises(WeightsError, match="either weights or"):
-            inception_fid.Extractor(**wrong)  # type: ignore[arg-type]
+    with pytest.raises(WeightsError, match="name weights, or set random_seed"):
+        inception_fid.Extractor(weights=None)
+    assert inception_fid.Extractor(weights=None, random_seed=1).distance_name == "fd_random_inception"
