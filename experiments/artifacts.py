@@ -111,6 +111,8 @@ def attempts(folder: Path) -> list[Path]:
 
 def status(folder: Path, job_alive: JobAlive | None = None) -> Status:
     """Reads a step's state from its files; a process that died without a word is `killed`."""
+    if not folder.exists():
+        return Status("absent")
     manifest = read_json(folder / "manifest.json")
     tried = attempts(folder)
     last = tried[-1] if tried else None

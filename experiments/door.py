@@ -72,6 +72,7 @@ class Door:
         self.plugins = tuple(plugins)
         self.known_groups = tuple(known_groups)
         self._memo: dict[str, StepRequest] = {}
+        self._listed: dict[str, list[str]] = {}
 
     def steps(self, config: Mapping[str, Any]) -> dict[str, StepRequest]:
         """The checked requests of every step in `pipeline.steps`, by name, in the order written.
@@ -128,15 +129,17 @@ class Door:
         return kind
 
     def _names(self, folder: str, package: str = "maskgit_core") -> list[str]:
-        found = []
-        for place in (package, *self.plugins):
-            init = source_file(f"{place}.{folder}.__init__")
-            root = init.parent if init else None
-            if root is not None:
-                found += [
-                    p.relative_to(root).with_suffix("").as_posix() for p in root.rglob("*.py") if p.name[0] != "_"
-                ]
-        return sorted(found)
+        """The component or stage files there are; listed once, as every point of a sweep asks."""
+        if folder not in self._listed:
+            found = []
+            for place in (package, *self.plugins):
+                init = source_file(f"{place}.{folder}.__init__")
+                root = init.parent if init else None
+                if root is not None:
+                    files = (p.relative_to(root).with_suffix("").as_posix() for p in root.rglob("*.py"))
+                    found += [name for name in files if not name.rsplit("/", 1)[-1].startswith("_")]
+            self._listed[folder] = sorted(found)
+        return self._listed[folder]
 
     def _check_top_level(
         self, config: Mapping[str, Any], nodes: Mapping[str, Any], signatures: Mapping[str, Signature]

@@ -125,6 +125,8 @@ class Planner:
             done = sorted(place.glob("*/manifest.json"), key=lambda p: p.stat().st_mtime, reverse=True)[:40]
             read = [(p.parent, read_json(p.parent / "request.json")) for p in done]
             self._siblings[place] = [(folder, flat_request(r)) for folder, r in read if r is not None]
+        if not self._siblings[place]:
+            return None
         mine = flat_request(request_of(node))
         best: tuple[Path, list[str]] | None = None
         for folder, theirs in self._siblings[place]:

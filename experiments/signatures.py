@@ -93,13 +93,19 @@ def read_stage(module: str, key: str) -> Signature:
 
 def source_file(module: str) -> Path | None:
     """The file of a dotted module, found without importing it; None where there is none."""
+    if module in _found:
+        return _found[module]
     package, _, rest = module.partition(".")
     spec = find_spec(package)
     for place in (spec.submodule_search_locations or []) if spec else []:
         path = Path(place, *rest.split(".")).with_suffix(".py")
         if path.is_file():
+            _found[module] = path  # only what is there is remembered: a plugin may still come
             return path
     return None
+
+
+_found: dict[str, Path] = {}
 
 
 @cache
