@@ -30,6 +30,7 @@ UID, MARKS, DUPLICATE = "maskgit.uid", "maskgit.shipped", "maskgit.duplicate"
 MAX_METRICS, MAX_PARAMS, MAX_TAGS, MAX_TEXT = 999, 100, 100, 6000  # a batch of metrics also carries the marks
 DATASET_DIGEST = 36  # MLflow's limit
 MAX_LOOKS = 4
+MARK_EVERY = 8  # batches
 #: The UI then opens on training runs and their charts.
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 
@@ -228,11 +229,14 @@ class Window:
         from mlflow.entities import RunTag
 
         sent = 0
-        for batch in first_points(run.journals, marks, MAX_METRICS):
-            tag = RunTag(MARKS, json.dumps(batch.marks))
-            self.client.log_batch(run_id, metrics=[_metric(p) for p in batch.points], tags=[tag])
+        for number, batch in enumerate(first_points(run.journals, marks, MAX_METRICS)):
+            # The offset only saves work: it need not stand beside every batch.
+            tags = [RunTag(MARKS, json.dumps(batch.marks))] if number % MARK_EVERY == 0 else []
+            self.client.log_batch(run_id, metrics=[_metric(p) for p in batch.points], tags=tags)
             sent += len(batch.points)
             marks.update(batch.marks)
+        if sent:
+            self.client.log_batch(run_id, tags=[RunTag(MARKS, json.dumps(marks))])
         return sent
 
     def _results(self, run: Run, run_id: str, experiment: str) -> None:

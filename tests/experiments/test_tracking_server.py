@@ -268,6 +268,7 @@ class Cutting:
             end.close()
 
 
+@pytest.mark.slow
 def test_replies_lost_on_the_way_double_nothing(store, server):
     folder = train_step(store)
     lines(store.attempt(folder) / "journal.jsonl", [(i, {"loss": float(i)}) for i in range(5000)], int(T0 * 1000))
@@ -286,6 +287,7 @@ def test_replies_lost_on_the_way_double_nothing(store, server):
     assert len(runs(server, store)) == 2
 
 
+@pytest.mark.slow
 def test_two_forwarders_on_one_journal(store, server, tmp_path):
     """Also from copies of the store, where no lock of ours is shared."""
     import shutil
@@ -354,6 +356,7 @@ def test_a_job_without_a_tracking_server_starts_no_forwarder(tmp_path):
     assert not (folder / "logs").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not POSTGRES or importlib.util.find_spec("psycopg2") is None, reason="no PostgreSQL or no psycopg2")
 def test_on_postgresql(tmp_path):
     with Postgres() as database, Server(tmp_path / "server", database.uri) as server:
