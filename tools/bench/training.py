@@ -3,9 +3,9 @@
     python -m tools.bench.training
 
 Plain: the same model and batch, attention as softmax(Q K^T) V with dropout, one mask ratio a batch, logits of all
-tokens, AdamW and the moving average parameter by parameter. Ours: the package's trainer. Steps alternate in one process,
-in CPU seconds. With a GPU, the 24 x 768 model at batch 256 in bf16 is also put beside the card's measured matrix rate:
-six operations a parameter and token and 12 L D a token and layer for attention (forward and backward).
+tokens, AdamW and the moving average parameter by parameter. Ours: the package's trainer. Steps alternate in one
+process, in CPU seconds. With a GPU, the 24 x 768 model at batch 256 in bf16 is also put beside the card's measured
+matrix rate: six operations a parameter and token and 12 L D a token and layer for attention (forward and backward).
 """
 
 from __future__ import annotations
@@ -114,7 +114,8 @@ def steps_against_plain(dropout: float) -> None:
         if isinstance(module, Attention):
             module.forward = plain_attention.__get__(module)  # type: ignore[method-assign]
     ours, theirs = batches(BATCH), batches(BATCH)
-    masker, times = Masker(recipe(), 1024, 1000), {"ours": [], "theirs": []}  # type: dict[str, list[float]]
+    masker = Masker(recipe(), 1024, 1000)
+    times: dict[str, list[float]] = {"ours": [], "theirs": []}
     for number in range(ROUNDS + 1):
         batch, other = next(ours), next(theirs)
         spent = cpu_seconds(lambda b=batch: trainer.train_step(masker.split(b, 1)))  # type: ignore[misc]
