@@ -2,6 +2,24 @@
 
 The floor is what real test images score, the ceiling what an untrained model's samples score; every number keeps the
 protocol under which it was taken.
+
+Keywords of `run`:
+
+    reference: statistics of real images (stage `reference_statistics`).
+    extractor: the feature network the reference was made with.
+    generated: the samples to score, made upstream.
+    samples: somebody else's samples instead: an `.npz` with `arr_0`, or a folder of pictures.
+    ceiling: samples of an untrained model, scored beside.
+    tokenizer_scores: its Fréchet distance of reconstructions is shown beside.
+    dataset: real images; `test_split` gives the floor, `train_split` the classifier's lessons.
+    num_images: of each set, evenly spread over the file; None: all of the samples.
+    metrics: of the samples; floor and ceiling get the Fréchet distance alone.
+    score_order, num_splits: of the Inception score; `content` does not depend on the order of the file.
+    num_subsets, subset_size: of the kernel distance; num_neighbours, density_neighbours: k of precision and
+        recall, and of density and coverage.
+    classifier_steps: training steps of the small classifier that names the samples; 0: none (needs labels).
+    seed: of the classifier.
+    protocol: name of the protocol, stored with every number.
 """
 
 from __future__ import annotations
@@ -17,6 +35,7 @@ from experiments.attempt import Attempt
 from experiments.feature_pass import FeaturePass, Scores
 from experiments.schema import DatasetSpec, ExtractorSpec, Input
 from experiments.set_scores import MetricName, Reference, Settings, add_scores
+from maskgit_core.blocks import Blocks
 from maskgit_core.content import resolve
 from maskgit_core.errors import ConfigError, DataError
 from maskgit_core.hints import Content, Kind, Range
@@ -51,25 +70,7 @@ def run(
     seed: int = 0,
     protocol: str = "unnamed",
 ) -> None:
-    """Writes `files/scores.json`.
-
-    Args:
-        reference: statistics of real images (stage `reference_statistics`).
-        extractor: the feature network the reference was made with.
-        generated: the samples to score, made upstream.
-        samples: somebody else's samples instead: an `.npz` with `arr_0`, or a folder of pictures.
-        ceiling: samples of an untrained model, scored beside.
-        tokenizer_scores: its Fréchet distance of reconstructions is shown beside.
-        dataset: real images; `test_split` gives the floor, `train_split` the classifier's lessons.
-        num_images: images of each set, evenly spread over the file; None: all of the samples.
-        metrics: of the samples; floor and ceiling get the Fréchet distance alone.
-        score_order, num_splits: of the Inception score; `content` does not depend on the order of the file.
-        num_subsets, subset_size: of the kernel distance; num_neighbours, density_neighbours: k of precision and
-            recall, and of density and coverage.
-        classifier_steps: training steps of the small classifier that names the samples; 0: none (needs labels).
-        seed: of the classifier.
-        protocol: name of the protocol, stored with every number.
-    """
+    """Writes `files/scores.json`; the keywords are explained above."""
     source = _open(generated, samples)
     count = min(num_images or len(source), len(source))
     settings = Settings(
@@ -79,31 +80,13 @@ def run(
     settings.check(features.network)
     features.check_reference(reference)
     target = Reference.load(reference, settings)
-    about = {
-        "reference": dict(reference.facts["reference"]),
-        "extractor": features.about,
-        "order": "evenly spread over the set",
-        "metrics": settings.about(),
-        "sorted_by_class": sorted_by_class(source.labels),
-    }
-    scores = Scores(protocol, about)
+    scores = Scores(protocol, _protocol(reference, features, settings, source))
     name = features.network.distance_name
     sets = {"samples": (source, generated)}
     if ceiling is not None:
         sets["untrained model"] = (open_images(ceiling.files / "images.npz"), ceiling)
-    passed = {}
-    for of, (images, made) in sets.items():
-        wanted = settings.outputs if of == "samples" else ("features",)
-        number = min(count, len(images))
-        passed[of] = features.extract(of.replace(" ", "_"), number, _reader(images, number), made, wanted=wanted)
     test = None if dataset is None else dataset.with_options(split=test_split).build()
-    if test is not None:
-        test.check()
-        floor_count = min(count, len(test))
-        read_test = _evenly(len(test), floor_count)
-        passed["real images"] = features.extract(
-            "real", floor_count, lambda items: stack(test, read_test(items))[0], label="real images"
-        )
+    passed = _pass_sets(features, sets, test, count, settings.outputs)
     if not attempt.is_main:
         return
     for of, blocks in passed.items():
@@ -112,12 +95,50 @@ def run(
     _beside(scores, name, tokenizer_scores, count)
     _place(scores, name)
     if classifier_steps:
-        _classify(attempt, scores, source, count, dataset, train_split, test, classifier_steps, seed)
-    scores.write(attempt.files / "scores.json")
-    attempt.log({_key(row): row["value"] for row in scores.rows}, step=count)
-    attempt.headline(name, scores.value(name, "samples") or 0.0, protocol={"name": protocol, **scores.protocol})
+        _classify(scores, source, count, dataset, train_split, test, classifier_steps, seed)
+    _publish(attempt, scores, name, count)
     for blocks in features.passed:
         blocks.remove()
+
+
+def _protocol(reference: Input, features: FeaturePass, settings: Settings, source: ImageSet) -> dict[str, Any]:
+    return {
+        "reference": dict(reference.facts["reference"]),
+        "extractor": features.about,
+        "order": "evenly spread over the set",
+        "metrics": settings.about(),
+        "sorted_by_class": sorted_by_class(source.labels),
+    }
+
+
+def _pass_sets(
+    features: FeaturePass,
+    sets: dict[str, tuple[ImageSet, Input | None]],
+    test: Any,
+    count: int,
+    outputs: tuple[str, ...],
+) -> dict[str, Blocks]:
+    """Every set through the network: all that the metrics need of the samples, pooled features of floor and ceiling."""
+    passed = {}
+    for of, (images, made) in sets.items():
+        wanted = outputs if of == "samples" else ("features",)
+        number = min(count, len(images))
+        passed[of] = features.extract(of.replace(" ", "_"), number, _reader(images, number), made, wanted=wanted)
+    if test is not None:
+        test.check()
+        number = min(count, len(test))
+        spread = _evenly(len(test), number)
+        passed["real images"] = features.extract(
+            "real", number, lambda items: stack(test, spread(items))[0], label="real images"
+        )
+    return passed
+
+
+def _publish(attempt: Attempt, scores: Scores, name: str, count: int) -> None:
+    scores.write(attempt.files / "scores.json")
+    attempt.log({_key(row): row["value"] for row in scores.rows}, step=count)
+    told = {"name": scores.protocol_name, **scores.protocol}
+    attempt.headline(name, scores.value(name, "samples") or 0.0, protocol=told)
 
 
 def _key(row: dict[str, Any]) -> str:
@@ -170,7 +191,6 @@ def _place(scores: Scores, name: str) -> None:
 
 
 def _classify(
-    attempt: Attempt,
     scores: Scores,
     source: ImageSet,
     count: int,
