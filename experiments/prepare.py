@@ -85,7 +85,7 @@ def write_launch(node: Node, graph: Graph, uid: str) -> None:
         "pipeline": uid,
         "execution": dict(node.request.execution),
         "content": {k: resolved(v) for k, v in node.request.content.items()},
-        "weights": dict(node.request.weights),
+        "weights": {k: _weights_place(v) for k, v in node.request.weights.items()},
         "resources": dict(node.request.resources),
         "plugins": list(graph.settings.get("plugins") or ()),
         "python_path": plugin_path(graph.settings.get("plugins") or ()),
@@ -110,6 +110,12 @@ def resolved(value: Any) -> Any:
     from maskgit_core.content import resolve
 
     return str(resolve(value))
+
+
+def _weights_place(value: str) -> str:
+    """A weights file made absolute, as jobs start in another folder; a name of the registry stays as it is."""
+    path = Path(value).expanduser()
+    return str(path.absolute()) if path.is_file() else value
 
 
 def link_experiment(graph: Graph, store: Store) -> None:
