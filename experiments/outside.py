@@ -40,9 +40,8 @@ class Outside:
             raise DataError(f"{key}: {error}") from None
 
     def _weights(self, key: str, value: str) -> str:
-        from maskgit_core.weights import content_digest
-
         from maskgit_core.errors import WeightsError
+        from maskgit_core.weights import content_digest
 
         try:
             if self._fetch is not None:
