@@ -63,8 +63,12 @@ def test_a_sweep_is_nested_below_its_parent_and_one_selection_plots_lr_against_t
             browser.open(f"http://127.0.0.1:{port}/#/compare-runs?runs={chosen}&experiments=[%22{experiment}%22]")
             browser.wait_for_text("Comparing 3 Runs", "Parallel Coordinates Plot", "train.lr", "fid")
             browser.click_text("Scatter Plot", "[role=tab]")
+            for selector, choice in (("#x-axis-selector", "train.lr"), ("#y-axis-selector", "fid")):
+                browser.click(selector)
+                browser.click_text(choice, "[role=option]")
             titles = "return ['.xtitle', '.ytitle'].map(s => (document.querySelector(s) || {}).textContent)"
-            assert browser.wait(lambda: (t := browser.run(titles))[0] and t, "the axes") == ["train.lr", "fid"]
-            assert browser.run("return document.querySelectorAll('.scatterlayer .point').length") == len(LRS)
+            browser.wait(lambda: browser.run(titles) == ["train.lr", "fid"], "train.lr against fid")
+            dots = "return document.querySelectorAll('path.point').length"
+            browser.wait(lambda: browser.run(dots) >= len(LRS), "a dot a run")
     finally:
         tracking_server.stop(server)
