@@ -170,19 +170,22 @@ def draw_tokens(
 ) -> torch.Tensor:
     """Tokens drawn from softmax(logits / temperature), by inverting the distribution at `uniforms_M`: int64 (M,).
 
-    `top_k` keeps the k most probable tokens; `top_p` the fewest whose
-    probabilities sum to at least p (of what top_k left).
+    `top_k` keeps the k most probable tokens; `top_p` the fewest whose probabilities sum to at least p (of what top_k
+    left).
     """
-    logits_MK = logits_MK / temperature
+    if temperature != 1.0:
+        logits_MK = logits_MK / temperature
     if top_k is not None and top_k < logits_MK.shape[1]:
         least_M1 = logits_MK.topk(top_k, dim=1).values[:, -1:]
         logits_MK = logits_MK.masked_fill(logits_MK < least_M1, -torch.inf)
     probabilities_MK = logits_MK.softmax(-1)
     if top_p is not None and top_p < 1.0:
         probabilities_MK = _nucleus(probabilities_MK, top_p)
-    sums_MK = probabilities_MK.double().cumsum(-1)
-    points_M1 = uniforms_M.double()[:, None] * sums_MK[:, -1:]
-    return torch.searchsorted(sums_MK, points_M1, right=True)[:, 0].clamp(max=logits_MK.shape[1] - 1)
+    sums_MK = probabilities_MK.cumsum(-1)
+    totals_M1 = sums_MK[:, -1:]
+    # strictly below the total, so that a token of probability zero is never reached
+    points_M1 = torch.minimum(uniforms_M[:, None] * totals_M1, totals_M1 * (1 - 2**-23))
+    return torch.searchsorted(sums_MK, points_M1, right=True)[:, 0]
 
 
 def _nucleus(probabilities_MK: torch.Tensor, top_p: float) -> torch.Tensor:

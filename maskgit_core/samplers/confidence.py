@@ -69,7 +69,9 @@ class Sampler:
         for step in range(self.num_steps):
             anneal = 1.0 - (step + 1) / self.num_steps
             temperature = self.temperatures[1] + (self.temperatures[0] - self.temperatures[1]) * anneal
-            logits_MK = state.logits(state.masked_BL, step, counts_TB[step]) / temperature
+            logits_MK = state.logits(state.masked_BL, step, counts_TB[step])
+            if temperature != 1.0:
+                logits_MK = logits_MK / temperature
             drawn_M = self._drawn(logits_MK, state, step, anneal)
             drawn_BL = torch.zeros_like(state.tokens_BL).masked_scatter(state.masked_BL, drawn_M)
             sure_M = logits_MK.gather(1, drawn_M[:, None])[:, 0]
