@@ -12,7 +12,7 @@ from tracked_store import T0, TrackedStore, lines, write_scores
 from experiments import tracking_server
 from experiments.tracking import ship
 
-pytestmark = pytest.mark.chromium
+pytestmark = [pytest.mark.chromium, pytest.mark.slow]
 LRS = (1e-4, 3e-4, 1e-3)
 
 
