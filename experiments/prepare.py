@@ -9,6 +9,7 @@ import time
 import uuid
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -146,6 +147,7 @@ def pipeline_record(graph: Graph, planned: Sequence[PlannedStep], store: Store, 
         "overrides": list(graph.overrides),
         "command": "maskgit run " + " ".join(graph.overrides),
         "user": owner.user,
+        "owner": asdict(owner),
         "host": socket.gethostname(),
         "time": time.time(),
         "code": {k: v for k, v in code.items() if k != "diff"},
