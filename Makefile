@@ -29,7 +29,7 @@ demo-slurm: install ## the same on a throw-away real SLURM on this machine (Debi
 	$(BIN)/python -m tools.dev_cluster demo
 
 test: install ## the default tests (minutes)
-	$(BIN)/python -m pytest -m "not slow" -n $(PYTEST_JOBS) --dist loadgroup $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not slow" -n $(PYTEST_JOBS) --dist loadfile $(PYTEST_ARGS)
 
 drills: install ## the long drills too
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

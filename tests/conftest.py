@@ -34,13 +34,6 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.delenv(name)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keeps a file's tests in one worker (they share fixtures), and all that need the cluster in one: there is one."""
-    for item in items:
-        group = "slurm" if item.get_closest_marker("slurm") else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
-
-
 Done = subprocess.CompletedProcess[str]
 Maskgit = Callable[..., Done]
 

@@ -172,6 +172,7 @@ def wait_for(holds, timeout_s=300.0):
         time.sleep(0.1)
 
 
+@pytest.mark.slow
 def test_a_server_that_dies_while_training_costs_nothing(store, server):
     drill_server(store, server, 1, 0)
 
@@ -202,6 +203,7 @@ def drill_forwarder(store, server, kills, seed):
     assert [(step, value) for step, value, _ in found] == [(i, float(i)) for i in range(4000 + 500 * kills)]
 
 
+@pytest.mark.slow
 def test_killed_forwarders_lose_and_double_nothing(store, server):
     drill_forwarder(store, server, 2, 2)
 
