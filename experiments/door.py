@@ -208,8 +208,6 @@ class Door:
             if value is not MISSING:
                 raise ConfigError(f"{key}: is derived from data, tokenizer or hardware; remove it from the config")
             return
-        if value == "???":  # Hydra's mark for what the user must say
-            raise ConfigError(f"{key}: missing; set it ({param.hint})")
         forms = param.forms()
         if param.kind is not None:
             if value is not MISSING and "spec" not in forms:
