@@ -92,7 +92,7 @@ def publish(path: Path, write: Callable[[Path], object], *, replace: bool = True
         _sync(path.parent)
         return won
     except FileNotFoundError as error:
-        if replace or not path.exists():  # else the shard was finished by others and its leftovers swept away
+        if not path.exists():  # else others finished the cache and swept leftovers: the same name holds the same bytes
             raise DataError(f"{path}: the folder vanished while this was written; run again") from error
         return False
     except OSError as error:
