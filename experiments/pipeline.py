@@ -73,7 +73,10 @@ def plan_configs(
     arguments: Sequence[str], config_dirs: Sequence[Path] = ()
 ) -> tuple[list[sweeps.Point], list[dict[str, Any]]]:
     """The sweep's points and each one's resolved config; Hydra composes once per distinct set of group choices."""
-    asked = configs.parse(arguments, config_dirs)
+    return _read(configs.parse(arguments, config_dirs), config_dirs)
+
+
+def _read(asked: configs.Overrides, config_dirs: Sequence[Path]) -> tuple[list[sweeps.Point], list[dict[str, Any]]]:
     if asked.choice("experiment") is None:
         names = ", ".join(configs.group_names("experiment", config_dirs))
         raise ConfigError(f"experiment: missing; add experiment=NAME, one of [{names}]")
@@ -142,7 +145,8 @@ def build(
     Raises:
         ConfigError, DataError, WeightsError: whatever is wrong with the request, before anything is written.
     """
-    points, resolved = plan_configs(arguments, config_dirs)
+    asked = configs.parse(arguments, config_dirs)
+    points, resolved = _read(asked, config_dirs)
     settings = checked(resolved[0])
     store = Store(Path(settings["paths"].get("store", "runs")))
     door = Door(settings["plugins"], configs.groups(config_dirs))
@@ -154,7 +158,6 @@ def build(
     if check is not None:
         check(settings)
     nodes, items = _Builder(store, digest).build(points, requests)
-    asked = configs.parse(arguments, config_dirs)
     return Graph(
         experiment=str(asked.choice("experiment")),
         description=str(resolved[0].get("description") or ""),

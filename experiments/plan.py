@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from experiments import provenance
-from experiments.artifacts import Status, Store, attempts, check_outputs, status
+from experiments.artifacts import Status, Store, check_outputs, status
 from experiments.atomic import read_json
 from experiments.claims import JobAlive
 from experiments.pipeline import Graph, Node
@@ -194,12 +194,6 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any], step: str) -> lis
         else:
             lines.append(f"{step}.{key}: {before} -> {after}")
     return lines
-
-
-def last_attempt(folder: Path) -> Path | None:
-    """The newest attempt's folder."""
-    tried = attempts(folder)
-    return tried[-1] if tried else None
 
 
 def summary(planned: list[PlannedStep]) -> dict[str, int]:
