@@ -22,7 +22,7 @@ from maskgit_core.losses import token_cross_entropy, weighted_mean
 from maskgit_core.masked_batches import NUM_BUCKETS, MaskedBatch
 from maskgit_core.recipe import Ema, Recipe, ema_decay_at, learning_rate, make_optimizer
 
-PRECISIONS = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
+PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 
 
 def make_accelerator(precision: str, device: str) -> Accelerator:

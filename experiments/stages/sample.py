@@ -11,7 +11,7 @@ by one; a killed run goes on with the missing ones. Publishes `images.npz` (`arr
 | classes | which classes, in turn; null for all |
 | weights | `model` (moving average where there is one), `raw`, or the step of a kept checkpoint |
 | untrained | fresh random weights instead: the ceiling that a score can be placed under |
-| precision | of the forward pass |
+| precision | of the forward pass: fp32, bf16 or fp16 |
 | grid_columns, grid_rows | of the picture |
 | png | also writes every image as `png/<index>.png` |
 | batch_size | samples at once; piece_size: samples a published piece |
@@ -52,7 +52,7 @@ def run(
     classes: list[int] | None = None,
     weights: str = "model",
     untrained: bool = False,
-    precision: Literal["float32", "bfloat16", "float16"] = "float32",
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32",
     grid_rows: Annotated[int, Range(1, 100)] = 10,
     grid_columns: Annotated[int, Range(1, 100)] = 10,
     png: bool = False,
@@ -127,8 +127,8 @@ class Maker:
         if self.classes:
             labels_N = torch.tensor(self.classes)[numbers_N % len(self.classes)]
         device_type = torch.device(self.device).type
-        dtype = torch.float16 if self.precision == "float16" else torch.bfloat16
-        with torch.autocast(device_type, dtype, enabled=self.precision != "float32"):
+        dtype = torch.float16 if self.precision == "fp16" else torch.bfloat16
+        with torch.autocast(device_type, dtype, enabled=self.precision != "fp32"):
             tokens_NL = self.sampler.sample(
                 self.model,
                 labels_N.to(self.device) if self.classes else None,

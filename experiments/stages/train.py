@@ -14,7 +14,7 @@ a checkpoint holds weights, optimizer and moving average. On a request to stop i
 | loss_on, unmasked_weight | see `maskgit_core.losses.token_weights` |
 | mask_kind, mask_rounding, mask_ratio_per, min_mask_ratio | see `maskgit_core.masking`; a ratio per sample or batch |
 | ema_decay, ema_warmup | see `maskgit_core.recipe.ema_decay_at`; null for no moving average |
-| precision | of the forward pass (autocast); weights and moments stay float32 |
+| precision | of the forward pass (autocast); weights and moments stay fp32 |
 | continue_from, continue_at | a finished model to go on from, at a kept step; null for its last |
 | keep_every | checkpoints of these steps become outputs: `sample.weights=50000`, or to continue from |
 | held_out_share | last part of the cache that is not trained on; its likelihood at fixed mask ratios is logged |
@@ -78,7 +78,7 @@ def run(
     min_mask_ratio: Annotated[float, Range(0.0, 1.0)] = 0.0,
     ema_decay: Annotated[float | None, Range(0.0, 1.0)] = 0.9999,
     ema_warmup: EmaWarmup = "inverse_power",
-    precision: Literal["float32", "bfloat16", "float16"] = "float32",
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32",
     seed: int = 0,
     continue_from: Annotated[Input | None, Kind("model")] = None,
     continue_at: Annotated[int | None, Range(1), Neutral(None)] = None,

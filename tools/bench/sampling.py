@@ -81,7 +81,7 @@ def on_gpu() -> None:
         with torch.autocast("cuda", torch.bfloat16):
             ours.append(seconds(lambda: sampler.sample(model, labels, grid=(16, 16), seeds_B=seeds)))
         theirs.append(seconds(lambda: plain(model, labels)))
-    note = f"24 x 768, 64 images of one class, {STEPS} steps, guidance {SCALE}; bf16 here, float32 there"
+    note = f"24 x 768, 64 images of one class, {STEPS} steps, guidance {SCALE}; bf16 here, fp32 there"
     figure("guided_sampling_gpu", min(ours), min(theirs), "s", note)
 
 

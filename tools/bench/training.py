@@ -36,7 +36,7 @@ FACTS = {"codebook_size": 1024, "num_tokens": 256, "num_classes": 1000}
 BATCH, ROUNDS = 8, 6
 
 
-def recipe(precision: str = "float32", batch_size: int = BATCH) -> Recipe:
+def recipe(precision: str = "fp32", batch_size: int = BATCH) -> Recipe:
     """The PyTorch MaskGIT's recipe."""
     return Recipe(
         1000, batch_size, 1e-4, "cosine", 0.0, 100, "adamw", 0.045, (0.9, 0.96), 1.0, 0.1, 0.1, "masked", 0.1,
@@ -167,7 +167,7 @@ def on_gpu() -> None:
     if not torch.cuda.is_available():
         figure("train_matrix_rate_share", None, None, "share", "no GPU here: not measured")
         return
-    asked = recipe("bfloat16", 256)
+    asked = recipe("bf16", 256)
     trainer = Trainer(Model(**FACTS, dropout=0.1), asked, "cuda", compile_blocks=True)
     ready = ahead(masked_steps(batches(256), Masker(asked, 1024, 1000), 1, "cuda"), 4)
     for _ in range(10):
