@@ -9,8 +9,8 @@ from experiments.artifacts import attempts
 from experiments.journal import SYSTEM_PREFIX
 
 
-def mark(folder: str) -> list[object]:
-    """Highest step in any journal, names of checkpoints, and the number of finished pieces."""
+def mark(folder: str, *share: int) -> list[object]:
+    """Highest step in any journal, names of checkpoints, and the number of finished pieces (of all shares)."""
     step = Path(folder)
     highest = -1
     names: list[str] = []

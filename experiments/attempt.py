@@ -40,16 +40,26 @@ class Attempt:
         number: the fencing number; only the highest publishes.
         rank, world_size: of this process.
         stop: the flag raised by USR2, TERM or the time limit.
+        share: name of a task that makes pieces for the step and neither logs nor publishes its result; it is the
+            attempt of nobody, so it needs no number and cannot be superseded.
     """
 
     def __init__(
-        self, folder: Path, number: int = 1, *, rank: int = 0, world_size: int = 1, stop: StopFlag | None = None
+        self,
+        folder: Path,
+        number: int = 1,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        stop: StopFlag | None = None,
+        share: str | None = None,
     ) -> None:
         self.folder = Path(folder)
         self.number = number
         self.rank = rank
         self.world_size = world_size
-        self.own = self.folder / "attempts" / f"{number:04d}"
+        self.share = share
+        self.own = self.folder / "tasks" / share if share else self.folder / "attempts" / f"{number:04d}"
         self.files = self.own / "files"
         self.checkpoints = self.own / "checkpoints"
         self.parts = self.folder / "parts"
@@ -62,8 +72,8 @@ class Attempt:
     # -- who and where ------------------------------------------------------------------------------------------
     @property
     def is_main(self) -> bool:
-        """True in the process that writes: rank 0."""
-        return self.rank == 0
+        """True in the process that writes: rank 0 of what is not a mere share."""
+        return self.rank == 0 and self.share is None
 
     @property
     def device(self) -> str:
@@ -97,7 +107,12 @@ class Attempt:
         publish(Path(path), write)
 
     def check_fence(self) -> None:
-        """Raises `SupersededError` where a newer attempt of this step exists."""
+        """Raises `SupersededError` where a newer attempt of this step exists.
+
+        A share publishes nothing but pieces, under names that stand for what they are made from.
+        """
+        if self.share is not None:
+            return
         newest = max((int(p.name) for p in (self.folder / "attempts").iterdir() if p.name.isdigit()), default=0)
         if newest > self.number:
             raise SupersededError(

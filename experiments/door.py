@@ -197,7 +197,7 @@ class Door:
                 version=int(signature.constants.get("VERSION", 1)),
                 kind=kinds[name],
                 needs=needs,
-                resources=step_resources(name, stage, resources),
+                resources=step_resources(name, stage, resources, bool(signature.constants.get("PIECEWISE"))),
                 **vars(parts),
             )
         return self._memo[memo]
@@ -223,7 +223,10 @@ class Door:
                 )
                 raise ConfigError(f"{key}: missing; {how} ({param.hint})")
             value = param.default
-        if "spec" in forms and isinstance(value, Mapping):
+        if (entry := param.entry()) is not None and isinstance(value, Mapping | None):
+            for name, component in (value or {}).items():
+                self._take(entry, f"{key}.{name}", component, f"{path}.{name}", parts, False)
+        elif "spec" in forms and isinstance(value, Mapping):
             self._component(param, key, value, path, parts)
         elif "spec" in forms and value is not None:
             raise ConfigError(

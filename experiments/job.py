@@ -47,6 +47,8 @@ def is_current(folder: Path, inputs: Mapping[str, str]) -> bool:
 class Job:
     """One execution of a step, in one of its processes."""
 
+    forwards = True
+
     def __init__(self, folder: Path, job_alive: JobAlive | None = None) -> None:
         self.folder = folder.absolute()
         self.store = self.folder.parent.parent
@@ -79,7 +81,7 @@ class Job:
             return REFUSED
         except Stopped as stopped:
             return CONTINUE if stopped.requeue else STOPPED
-        forwarder = Forwarder.start(self.folder, launch) if self.rank == 0 else None
+        forwarder = Forwarder.start(self.folder, launch) if self.rank == 0 and self.forwards else None
         try:
             return self._attempt(number, request, launch, inputs, digests)
         finally:
@@ -131,7 +133,7 @@ class Job:
     # -- the work --------------------------------------------------------------------------------------------------
     def _attempt(self, number: int, request: Any, launch: Any, inputs: Any, digests: Mapping[str, str]) -> int:
         try:
-            attempt = Attempt(self.folder, number, rank=self.rank, world_size=self.world_size, stop=self.stop)
+            attempt = self._new_attempt(number)
         except OSError as error:
             say(f"error: {explain(error, self.folder)}")
             return REFUSED
@@ -139,6 +141,9 @@ class Job:
             return self._execute(attempt, request, launch, inputs, digests)
         finally:
             attempt.close()
+
+    def _new_attempt(self, number: int) -> Attempt:
+        return Attempt(self.folder, number, rank=self.rank, world_size=self.world_size, stop=self.stop)
 
     def _execute(self, attempt: Attempt, request: Any, launch: Any, inputs: Any, digests: Mapping[str, str]) -> int:
         started = time.time()
@@ -213,6 +218,7 @@ class Job:
         if finish(self.folder, attempt.number, manifest):
             shutil.rmtree(attempt.checkpoints, ignore_errors=True)
             shutil.rmtree(attempt.parts, ignore_errors=True)
+            shutil.rmtree(self.folder / "tasks", ignore_errors=True)
             attempt.forget_earlier_checkpoints()
 
     def _write_record(self, attempt: Attempt, request: Any, launch: Any, started: float, ended: float) -> None:

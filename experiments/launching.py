@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from launchers.calls import Call, Resources
 from maskgit_core.errors import ConfigError, LaunchError
 
 TARGET = "experiments.job:main"
+SHARE_TARGET = "experiments.sharing:main"
 
 
 def launcher_names() -> list[str]:
@@ -55,7 +57,7 @@ def resources(step: PlannedStep) -> Resources:
     Raises:
         LaunchError: not possible; names the step.
     """
-    asked = {k: v for k, v in step.node.request.resources.items() if v is not None}
+    asked = {k: v for k, v in step.node.request.resources.items() if v is not None and k != "num_tasks"}
     whole = ("ranks", "nodes", "cpus_per_task", "gpus_per_task", "pack")
     try:
         return Resources(**{k: int(v) if k in whole else v for k, v in asked.items()})
@@ -63,20 +65,58 @@ def resources(step: PlannedStep) -> Resources:
         raise LaunchError(f"resources.{step.node.request.name}.{error}") from None
 
 
-def calls(graph: Graph, planned: Sequence[PlannedStep], uid: str) -> list[Call]:
-    """A call for everything that is not done; what someone else runs is waited for by its own call."""
+def calls(graph: Graph, planned: Sequence[PlannedStep], uid: str, *, cut: bool = False) -> list[Call]:
+    """A call for everything that is not done; what someone else runs is waited for by its own call.
+
+    Args:
+        cut: a step with `resources.num_tasks` above 1 gets as many calls more, each of which makes a share of its
+            pieces (`experiments.sharing`); the step's own call comes after them, makes what they left and finishes.
+    """
     pending = {s.node.fingerprint for s in planned if s.action != "done"}
-    return [
-        Call(
+    made: list[Call] = []
+    for step in planned:
+        if step.node.fingerprint not in pending:
+            continue
+        logs = step.node.folder / "logs"
+        whole = Call(
             key=step.node.fingerprint,
             name=step.node.name,
             target=TARGET,
             args=[str(step.node.folder)],
-            log=step.node.folder / "logs" / f"{uid}.txt",
+            log=logs / f"{uid}.txt",
             needs=tuple(p for p in step.node.upstream if p in pending),
             group=step.node.request.name,
             resources=resources(step),
         )
-        for step in planned
-        if step.node.fingerprint in pending
+        shares = _shares(whole, num_tasks(step), logs, uid) if cut else []
+        made += [*shares, replace(whole, after=tuple(share.key for share in shares))]
+    return made
+
+
+def num_tasks(step: PlannedStep) -> int:
+    """Independent tasks that a step is cut into; 1: it is not."""
+    return max(1, int(step.node.request.resources.get("num_tasks") or 1))
+
+
+def _shares(whole: Call, count: int, logs: Path, uid: str) -> list[Call]:
+    return [
+        replace(
+            whole,
+            key=share_key(whole.key, index),
+            name=f"{whole.name}.{index}",
+            target=SHARE_TARGET,
+            args=[*whole.args, index, count],
+            log=logs / f"{uid}.task{index}.txt",
+        )
+        for index in range(count if count > 1 else 0)
     ]
+
+
+def share_key(fingerprint: str, index: int) -> str:
+    """The key of a share's call; `step_key` leads back."""
+    return f"{fingerprint}/{index}"
+
+
+def step_key(key: str) -> str:
+    """The fingerprint of the step that a call belongs to."""
+    return key.partition("/")[0]

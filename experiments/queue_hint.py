@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,9 +35,11 @@ def job_alive() -> JobAlive | None:
     return queue().alive if has_queue() else None
 
 
-def note_submitted(folder: Path, links: tuple[str, ...], *, pipeline: str, packed: bool, user: str) -> None:
-    """Writes into a step's folder which jobs will run it."""
-    note = {"links": list(links), "pipeline": pipeline, "packed": packed, "user": user}
+def note_submitted(
+    folder: Path, links: tuple[str, ...], *, pipeline: str, packed: bool, user: str, tasks: Sequence[str] = ()
+) -> None:
+    """Writes into a step's folder which jobs will run it, and which tasks make its pieces before."""
+    note = {"links": list(links), "pipeline": pipeline, "packed": packed, "user": user, "tasks": list(tasks)}
     write_json(folder / SUBMITTED, note, durable=False)
 
 
@@ -54,6 +57,15 @@ def live_entry(folder: Path) -> QueueEntry | None:
         if entry is not None and entry.is_live:
             return entry
     return None
+
+
+def running_tasks(folder: Path) -> str | None:
+    """How the independent tasks of a step stand, in words, while one of them executes; else None."""
+    tasks = (submitted(folder) or {}).get("tasks") or []
+    found = [queue().find(job) for job in tasks] if has_queue() else []
+    live = [entry for entry in found if entry is not None and entry.is_live]
+    running = [entry for entry in live if not entry.waits_again]
+    return f"{len(running)} of {len(tasks)} tasks run, {len(tasks) - len(live)} have ended" if running else None
 
 
 def queued_steps(folders: dict[str, Path]) -> dict[str, QueueEntry]:

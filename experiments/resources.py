@@ -22,11 +22,15 @@ def stage_defaults(stage: str) -> dict[str, Any]:
     return dict((found or {}).get("resources") or {})
 
 
-RESOURCE_KEYS = ("ranks", "nodes", "cpus_per_task", "gpus_per_task", "mem_gb", "timeout_min", "pack")
+RESOURCE_KEYS = ("ranks", "nodes", "cpus_per_task", "gpus_per_task", "mem_gb", "timeout_min", "pack", "num_tasks")
 
 
-def step_resources(name: str, stage: str, asked: Mapping[str, Any]) -> dict[str, Any]:
-    """The stage's defaults, under `resources.<stage>`, under `resources.<step>`; refuses unknown keys."""
+def step_resources(name: str, stage: str, asked: Mapping[str, Any], piecewise: bool = False) -> dict[str, Any]:
+    """The stage's defaults, under `resources.<stage>`, under `resources.<step>`; refuses unknown keys.
+
+    Args:
+        piecewise: the stage shares out pieces and its processes never talk, so it may be cut into `num_tasks` tasks.
+    """
     merged = dict(stage_defaults(stage))
     for key in dict.fromkeys((stage, name)):
         block = asked.get(key) or {}
@@ -35,5 +39,10 @@ def step_resources(name: str, stage: str, asked: Mapping[str, Any]) -> dict[str,
                 raise unknown_key(f"resources.{key}.{inner}", str(inner), RESOURCE_KEYS)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or value < 0):
                 raise ConfigError(f"resources.{key}.{inner}: found {value!r}; it must be a number >= 0, or null")
+            if inner == "num_tasks" and value not in (None, 0, 1) and not piecewise:
+                raise ConfigError(
+                    f"resources.{key}.num_tasks: found {value}; {stage} cannot be cut into independent tasks, "
+                    "use ranks for processes that work together"
+                )
             merged[inner] = value
     return merged

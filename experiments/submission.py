@@ -34,8 +34,9 @@ def submit(
     """
     from experiments.commands._request import print_plan
     from experiments.commands.run import check_datasets, set_aside
+    from experiments.forwarding import announce
     from experiments.freeze import freeze
-    from experiments.launching import calls
+    from experiments.launching import calls, step_key
     from experiments.prepare import new_uid, prepare
 
     store.check_writable()
@@ -49,7 +50,7 @@ def submit(
             return 0
         uid = new_uid()
         mine_keys = {s.node.fingerprint for s in mine}
-        todo = [c for c in calls(graph, planned, uid) if c.key in mine_keys]
+        todo = [c for c in calls(graph, planned, uid, cut=True) if step_key(c.key) in mine_keys]
         todo = [_with_progress(call) for call in todo]
         launcher.check(todo)
         check_datasets(planned)
@@ -67,6 +68,7 @@ def submit(
             packed=packed,
             on_ids=lambda ids: _note(mine, ids, uid, store.root),
         )
+    announce(store.root, uid)
     _print(planned, found.links, mine_keys)
     print(f"submitted {len(mine)} steps as run {uid}; follow them with: maskgit status {graph.experiment}")
     if (graph.settings.get("tracking") or {}).get("uri") is None:
@@ -152,11 +154,14 @@ def _with_progress(call: Any) -> Any:
 
 
 def _note(mine: Sequence[PlannedStep], ids: Submitted, uid: str, store: Path) -> None:
+    from experiments.launching import step_key
+
     user = getpass.getuser()
     for step in mine:
         key = step.node.fingerprint
         packed = key in ids.shared
-        queue_hint.note_submitted(step.node.folder, ids.links[key], pipeline=uid, packed=packed, user=user)
+        tasks = [job for k, links in ids.links.items() if k != key and step_key(k) == key for job in links]
+        queue_hint.note_submitted(step.node.folder, ids.links[key], pipeline=uid, packed=packed, user=user, tasks=tasks)
     jobs = {key: list(links) for key, links in ids.links.items()}
     write_json(store / "slurm" / uid / "jobs.json", jobs)
 

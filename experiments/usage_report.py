@@ -16,7 +16,7 @@ def report(steps: Sequence[Mapping[str, Any]]) -> str:
     for step in steps:
         note = queue_hint.submitted(Path(step["folder"]))
         if note is not None:
-            jobs[step["name"]] = note["links"]
+            jobs[step["name"]] = [*note.get("tasks", []), *note["links"]]
     if not jobs or not queue_hint.has_queue():
         return "  no jobs of these steps are known here"
     from launchers.slurm_queue import usage

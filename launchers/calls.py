@@ -83,6 +83,7 @@ class Call:
         args: plain data (JSON).
         log: the file that gets the output; ranks above 0 write to `<stem>.rank<N><suffix>` beside it.
         needs: keys of calls that must have ended well before this one starts; keys not in the launch count as done.
+        after: keys of calls that must only have ended, well or not.
         group: calls of one group with equal resources may be submitted as one array.
         progress: "module:function" that, called with `args`, returns plain data that changes as the call gets on;
             a job restarted again and again without a change is given up (SLURM only).
@@ -94,6 +95,7 @@ class Call:
     args: Sequence[Any]
     log: Path
     needs: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()
     group: str = ""
     resources: Resources = field(default_factory=Resources)
     progress: str = ""
@@ -140,7 +142,7 @@ def topological(calls: Iterable[Call]) -> list[Call]:
     if len(by_key) != len(given):
         twice = next(call.key for i, call in enumerate(given) if call.key in {c.key for c in given[:i]})
         raise LaunchError(f"{twice}: two calls have this key; keys must be unique in one launch")
-    missing = {call.key: {need for need in call.needs if need in by_key} for call in given}
+    missing = {call.key: {need for need in (*call.needs, *call.after) if need in by_key} for call in given}
     wanted_by: dict[str, list[str]] = {}
     for key, needs in missing.items():
         for need in needs:

@@ -35,7 +35,7 @@ def make_batches(calls: Iterable[Call], max_array_size: int) -> list[Batch]:
     ordered = topological(calls)
     depth: dict[str, int] = {}
     for call in ordered:
-        depth[call.key] = 1 + max((depth[need] for need in call.needs if need in depth), default=-1)
+        depth[call.key] = 1 + max((depth[need] for need in (*call.needs, *call.after) if need in depth), default=-1)
     grouped: dict[tuple[int, str, Resources], list[Call]] = {}
     for call in ordered:
         grouped.setdefault((depth[call.key], call.group or call.key, call.resources), []).append(call)
@@ -109,6 +109,7 @@ class Submitted:
                 if need in self.links:
                     loose = len(task) > 1 or need in self.shared
                     (ended if loose else well)[self.links[need]] = None
+            ended |= {self.links[key]: None for key in call.after if key in self.links}
         return Waits(tuple(well), tuple(ended))
 
 

@@ -117,6 +117,7 @@ class CacheMaker:
         settings: what is asked.
         rank, world_size: which shards to begin with.
         stop: asked between batches; when true, `run` returns early.
+        wait: stay until all shards are there; else leave when those that are left are being made by others.
         report: called after every batch with (images done by all, this process's clock).
     """
 
@@ -129,11 +130,13 @@ class CacheMaker:
         *,
         rank: int = 0,
         world_size: int = 1,
+        wait: bool = True,
         stop: Callable[[], bool] = lambda: False,
         report: Callable[[int, Clock], None] = lambda done, clock: None,
     ) -> None:
         self.dataset, self.encoder, self.folder, self.settings = dataset, encoder, Path(folder), settings
         self.rank, self.world_size, self.stop, self.report = rank, world_size, stop, report
+        self.wait = wait
         self.num_shards = -(-len(dataset) // settings.shard_size)
         self.clock = Clock()
         self.unreadable: list[str] = []
@@ -141,7 +144,7 @@ class CacheMaker:
         self._finished = 0  # samples of finished shards that this process did not encode
 
     def run(self) -> bool:
-        """Makes shards until all are there, whoever makes them; False where it was asked to stop.
+        """Makes shards until none is left to make; False where it was asked to stop.
 
         Raises:
             DataError: pictures cannot be read (all other shards are done), or the folder cannot be written.
@@ -156,6 +159,8 @@ class CacheMaker:
                 self._make_available(turns)
                 if self.stop():
                     return False
+                if not self.wait:
+                    break
                 if self._still_missing(turns):
                     with self.clock.count("others_wait_s"):
                         time.sleep(POLL_S)
@@ -164,7 +169,7 @@ class CacheMaker:
             self.clock.total_s += time.perf_counter() - started
         if self.unreadable:
             raise self._unreadable_error()
-        for leftover in self.folder.glob(".shard-*"):  # of killed processes; nobody needs them now
+        for leftover in self.folder.glob(".shard-*") if self.wait else ():  # of killed processes; nobody needs them now
             leftover.unlink(missing_ok=True)
         return True
 

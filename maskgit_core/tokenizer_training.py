@@ -109,7 +109,9 @@ class Trainer:
 
     def __init__(self, tokenizer: Tokenizer, recipe: Recipe) -> None:
         self.tokenizer, self.recipe, self.step = tokenizer, recipe, 0
-        self.optimizer = torch.optim.AdamW(tokenizer.parameters(), lr=recipe.lr, betas=(0.9, 0.99), weight_decay=1e-4)
+        self.optimizer = torch.optim.AdamW(
+            tokenizer.parameters(), lr=recipe.lr, betas=(0.9, 0.99), weight_decay=1e-4, fused=True
+        )
         codebook = tokenizer.codebook
         self.counts_K = torch.zeros(codebook.shape[0], device=codebook.device)  # moving average of uses a batch
         self.sums_KD = torch.zeros_like(codebook)  # moving average of the sum of latents a batch

@@ -90,7 +90,7 @@ def _cancel(steps: Sequence[Any]) -> list[str]:
         elif note is not None and note.get("packed"):
             remarks.append(f"the job of {step.name}: it runs other steps too; the cancelled one is passed over")
         else:
-            links += note["links"] if note else [step.entry.job]
+            links += [*note["links"], *note.get("tasks", [])] if note else [step.entry.job]
     if links:
         from launchers.slurm_queue import call_tool
 

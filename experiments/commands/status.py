@@ -83,6 +83,7 @@ def row_of(entry: dict[str, Any], store: Path, alive: Any, queued: Any, states: 
     """One step's state: from its files first, then the queue, then what it waits for."""
     from experiments.artifacts import status
     from experiments.atomic import read_json
+    from experiments.queue_hint import running_tasks
 
     folder = store / entry["folder"]
     found = status(folder, alive)
@@ -91,6 +92,8 @@ def row_of(entry: dict[str, Any], store: Path, alive: Any, queued: Any, states: 
     waiting = queued.get(entry["fingerprint"])
     if waiting is not None and (state not in ("done", "running") or (state == "running" and waiting.waits_again)):
         job, reason, state = waiting.job, waiting.reason, "queued"
+        if (told := running_tasks(folder)) is not None:
+            reason, state = told, "running"
     blockers = [n for n in entry["needs"] if states.get(n) in ("failed", "killed", "cancelled", "blocked", "stopped")]
     if state in ("waiting", "absent"):
         state = "blocked" if blockers else "waiting"

@@ -27,6 +27,7 @@ from maskgit_core.variants import Views
 
 VERSION = 1
 PRODUCES = "tokens"
+PIECEWISE = True
 
 
 def run(
@@ -75,6 +76,7 @@ def run(
         settings,
         rank=attempt.rank,
         world_size=attempt.world_size,
+        wait=attempt.share is None,
         stop=lambda: attempt.should_stop,
         report=speaker,
     )

@@ -35,6 +35,7 @@ from maskgit_core.sample_files import read_piece, write_joined
 
 VERSION = 1
 PRODUCES = "samples"
+PIECEWISE = True
 
 
 def run(

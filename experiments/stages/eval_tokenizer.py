@@ -1,11 +1,25 @@
 """How well a tokenizer reconstructs real images: PSNR, SSIM, LPIPS, use of its codebook, distances of features.
 
+Keywords of `run`:
+
+    tokenizer: made upstream, or published.
+    dataset: its `split` is reconstructed: images the tokenizer was not trained on.
+    reference: statistics of real images to compare with; None: the reconstructions' own originals (rFID).
+    extractor: feature network of the set metrics; None: none are taken.
+    num_images: the first so many of the split; None: all.
+    metrics: of the reconstructions, to the reference where there is one and to their originals.
+    pairs: metrics of image pairs, by the name of their convention (`maskgit_core/metrics/pair.py`).
+    lpips, lpips_backbone: whether LPIPS is taken, with which backbone (a file; None: the registry's).
+    num_shown: pictures in the grid (original, reconstruction, difference), one a class in turn.
+    protocol: name of the protocol, stored with every number.
+    further_extractors, further_settings, further_references: more protocols by name (`stages/evaluate.py`), of the same
+        reconstructions; pair metrics belong to the first.
+
 B batch, C channels, H, W height and width, h, w token grid.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -15,19 +29,22 @@ from torch import Tensor
 
 from experiments.attempt import Attempt
 from experiments.components import load_tokenizer
-from experiments.feature_pass import FeaturePass, Scores, blocks_of, finish
+from experiments.feature_pass import Scores, blocks_of, finish, publish_scores
+from experiments.measuring import Measure, Network, further_measures, networks
 from experiments.schema import DatasetSpec, ExtractorSpec, Input, TokenizerSpec
 from experiments.set_scores import MetricName, Reference, Settings, add_scores
 from maskgit_core.blocks import Blocks
 from maskgit_core.features import gather, moments_of, outputs_of
-from maskgit_core.hints import Kind, Range, Weights
+from maskgit_core.hints import Kind, Neutral, Range, Weights
 from maskgit_core.metrics.lpips import Metric as Lpips
-from maskgit_core.metrics.pair import per_image
+from maskgit_core.metrics.pair import PairName, of_mean, per_image
+from maskgit_core.metrics.pair import about as about_pairs
 from maskgit_core.pixels import picture_grid, stack, to_signed, to_uint8, to_unit
 from maskgit_core.transforms import to_pil
 
 VERSION = 1
 PRODUCES = "tokenizer_scores"
+PIECEWISE = True
 
 
 def run(
@@ -40,35 +57,28 @@ def run(
     split: str = "test",
     num_images: Annotated[int | None, Range(2, None)] = None,
     metrics: tuple[MetricName, ...] = ("frechet",),
+    pairs: Annotated[tuple[PairName, ...], Neutral(("psnr", "ssim"))] = ("psnr", "ssim"),
     lpips: Literal["none", "alex", "vgg"] = "none",
     lpips_backbone: Weights[str | None] = None,
     num_shown: Annotated[int, Range(0, 64)] = 10,
     protocol: str = "unnamed",
+    further_references: Annotated[Sequence[Input], Kind("reference")] = (),
+    further_extractors: dict[str, ExtractorSpec] | None = None,
+    further_settings: Annotated[dict[str, dict[str, Any]] | None, Neutral(None)] = None,
 ) -> None:
-    """Writes `files/scores.json` and `files/reconstructions.png`.
-
-    Args:
-        tokenizer: made upstream, or published.
-        dataset: its `split` is reconstructed: images the tokenizer was not trained on.
-        reference: statistics of real images to compare with; None: the reconstructions' own originals (rFID).
-        extractor: feature network of the set metrics; None: none are taken.
-        num_images: the first so many of the split; None: all.
-        metrics: of the reconstructions, to the reference where there is one and to their originals.
-        lpips, lpips_backbone: whether LPIPS is taken, with which backbone (a file; None: the registry's).
-        num_shown: pictures in the grid (original, reconstruction, difference), one a class in turn.
-        protocol: name of the protocol, stored with every number.
-    """
+    """Writes `files/scores.json` and `files/reconstructions.png`; the keywords are explained above."""
     images = dataset.with_options(split=split).build()
     images.check()
     count = min(num_images or len(images), len(images))
+    measures = [] if extractor is None else [Measure(protocol, extractor, Settings(tuple(metrics)), reference)]
+    measures += further_measures(further_extractors, further_settings, further_references, needs_reference=False)
     meter = Meter(
         attempt,
         load_tokenizer(tokenizer, attempt.device),
-        None if extractor is None else FeaturePass(attempt, extractor),
-        Settings(tuple(metrics)),
+        networks(attempt, measures),
+        tuple(dict.fromkeys(pairs)),
         None if lpips == "none" else Lpips(net=lpips, backbone=lpips_backbone, device=attempt.device),
     )
-    meter.check(reference)
     blocks = blocks_of(attempt, "pairs", count, tokenizer if isinstance(tokenizer, Input) else None)
     with attempt.progress(count, unit="image", label="reconstructions") as progress:
         for done in blocks.compute(lambda items: meter.measure(stack(images, items)[0])):
@@ -76,19 +86,11 @@ def run(
     finish(attempt, blocks)
     if not attempt.is_main:
         return
-    scores = Scores(protocol, _protocol(images, dataset.name, split, count, meter, reference))
-    _pair_scores(scores, blocks, meter.network.codebook_size, count, meter.lpips is not None)
-    _set_scores(scores, blocks, meter, reference)
-    scores.write(attempt.files / "scores.json")
-    attempt.log({_key(r): r["value"] for r in scores.rows if math.isfinite(r["value"])}, step=count)
-    attempt.headline("psnr", scores.value("psnr", "reconstructions") or 0.0, protocol=scores.protocol)
+    found = _scores(meter, blocks, protocol, _about_images(images, dataset.name, split, count))
+    publish_scores(attempt, found, "reconstructions", found[0].rows[0]["name"], count)
     if num_shown:
         _show(attempt, meter.network, images, num_shown)
     blocks.remove()
-
-
-def _key(row: dict[str, Any]) -> str:
-    return str(row["name"]) if row["of"] == "reconstructions" else f"{row['name']}/{row['of'].replace(' ', '_')}"
 
 
 @torch.inference_mode()
@@ -104,16 +106,9 @@ class Meter:
 
     attempt: Attempt
     network: Any
-    features: FeaturePass | None
-    settings: Settings
+    networks: list[Network]
+    pairs: tuple[str, ...]
     lpips: Lpips | None
-
-    def check(self, reference: Input | None) -> None:
-        """Refuses metrics that the extractor cannot serve and a reference made with another one."""
-        if self.features is not None:
-            self.settings.check(self.features.network)
-            if reference is not None:
-                self.features.check_reference(reference)
 
     @torch.inference_mode()
     def measure(self, images_BCHW: Tensor) -> dict[str, Tensor]:
@@ -122,42 +117,53 @@ class Meter:
         for part in images_BCHW.split(32):
             tokens_Bhw, unit_BCHW = reconstruct(self.network, part, self.attempt.device)
             original = (part.to(unit_BCHW.device).float() / 255).expand_as(unit_BCHW)
-            found = per_image(original, unit_BCHW)
+            found = per_image(original, unit_BCHW, names=self.pairs)
             if self.lpips is not None:
                 found["lpips"] = self.lpips.per_image(original, unit_BCHW)
             found["tokens"] = tokens_Bhw.flatten(1).to(torch.int32)
-            if self.features is not None:
-                network, wanted = self.features.network, self.settings.outputs
+            for network in self.networks:
                 for name, pixels in (("original", part), ("reconstruction", to_uint8(unit_BCHW).cpu())):
-                    given = outputs_of(network, pixels, self.attempt.device, wanted)
-                    found |= {f"{name}.{key}": value for key, value in given.items()}
+                    given = outputs_of(network.features.network, pixels, self.attempt.device, network.outputs)
+                    found |= {f"{network.mark}{name}.{key}": value for key, value in given.items()}
             parts.append(found)
         return {name: torch.cat([part[name].cpu() for part in parts]) for name in parts[0]}
 
 
-def _pair_scores(scores: Scores, blocks: Blocks, codebook_size: int, count: int, with_lpips: bool) -> None:
-    """Means over images of PSNR and SSIM; share of the codebook in use and its perplexity."""
+def _scores(meter: Meter, blocks: Blocks, protocol: str, images: dict[str, Any]) -> list[Scores]:
+    """The numbers of every protocol; those of image pairs stand first, under the first protocol."""
+    measured = [(network, measure) for network in meter.networks for measure in network.measures]
+    first = measured[0] if measured and measured[0][1].protocol == protocol else (None, None)
+    found = [Scores(protocol, _protocol(images, meter, *first))]
+    _pair_scores(found[0], blocks, meter, blocks.count)
+    for network, measure in measured:
+        if measure is not first[1]:
+            found.append(Scores(measure.protocol, _protocol(images, meter, network, measure)))
+        _set_scores(found[-1], blocks, meter.attempt, network, measure)
+    return found
+
+
+def _pair_scores(scores: Scores, blocks: Blocks, meter: Meter, count: int) -> None:
+    """Means over images of the pair metrics; share of the codebook in use and its perplexity."""
     sums: dict[str, float] = {}
-    names = ["psnr", "ssim", "tokens", *(["lpips"] if with_lpips else [])]
+    names = [*meter.pairs, "tokens", *(["lpips"] if meter.lpips is not None else [])]
+    codebook_size = meter.network.codebook_size
     used_K = torch.zeros(codebook_size, dtype=torch.int64)
     for tensors in blocks.read(*names):
         for name in [n for n in names if n != "tokens"]:
             sums[name] = sums.get(name, 0.0) + float(tensors[name].double().sum())
         used_K += torch.bincount(tensors["tokens"].flatten().long(), minlength=codebook_size)
     for name, total in sums.items():
-        scores.add(name, "reconstructions", total / count, count)
+        scores.add(name, "reconstructions", of_mean(name, total / count), count)
     scores.add("codebook_usage", "reconstructions", float((used_K > 0).double().mean()), count)
     share_K = used_K.double() / used_K.sum()
     entropy = -torch.special.xlogy(share_K, share_K).sum()
     scores.add("codebook_perplexity", "reconstructions", float(entropy.exp()), count)
 
 
-def _set_scores(scores: Scores, blocks: Blocks, meter: Meter, reference: Input | None) -> None:
+def _set_scores(scores: Scores, blocks: Blocks, attempt: Attempt, network: Network, measure: Measure) -> None:
     """Distribution metrics of the reconstructions: to the reference where there is one, and to their own originals."""
-    if meter.features is None:
-        return
-    attempt, settings, name = meter.attempt, meter.settings, meter.features.network.distance_name
-    original, decoded = blocks.part("original"), blocks.part("reconstruction")
+    settings, name, reference = measure.settings, network.features.network.distance_name, measure.reference
+    original, decoded = blocks.part(f"{network.mark}original"), blocks.part(f"{network.mark}reconstruction")
     scratch = attempt.parts / "originals.npy"
     own = Reference(
         moments_of(original),
@@ -174,22 +180,27 @@ def _set_scores(scores: Scores, blocks: Blocks, meter: Meter, reference: Input |
         add_scores(scores, "real images", original, target, settings, name, attempt.parts, only=("frechet",))
 
 
-def _protocol(images: Any, name: str, split: str, count: int, meter: Meter, reference: Input | None) -> dict[str, Any]:
+def _about_images(images: Any, name: str, split: str, count: int) -> dict[str, Any]:
     return {
-        "images": {
-            "dataset": name,
-            "split": split,
-            "num_images": count,
-            "order": "first of the split",
-            "image_size": images.image_size,
-            "crop": getattr(images, "crop", "none"),
-        },
+        "dataset": name,
+        "split": split,
+        "num_images": count,
+        "order": "first of the split",
+        "image_size": images.image_size,
+        "crop": getattr(images, "crop", "none"),
+    }
+
+
+def _protocol(images: dict[str, Any], meter: Meter, network: Network | None, measure: Measure | None) -> dict[str, Any]:
+    reference = None if measure is None else measure.reference
+    return {
+        "images": images,
         "reference": "the same images" if reference is None else dict(reference.facts["reference"]),
-        "pairs": "per image on floats in [0, 1], not rounded; scikit-image's PSNR and SSIM (uniform 7 x 7), mean",
+        "pairs": about_pairs(meter.pairs),
         "lpips": None if meter.lpips is None else meter.lpips.about,
         "rounding": "half_up (x * 255 + 0.5) before features",
-        "extractor": None if meter.features is None else meter.features.about,
-        "metrics": None if meter.features is None else meter.settings.about(),
+        "extractor": None if network is None else network.features.about,
+        "metrics": None if measure is None else measure.settings.about(),
     }
 
 

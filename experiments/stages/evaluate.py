@@ -20,10 +20,14 @@ Keywords of `run`:
     classifier_steps: training steps of the small classifier that names the samples; 0: none (needs labels).
     seed: of the classifier.
     protocol: name of the protocol, stored with every number.
+    further_extractors, further_settings: more protocols by name, each with its network and the keywords above that fix
+        its numbers; every distinct network sees the samples once.
+    further_references: the references made under those protocols.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -32,18 +36,20 @@ from torch import Tensor
 
 from experiments.atomic import read_json
 from experiments.attempt import Attempt
-from experiments.feature_pass import FeaturePass, Scores
+from experiments.feature_pass import Scores, publish_scores
+from experiments.measuring import Measure, Network, further_measures, networks
 from experiments.schema import DatasetSpec, ExtractorSpec, Input
 from experiments.set_scores import MetricName, Reference, Settings, add_scores
 from maskgit_core.blocks import Blocks
 from maskgit_core.content import resolve
 from maskgit_core.errors import ConfigError, DataError
-from maskgit_core.hints import Content, Kind, Range
+from maskgit_core.hints import Content, Kind, Neutral, Range
 from maskgit_core.interchange import ImageSet, open_images, sorted_by_class
 from maskgit_core.pixels import stack
 
 VERSION = 1
 PRODUCES = "scores"
+PIECEWISE = True
 
 
 def run(
@@ -69,6 +75,9 @@ def run(
     classifier_steps: Annotated[int, Range(0, None)] = 0,
     seed: int = 0,
     protocol: str = "unnamed",
+    further_references: Annotated[Sequence[Input], Kind("reference")] = (),
+    further_extractors: dict[str, ExtractorSpec] | None = None,
+    further_settings: Annotated[dict[str, dict[str, Any]] | None, Neutral(None)] = None,
 ) -> None:
     """Writes `files/scores.json`; the keywords are explained above."""
     source = _open(generated, samples)
@@ -76,73 +85,79 @@ def run(
     settings = Settings(
         tuple(metrics), score_order, num_splits, num_subsets, subset_size, num_neighbours, density_neighbours
     )
-    features = FeaturePass(attempt, extractor)
-    settings.check(features.network)
-    features.check_reference(reference)
-    target = Reference.load(reference, settings)
-    scores = Scores(protocol, _protocol(reference, features, settings, source))
-    name = features.network.distance_name
+    measures = [Measure(protocol, extractor, settings, reference)]
+    measures += further_measures(further_extractors, further_settings, further_references, needs_reference=True)
+    loaded = networks(attempt, measures)
     sets = {"samples": (source, generated)}
     if ceiling is not None:
         sets["untrained model"] = (open_images(ceiling.files / "images.npz"), ceiling)
     test = None if dataset is None else dataset.with_options(split=test_split).build()
-    passed = _pass_sets(features, sets, test, count, settings.outputs)
+    passed = [_pass_sets(network, sets, test, count) for network in loaded]
     if not attempt.is_main:
         return
+    found = [
+        _scores(attempt, network, measure, blocks, source, tokenizer_scores)
+        for network, blocks in zip(loaded, passed, strict=True)
+        for measure in network.measures
+    ]
+    if classifier_steps:
+        _classify(found[0], source, count, dataset, train_split, test, classifier_steps, seed)
+    publish_scores(attempt, found, "samples", loaded[0].features.network.distance_name, count)
+    for network in loaded:
+        for blocks in network.features.passed:
+            blocks.remove()
+
+
+def _scores(
+    attempt: Attempt,
+    network: Network,
+    measure: Measure,
+    passed: dict[str, Blocks],
+    source: ImageSet,
+    tokenizer_scores: Input | None,
+) -> Scores:
+    """All numbers under one protocol, from what its network gave of each set."""
+    assert measure.reference is not None
+    scores = Scores(measure.protocol, _protocol(measure, network, source))
+    target = Reference.load(measure.reference, measure.settings)
+    name = network.features.network.distance_name
     for of, blocks in passed.items():
         only = None if of == "samples" else ("frechet",)
-        add_scores(scores, of, blocks, target, settings, name, attempt.parts, attempt.device, only)
-    _beside(scores, name, tokenizer_scores, count)
+        add_scores(scores, of, blocks, target, measure.settings, name, attempt.parts, attempt.device, only)
+    _beside(scores, name, tokenizer_scores, passed["samples"].count)
     _place(scores, name)
-    if classifier_steps:
-        _classify(scores, source, count, dataset, train_split, test, classifier_steps, seed)
-    _publish(attempt, scores, name, count)
-    for blocks in features.passed:
-        blocks.remove()
+    return scores
 
 
-def _protocol(reference: Input, features: FeaturePass, settings: Settings, source: ImageSet) -> dict[str, Any]:
+def _protocol(measure: Measure, network: Network, source: ImageSet) -> dict[str, Any]:
+    assert measure.reference is not None
     return {
-        "reference": dict(reference.facts["reference"]),
-        "extractor": features.about,
+        "reference": dict(measure.reference.facts["reference"]),
+        "extractor": network.features.about,
         "order": "evenly spread over the set",
-        "metrics": settings.about(),
+        "metrics": measure.settings.about(),
         "sorted_by_class": sorted_by_class(source.labels),
     }
 
 
 def _pass_sets(
-    features: FeaturePass,
-    sets: dict[str, tuple[ImageSet, Input | None]],
-    test: Any,
-    count: int,
-    outputs: tuple[str, ...],
+    network: Network, sets: dict[str, tuple[ImageSet, Input | None]], test: Any, count: int
 ) -> dict[str, Blocks]:
     """Every set through the network: all that the metrics need of the samples, pooled features of floor and ceiling."""
-    passed = {}
+    passed, extract = {}, network.features.extract
     for of, (images, made) in sets.items():
-        wanted = outputs if of == "samples" else ("features",)
+        wanted = network.outputs if of == "samples" else ("features",)
         number = min(count, len(images))
-        passed[of] = features.extract(of.replace(" ", "_"), number, _reader(images, number), made, wanted=wanted)
+        name = network.mark + of.replace(" ", "_")
+        passed[of] = extract(name, number, _reader(images, number), made, wanted=wanted, label=of)
     if test is not None:
         test.check()
         number = min(count, len(test))
         spread = _evenly(len(test), number)
-        passed["real images"] = features.extract(
-            "real", number, lambda items: stack(test, spread(items))[0], label="real images"
+        passed["real images"] = extract(
+            f"{network.mark}real", number, lambda items: stack(test, spread(items))[0], label="real images"
         )
     return passed
-
-
-def _publish(attempt: Attempt, scores: Scores, name: str, count: int) -> None:
-    scores.write(attempt.files / "scores.json")
-    attempt.log({_key(row): row["value"] for row in scores.rows}, step=count)
-    told = {"name": scores.protocol_name, **scores.protocol}
-    attempt.headline(name, scores.value(name, "samples") or 0.0, protocol=told)
-
-
-def _key(row: dict[str, Any]) -> str:
-    return str(row["name"]) if row["of"] == "samples" else f"{row['name']}/{row['of'].replace(' ', '_')}"
 
 
 def _open(generated: Input | None, samples: str | None) -> ImageSet:
@@ -174,7 +189,8 @@ def _beside(scores: Scores, name: str, tokenizer_scores: Input | None, count: in
         return
     told = read_json(tokenizer_scores.files / "scores.json") or {}
     for row in told.get("scores", []):
-        if row["name"] == name and row["of"] == "reconstructions":
+        same = row["name"] == name and row["protocol"] == scores.protocol_name
+        if same and row["of"] == "reconstructions":
             more = {} if row["num_images"] == count else {"note": "another number of images: not comparable"}
             scores.add(name, "reconstructions", row["value"], row["num_images"], **more)
 

@@ -24,6 +24,7 @@ from maskgit_core.reference_files import read_statistics
 
 VERSION = 1
 PRODUCES = "reference"
+PIECEWISE = True
 
 
 def run(

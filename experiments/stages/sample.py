@@ -39,6 +39,7 @@ from maskgit_core.sample_files import piece_name, piece_ranges, read_piece, writ
 
 VERSION = 1
 PRODUCES = "samples"
+PIECEWISE = True
 
 
 def run(

@@ -21,6 +21,8 @@ a checkpoint holds weights, optimizer and moving average. On a request to stop i
 | micro_batch_size | samples a process puts through at once; more are accumulated |
 | compile | compile each transformer block |
 | log_every, checkpoint_every, keep_last | in optimizer steps; checkpoints kept while training |
+| samples_every | a grid of samples of the same seeds every so many steps, as `samples/step-*.png`; 0 for none |
+| peak_tflops | rate of the device that utilisation is a share of (its data sheet's); null: matrix products are timed |
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from typing import Annotated, Any, Literal
 from experiments.attempt import Attempt
 from experiments.components import load_tokenizer, manifest_digests
 from experiments.schema import DatasetSpec, Input, ModelSpec, TokenizerSpec
+from experiments.training_pictures import tokenizer_behind
 from experiments.training_run import Cadence, TrainingRun
 from maskgit_core.batches import Batches
 from maskgit_core.encoding import Encoder
@@ -90,10 +93,14 @@ def run(
     log_every: Annotated[Execution[int], Range(1)] = 50,
     checkpoint_every: Annotated[Execution[int], Range(1)] = 1000,
     keep_last: Annotated[Execution[int], Range(1)] = 2,
+    samples_every: Annotated[Execution[int], Range(0)] = 0,
+    peak_tflops: Annotated[Execution[float | None], Range(0.0, low_open=True)] = None,
 ) -> None:
     """Trains; see the table above."""
     recipe = Recipe(**{name: value for name, value in locals().items() if name in Recipe.__dataclass_fields__})
-    cadence = Cadence(log_every, checkpoint_every, keep_last, keep_every, micro_batch_size, compile)
+    cadence = Cadence(
+        log_every, checkpoint_every, keep_last, keep_every, micro_batch_size, compile, samples_every, peak_tflops
+    )
     source = Source(tokens, images, image_tokenizer, image_views, held_out_share, attempt.device, num_workers)
     start = None if continue_from is None else (continue_from.files, continue_at)
     TrainingRun(attempt, recipe, model, source, cadence, start).execute()
@@ -112,8 +119,9 @@ class Source:
         device: str,
         num_workers: int,
     ) -> None:
-        self.num_workers = num_workers
+        self.num_workers, self._tokens = num_workers, tokens
         self._shards: Any = None
+        self._network: Any = None
         self.held_out: HeldOut | None = None
         self.origin = manifest_digests(tokens, tokenizer)
         if images is None and tokens is not None:
@@ -125,7 +133,8 @@ class Source:
             grid, codebook_size, num_classes = shards.grid, shards.codebook_size, shards.num_classes
             names = list(tokens.facts.get("class_names", []))
         elif images is not None and tokenizer is not None:
-            self._images, network = images.build(), load_tokenizer(tokenizer, device)
+            self._images, self._network = images.build(), load_tokenizer(tokenizer, device)
+            network = self._network
             self._encoder, self._views = Encoder(network, device, "fp32"), Views(views)
             height, width = self._images[0].image.shape[:2]
             factor = network.downsample_factor
@@ -144,6 +153,10 @@ class Source:
             "grid": list(grid),
             "class_names": names,
         }
+
+    def tokenizer(self) -> Any:
+        """What decodes these tokens: the network that encodes on the fly, or what the cache was made with."""
+        return self._network if self._tokens is None else tokenizer_behind(self._tokens)
 
     def batches(self, **place: Any) -> Iterable[Any]:
         """Endless batches; `place` is batch_size, seed, rank, world_size and start."""

@@ -27,7 +27,7 @@ from maskgit_core.pixels import picture_grid, stack, to_signed, to_uint8, to_uni
 from maskgit_core.tokenizer_training import Recipe, Trainer, TrainingImages, held_out_ids, held_out_scores
 from maskgit_core.tokenizers import vq
 
-VERSION = 1
+VERSION = 2
 PRODUCES = "tokenizer"
 
 Positive = Annotated[int, Range(1, 10_000_000)]

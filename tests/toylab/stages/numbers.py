@@ -11,6 +11,7 @@ from maskgit_core.hints import Content, Execution, Neutral, Range
 
 VERSION = 1
 PRODUCES = "numbers"
+PIECEWISE = True
 
 
 def run(
@@ -30,8 +31,11 @@ def run(
         with open(source) as file:
             base = float(file.read())
     for i in attempt.progress(range(count), unit="number"):
+        if attempt.share is not None and i % attempt.world_size != attempt.rank:
+            continue
         part = attempt.parts / f"{i:05d}.json"
         if not part.exists():
+            print(f"made {i}", flush=True)
             time.sleep(pause_s)
             value = (base + i + offset) * scale
             value = value**2 if form == "squared" else value
@@ -39,6 +43,8 @@ def run(
         attempt.log({"value": json.loads(part.read_text())}, step=i)
         if attempt.should_stop:
             attempt.stop()
+    if attempt.share is not None:
+        return
     if fail == "crash":
         raise RuntimeError("asked to crash")
     if fail == "refuse":
