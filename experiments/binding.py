@@ -68,8 +68,13 @@ def arguments(
     for name, param in signature.params.items():
         if "derived" in param.marks:
             continue
+        entry = param.entry()
         if name in inputs:
             built[name] = inputs[name] if param.hint.form == "list" else inputs[name][0]
+        elif entry is not None:
+            keys = [key for key in request["config"] if key.startswith(f"{name}.")]
+            found = {k.partition(".")[2]: _spec(entry, k, request["config"][k], request, outside) for k in keys}
+            built[name] = found or (None if param.required else param.default)
         elif name in request["config"]:
             value = request["config"][name]
             is_spec = "spec" in param.forms() and isinstance(value, Mapping)

@@ -88,6 +88,12 @@ def parse(arguments: Sequence[str], config_dirs: Sequence[Path] = ()) -> Overrid
                 if key.split("@")[0] in known:
                     check_choice(key.split("@")[0], str(item), config_dirs)
             sweeps.append((key, items))
+        elif key == "protocol" and isinstance(listed := override.value(), list):
+            chosen = [str(_plain(name)) for name in listed]
+            for name in chosen:
+                check_choice(key, name, config_dirs)
+            choices += [(key, name) for name in chosen[:1]]
+            values.append(("further_protocols", chosen[1:]))
         elif key.split("@")[0] in known and isinstance(override.value(), str | int | float):
             check_choice(key.split("@")[0], str(override.value()), config_dirs)
             choices.append((key, str(override.value())))
@@ -129,7 +135,6 @@ def compose(choices: Sequence[tuple[str, str]], config_dirs: Sequence[Path] = ()
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
-    from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
@@ -150,6 +155,34 @@ def compose(choices: Sequence[tuple[str, str]], config_dirs: Sequence[Path] = ()
                 plus.add(absent[1])
                 continue
             raise ConfigError(f"conf: the config cannot be composed: {text[:400]}") from None
+    return _container(composed)
+
+
+def read_choice(group: str, name: str, config_dirs: Sequence[Path] = ()) -> dict[str, Any]:
+    """What one file of a group says, alone; interpolations still unresolved."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    check_choice(group, name, config_dirs)
+    places = [place.resolve() for place in (CONF, *config_dirs)]
+    place = next(p for p in places if (p / group / f"{name}.yaml").is_file())
+    others = ",".join(f"file://{p}" for p in places if p != place)
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(place), version_base="1.3"):
+            return _container(hydra_compose(f"{group}/{name}", overrides=[f"hydra.searchpath=[{others}]"]))
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
+        text = " ".join(str(error).split())
+        raise ConfigError(f"{group}: {name} cannot be composed: {text[:400]}") from None
+
+
+def _container(composed: Any) -> dict[str, Any]:
+    from omegaconf import OmegaConf
+
     plain = OmegaConf.to_container(composed, resolve=False)
     assert isinstance(plain, dict)
     return {str(k): v for k, v in plain.items()}

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -106,6 +106,32 @@ class Scores:
         """The value of a row, or None."""
         return next((r["value"] for r in self.rows if r["name"] == name and r["of"] == of), None)
 
-    def write(self, path: Path) -> None:
-        """Writes the rows and the protocol behind them."""
-        write_json(path, {"scores": self.rows, "protocols": {self.protocol_name: self.protocol}})
+    def logged(self, subject: str, prefix: str = "") -> dict[str, float]:
+        """Finite values for the journal: `fid` of the subject, `fid/real_images` of anything else."""
+        named = {
+            r["name"] if r["of"] == subject else f"{r['name']}/{r['of'].replace(' ', '_')}": float(r["value"])
+            for r in self.rows
+        }
+        return {f"{prefix}{name}": value for name, value in named.items() if math.isfinite(value)}
+
+
+def publish_scores(attempt: Attempt, found: Sequence[Scores], subject: str, headline: str, step: int) -> None:
+    """Writes `scores.json` (the rows of every protocol and what each means), logs them, and states the headline.
+
+    Args:
+        found: one a protocol; the first is the one the step is known by, the others' logged names begin with theirs.
+        subject: what the metrics are of, for instance `samples`.
+        headline: name of the headline metric.
+        step: what the journal's points stand at.
+    """
+    first = found[0]
+    rows = [row for scores in found for row in scores.rows]
+    write_json(
+        attempt.files / "scores.json", {"scores": rows, "protocols": {s.protocol_name: s.protocol for s in found}}
+    )
+    logged = first.logged(subject)
+    for scores in found[1:]:
+        logged |= scores.logged(subject, f"{scores.protocol_name}/")
+    attempt.log(logged, step=step)
+    told = {"name": first.protocol_name, **first.protocol}
+    attempt.headline(headline, first.value(headline, subject) or 0.0, protocol=told)

@@ -50,6 +50,10 @@ def match_needs(step: str, written: Any, signature: Signature, kinds: Mapping[st
             fitting = [p for p in inputs.values() if p.kind == kinds[need.step]]
             if not fitting:
                 raise ConfigError(f"{key}: {need.step} makes {kinds[need.step]}; {step} takes {takes}")
+            # An artifact on its own comes before a list of more of its kind.
+            alone = [p for p in fitting if p.hint.form != "list"]
+            if len(alone) == 1 and len(fitting) > 1:
+                fitting = alone if alone[0].name not in matched else [p for p in fitting if p is not alone[0]]
             if len(fitting) > 1:
                 names = ", ".join(p.name for p in fitting)
                 raise ConfigError(

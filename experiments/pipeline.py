@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from experiments import config as configs
 from experiments import sweep as sweeps
 from experiments.artifacts import Store, fingerprint
 from experiments.door import Door, StepRequest
+from experiments.protocols import with_further_protocols
 from experiments.settings import checked
 from maskgit_core.errors import ConfigError
 
@@ -94,6 +96,10 @@ def _read(asked: configs.Overrides, config_dirs: Sequence[Path]) -> tuple[list[s
             composed[choices] = config
         return composed[choices]
 
+    @cache
+    def protocol_file(name: str) -> dict[str, Any]:
+        return configs.read_choice("protocol", name, config_dirs)
+
     first = base([])
     block = first.get("sweep")
     if isinstance(block, str):
@@ -107,7 +113,10 @@ def _read(asked: configs.Overrides, config_dirs: Sequence[Path]) -> tuple[list[s
             configs.check_choice(key.split("@")[0], name, config_dirs)
         start = base(extra)
         values = {k: v for k, v in point.items() if k not in dict(extra)}
-        found.append(_resolved(start, values, resolved_base))
+        config = _resolved(start, values, resolved_base)
+        if "further_protocols" in config:
+            config = configs.resolve(with_further_protocols(config, protocol_file))
+        found.append(config)
     return points, found
 
 

@@ -70,6 +70,13 @@ class Param:
         """The outermost forms the hint allows."""
         return {h.form for h in self.hint.args} if self.hint.form == "union" else {self.hint.form}
 
+    def entry(self) -> Param | None:
+        """One entry's parameter where this is a mapping of names to components (`dict[str, ExtractorSpec]`)."""
+        for hint in self.hint.args if self.hint.form == "union" else (self.hint,):
+            if hint.form == "dict" and hint.args and hint.args[0].form == "spec":
+                return replace(self, hint=hint.args[0])
+        return None
+
 
 @dataclass(frozen=True)
 class Signature:

@@ -74,7 +74,7 @@ class Metric:
         return [(at, min(at + BLOCK, len(array))) for at in range(0, len(array), BLOCK)]
 
     def _rows(self, array: np.ndarray, bounds: tuple[int, int]) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array[slice(*bounds)])).to(self.device)
+        return torch.from_numpy(np.array(array[slice(*bounds)])).to(self.device)
 
     def _radii(self, array: np.ndarray, neighbours: tuple[int, ...]) -> list[Tensor]:
         """For each k, the distance of every row to its k-th nearest other row."""
