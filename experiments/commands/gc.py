@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from experiments.console import size, table
@@ -13,6 +15,7 @@ HELP = "show what no experiment reaches; --delete removes it"
 EPILOG = """\
 A step is reached while a link in <store>/experiments/ points at it, or a reached step was made from it. Remove an
 experiment's folder of links (or single links) to let go of its steps. Running steps and other users' are never touched.
+Notes of submissions and frozen code go with the last step that was submitted with them or ran them.
 examples:
   maskgit gc                 what would be deleted, and how much it holds
   maskgit gc --delete
@@ -34,10 +37,10 @@ def main(args: argparse.Namespace) -> int:
     store = Store(root)
     reached = reachable(store)
     rows, total = [], 0
-    for folder in store.steps():
+    steps = [folder for folder in store.steps() if folder.resolve() not in reached]
+    staying = [folder for folder in store.steps() if folder.resolve() in reached or _kept(folder)]
+    for folder in [*steps, *_unused(root, staying)]:
         reason = _kept(folder)
-        if folder.resolve() in reached:
-            continue
         held = _held(folder)
         if reason is None:
             total += held
@@ -72,13 +75,39 @@ def reachable(store: object) -> set[Path]:
     return reached
 
 
+def _unused(root: Path, staying: Iterable[Path]) -> list[Path]:
+    """Folders of submissions and of frozen code that none of the staying steps was submitted with or ran."""
+    from experiments.atomic import read_json
+    from experiments.queue_hint import submitted
+
+    uids, codes = set(), set()
+    for folder in staying:
+        uids.add((submitted(folder) or {}).get("pipeline"))
+        codes.add(((read_json(folder / "record.json") or {}).get("code") or {}).get("digest"))
+    submissions = [p for p in sorted((root / "slurm").glob("*")) if p.is_dir()]
+    unused = [p for p in submissions if p.name not in uids and not _is_recent(p)]
+    scripts = [s.read_text() for p in submissions if p not in unused for s in p.glob("*/job-*.sh")]
+    named = {digest for digest in codes if digest}
+    for code in sorted((root / "code").glob("*")):
+        if code.name not in named and not _is_recent(code) and not any(str(code) in text for text in scripts):
+            unused.append(code)
+    return unused
+
+
+def _is_recent(folder: Path) -> bool:
+    """True in the hour after it was made: a submission may be under way."""
+    return time.time() - folder.stat().st_mtime < 3600
+
+
 def _kept(folder: Path) -> str | None:
     from experiments.claims import Claim
-    from experiments.queue_hint import job_alive
+    from experiments.queue_hint import job_alive, live_entry
 
     owner = Claim(folder, job_alive()).live_owner()
     if owner is not None:
         return f"running as {owner.where()}"
+    if (entry := live_entry(folder)) is not None:
+        return f"queued as job {entry.job}"
     if folder.stat().st_uid != os.getuid():
         return "belongs to another user"
     return None

@@ -97,6 +97,27 @@ def test_gc_is_dry_by_default_and_keeps_what_is_reached(maskgit: Any, finished: 
     assert not list(store.glob("*/*/manifest.json"))
 
 
+def test_gc_lets_go_of_submissions_and_frozen_code_nobody_needs(maskgit: Any, finished: Path, tmp_path: Path) -> None:
+    store = tmp_path / "copy"
+    shutil.copytree(finished, store, symlinks=True)
+    (numbers,) = store.glob("numbers/*")
+    (numbers / "submitted.json").write_text(json.dumps({"links": ["1"], "pipeline": "kept", "user": "me"}))
+    for uid, digest in (("kept", "needed"), ("old", "unused")):
+        (store / "slurm" / uid / "000").mkdir(parents=True)
+        (store / "code" / digest).mkdir(parents=True)
+        (store / "slurm" / uid / "000" / "job-0.sh").write_text(f"cd {store}/code/{digest}\n")
+    (store / "code" / "fresh").mkdir()
+    for path in ("slurm/kept", "slurm/old", "code/needed", "code/unused"):
+        os.utime(store / path, (1, 1))
+    dry = maskgit("gc", "--store", str(store)).stdout
+    assert "slurm/old" in dry and "code/unused" in dry and "kept" not in dry and "fresh" not in dry
+    assert maskgit("gc", "--delete", "--store", str(store)).returncode == 0
+    assert {p.name for p in store.glob("slurm/*")} == {"kept"}
+    assert {p.name for p in store.glob("code/*")} == {"needed", "fresh"} and len(
+        list(store.glob("*/*/manifest.json"))
+    ) == 2
+
+
 def test_plan_json_and_redo(lab: Any) -> None:
     rows = json.loads(lab("plan", "experiment=fanin", "--json").stdout)["steps"]
     assert len(rows) == 7 and {r["action"] for r in rows} == {"run"}
