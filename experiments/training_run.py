@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -20,6 +21,7 @@ from experiments.atomic import write_json
 from experiments.attempt import Attempt
 from experiments.components import MODEL_FILE, RAW_FILE, WEIGHTS_FILE, describe
 from experiments.schema import ModelSpec
+from experiments.training_pictures import SampleGrids
 from maskgit_core.batches import ahead
 from maskgit_core.checkpoints import (
     BackgroundWriter,
@@ -36,6 +38,7 @@ from maskgit_core.masked_batches import MaskedBatch, Masker, masked_steps
 from maskgit_core.recipe import Recipe, learning_rate
 from maskgit_core.stop_vote import StopVote
 from maskgit_core.training import Trainer
+from maskgit_core.utilisation import matrix_rate, operations_per_token
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,8 @@ class Cadence:
     keep_every: int | None
     micro_batch_size: int | None
     compile_blocks: bool
+    samples_every: int = 0
+    peak_tflops: float | None = None
 
 
 class Source(Protocol):
@@ -59,6 +64,9 @@ class Source(Protocol):
 
     def batches(self, **place: Any) -> Any:
         """Endless batches; `place` is batch_size, seed, rank, world_size and start."""
+
+    def tokenizer(self) -> Any:
+        """What decodes the tokens."""
 
 
 class TrainingRun:
@@ -83,6 +91,10 @@ class TrainingRun:
         self.trainer = Trainer(model, recipe, attempt.device, cadence.compile_blocks)
         self.vote = StopVote(self.trainer.accelerator.num_processes)
         self.writer = BackgroundWriter()
+        self.pictures: SampleGrids | None = None
+        if cadence.samples_every and attempt.is_main:
+            grid = (int(self.facts["grid"][0]), int(self.facts["grid"][1]))
+            self.pictures = SampleGrids(attempt, source.tokenizer(), grid)
         self._start = start
         self._saved_at = -1
         asked = [recipe, spec.to_dict(), source.origin, str(start)]
@@ -150,6 +162,8 @@ class TrainingRun:
         last = [path for path in list_checkpoints(folders) if checkpoint_step(path) == self.trainer.step][:1]
         for path in [*last, *list_checkpoints([self._kept])]:
             link(path, self.attempt.files / path.name)
+        if self.pictures is not None:
+            self.pictures.publish()
         write_json(self.attempt.files / MODEL_FILE, describe(self.spec, self.facts))
         self.attempt.fact(**self.facts, num_train_steps=self.trainer.step)
 
@@ -185,8 +199,8 @@ class TrainingRun:
                 self._log(clock)
             if step % cadence.checkpoint_every == 0 or (cadence.keep_every and step % cadence.keep_every == 0):
                 self.save()
-            if step % cadence.checkpoint_every == 0 or at_end:
-                self._probe()
+            with clock.aside():
+                self._look(step, at_end)
             if not at_end and self.vote.agreed(self.attempt.should_stop, step):
                 self.save()
                 self.writer.wait()
@@ -200,17 +214,28 @@ class TrainingRun:
             metrics["ema_distance"] = float(trainer.ema.distance(trainer.parameters))
         seconds, metrics["data_wait_share"], steps = clock.lap(step)
         metrics["tokens_per_s"] = steps * self.recipe.batch_size * self.facts["num_tokens"] / seconds
-        # forward and backward of a token cost six operations a parameter (Kaplan et al. 2020), attention aside
-        size = sum(parameter.numel() for parameter in trainer.parameters.values())
-        metrics["model_tflops_per_s"] = 6e-12 * size * metrics["tokens_per_s"]
+        rate = metrics["tokens_per_s"] * operations_per_token(trainer.model)
+        metrics["model_tflops_per_s"] = rate / 1e12
+        metrics["model_flops_utilisation"] = rate / (self._peak() * trainer.accelerator.num_processes)
         self.attempt.log(metrics, step)
         last = checkpoint_name(self._saved_at) if self._saved_at > 0 else "no checkpoint"
         loss = metrics["loss"] if math.isfinite(metrics["grad_norm"]) or trainer.accelerator.scaler else math.nan
         check_loss(loss, step, self.facts["codebook_size"], last)
 
-    def _probe(self) -> None:
-        if self.source.held_out is not None and self.attempt.is_main:
-            self.attempt.log(self.source.held_out.nll(self.trainer.model), self.trainer.step)
+    def _peak(self) -> float:
+        """Operations a second of one process's device: as named, else measured."""
+        if self.cadence.peak_tflops is not None:
+            return self.cadence.peak_tflops * 1e12
+        return matrix_rate(self.attempt.device, self.recipe.precision)
+
+    def _look(self, step: int, at_end: bool) -> None:
+        """Held-out likelihood and pictures, where they are due."""
+        held_out, cadence = self.source.held_out, self.cadence
+        if held_out is not None and self.attempt.is_main and (step % cadence.checkpoint_every == 0 or at_end):
+            self.attempt.log(held_out.nll(self.trainer.model), step)
+        if self.pictures is not None and (step % cadence.samples_every == 0 or at_end):
+            with self.trainer.averaged() as model, self.trainer.accelerator.autocast():
+                self.pictures.draw(model, step)
 
 
 class Clock:
@@ -219,6 +244,13 @@ class Clock:
     def __init__(self, step: int) -> None:
         self._began, self._waited, self._step = time.perf_counter(), 0.0, step
         self._asked = 0.0
+
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        """Leaves the time inside out of account: it is no training."""
+        began = time.perf_counter()
+        yield
+        self._began += time.perf_counter() - began
 
     def waiting(self) -> Clock:
         """Counts the time inside as waiting."""

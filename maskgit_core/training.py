@@ -7,7 +7,7 @@ Shapes: B samples of this process, L tokens, M tokens in the loss, K codebook.
 """
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -137,6 +137,21 @@ class Trainer:
         if self.accelerator.scaler is not None and "scaler" in facts:
             self.accelerator.scaler.load_state_dict(dict(facts["scaler"]))
         self.step = int(facts["step"])
+
+    @contextlib.contextmanager
+    @torch.no_grad()
+    def averaged(self) -> Iterator[Any]:
+        """The model with the moving average (where there is one) as its weights, for as long as this lasts."""
+        if self.ema is None:
+            yield self.model
+            return
+        current, averages = list(self.parameters.values()), list(self.ema.averages.values())
+        own = [parameter.detach().clone() for parameter in current]
+        torch._foreach_copy_(current, averages)
+        try:
+            yield self.model
+        finally:
+            torch._foreach_copy_(current, own)
 
     def weights(self) -> dict[str, dict[str, torch.Tensor]]:
         """The weights to publish: `model` (the moving average where there is one) and `raw`, in CPU memory."""

@@ -34,6 +34,7 @@ TINY = [
     "train.warmup_steps=2",
     "train.checkpoint_every=3",
     "train.log_every=2",
+    "train.samples_every=8",
     "sample.num_samples=40",
     "sample.piece_size=10",
     "sampler.num_steps=4",
@@ -124,6 +125,12 @@ def test_killed_in_some_stages_equals_undisturbed(tmp_path: Path, undisturbed: P
 @pytest.mark.parametrize("seed", range(3))
 def test_killed_in_every_stage_equals_undisturbed(tmp_path: Path, undisturbed: Path, seed: int) -> None:
     drill(tmp_path / "store", STAGES, seed, undisturbed)
+
+
+def test_training_shows_grids_of_samples(undisturbed: Path) -> None:
+    folder = undisturbed / "experiments" / "quickstart" / "train"
+    assert read_json(folder / "manifest.json")["shown"] == [f"samples/step-{step:09d}.png" for step in (8, 16)]  # type: ignore[index]
+    assert (folder / "files" / "samples" / "step-000000016.png").read_bytes()[:4] == b"\x89PNG"
 
 
 def test_run_again_does_nothing(undisturbed: Path) -> None:

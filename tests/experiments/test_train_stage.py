@@ -146,9 +146,28 @@ def test_artifact_loads_and_holds_both_kinds_of_weights(tmp_path: Path, cache: P
     model, raw = load_model(source), load_model(source, weights="raw")
     assert not model.training and not any(p.requires_grad for p in model.parameters())
     assert not torch.equal(model.pos_emb, raw.pos_emb)
-    assert {"loss", "masked_accuracy", "grad_norm", "lr", "tokens_per_s", "data_wait_share"} <= {
-        point.metric for point in read_points(tmp_path / "step")
-    }
+    values = {point.metric: point.value for point in read_points(tmp_path / "step")}
+    assert {"loss", "masked_accuracy", "grad_norm", "lr", "tokens_per_s", "data_wait_share"} <= values.keys()
+    assert 0 < values["model_flops_utilisation"] < 1
+
+
+def test_utilisation_is_a_share_of_the_named_peak(tmp_path: Path, cache: Path) -> None:
+    trained(tmp_path / "step", cache, peak_tflops=2.0)
+    points = [(p.step, p.metric, p.value) for p in read_points(tmp_path / "step")]
+    rates = {step: value for step, metric, value in points if metric == "model_tflops_per_s"}
+    shares = {step: value for step, metric, value in points if metric == "model_flops_utilisation"}
+    assert len(rates) == 4 and all(shares[step] == pytest.approx(rates[step] / 2.0) for step in rates)
+
+
+def test_operations_of_the_paper_size_model_are_counted() -> None:
+    """24 x 768: twelve D^2 weights a block, biases and norms aside; forward and backward."""
+    from maskgit_core.models.prenorm import Model
+    from maskgit_core.utilisation import operations_per_token
+
+    with torch.device("meta"):
+        model = Model(codebook_size=1024, num_tokens=256, num_classes=1000)
+    expected = 24 * (6 * 12 * 768**2 + 12 * 256 * 768)
+    assert operations_per_token(model) == pytest.approx(expected, rel=2e-3)
 
 
 def test_accumulation_changes_nothing_but_rounding(tmp_path: Path, cache: Path) -> None:
@@ -247,7 +266,17 @@ def test_images_on_the_fly_give_the_losses_of_their_cache(tmp_path: Path) -> Non
     attempt = Attempt(tmp_path / "fly")
     model = ModelSpec("prenorm", {"dim": 16, "num_layers": 2, "num_heads": 2, "dropout": 0.1})
     values = {**VALUES, "num_train_steps": 4}
-    train.run(attempt, images=images, image_tokenizer=upstream, model=model, **values)
+    train.run(attempt, images=images, image_tokenizer=upstream, model=model, samples_every=2, **values)
     attempt.close()
     found = [[p.value for p in read_points(tmp_path / n) if p.metric == "loss"] for n in ("cached", "fly")]
-    assert found[0] == found[1] and len(found[0]) == 4
+    assert found[0] == found[1] and len(found[0]) == 4, "pictures on the way change nothing"
+    grids = [f"samples/step-{step:09d}.png" for step in (2, 4)]
+    assert attempt.notes["shown"] == grids
+    pictures = [np.asarray(Image.open(attempt.files / name)) for name in grids]
+    assert pictures[0].shape == (2 * 50 + 2, 8 * 50 + 2, 3), "a row a class, eight columns of 16 x 16 enlarged thrice"
+    assert not np.array_equal(*pictures), "the same seeds, a model that has learnt"
+
+
+def test_a_cache_of_unknown_origin_gives_no_pictures(tmp_path: Path, cache: Path) -> None:
+    with pytest.raises(ConfigError, match=r"train.samples_every: no tokenizer is known behind .*; set it to 0"):
+        trained(tmp_path / "step", cache, samples_every=2)
