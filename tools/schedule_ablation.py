@@ -1,0 +1,112 @@
+"""The ablation of mask schedules as files: a row a run, and a chart of them.
+
+    python -m tools.schedule_ablation [--store DIR] [--folder docs]
+
+Reads the finished runs of `schedule_ablation_fashion` in a store and writes `schedule_ablation.csv` and
+`schedule_ablation.png`. The table itself is `maskgit table schedule_ablation_fashion`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.artifacts import sha256_file
+from experiments.atomic import read_json, write_bytes
+from experiments.find import default_store
+from experiments.journal import read_points
+from experiments.plots import SETTINGS, rendered
+from experiments.results import Result, collect
+from maskgit_core.errors import ArtifactError
+
+EXPERIMENT = "schedule_ablation_fashion"
+#: From most to least masked while training.
+SCHEDULES = ("exp", "cubic", "square", "cosine", "arccos", "linear", "sqrt", "log")
+SCORES = {"fd": "fd_efficientnet_lite0", "class_accuracy": "class_accuracy"}
+NLL = {f"nll_{ratio}": f"held_out_nll_{ratio}" for ratio in (25, 50, 75, 100)}
+COLUMNS = ("schedule", "seed", *SCORES, *NLL, "train_seconds", "sample_seconds", "model_sha256", "commit")
+
+
+def rows(store: Path) -> list[dict[str, Any]]:
+    """A row a run, by schedule and seed.
+
+    Raises:
+        ArtifactError: there is no finished run of the experiment.
+    """
+    found = [_row(result) for result in collect(store, ("scores",), EXPERIMENT)]
+    if not found:
+        raise ArtifactError(f"{store}: holds no finished run; first run: maskgit run experiment={EXPERIMENT}")
+    return sorted(found, key=lambda row: (SCHEDULES.index(row["schedule"]), row["seed"]))
+
+
+def _row(result: Result) -> dict[str, Any]:
+    row: dict[str, Any] = {"schedule": result.config["train.mask_schedule"], "seed": int(result.config["train.seed"])}
+    for column, key in SCORES.items():
+        score = result.score(key)
+        row[column] = None if score is None else round(score.value, 4)
+    for folder in result.upstream:
+        manifest = read_json(folder / "manifest.json") or {}
+        if manifest.get("kind") == "model":
+            last = {point.metric: point.value for point in read_points(folder)}
+            row |= {column: round(last[metric], 4) for column, metric in NLL.items()}
+            row["train_seconds"] = round(manifest["seconds"], 1)
+            row["model_sha256"] = sha256_file(folder / "files" / "model.safetensors")[:16]
+        elif manifest.get("kind") == "samples":
+            row["sample_seconds"] = round(manifest["seconds"], 1)
+    return {**row, "commit": result.commit[:12]}
+
+
+def as_csv(found: Sequence[dict[str, Any]]) -> str:
+    """The rows with a header."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(found)
+    return text.getvalue()
+
+
+def figure(found: Sequence[dict[str, Any]]) -> Any:
+    """Mean over the seeds with a dot a seed: distance, class accuracy and held-out likelihood by schedule."""
+    import matplotlib as mpl
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    names = [name for name in SCHEDULES if any(row["schedule"] == name for row in found)]
+    places = range(len(names))
+    with mpl.rc_context(SETTINGS):
+        drawn = Figure(figsize=(10.2, 3.0), layout="constrained")
+        FigureCanvasAgg(drawn)
+        axes = drawn.subplots(1, 3)
+        titles = ("FD of 1,000 samples (lower is better)", "class accuracy of samples", "held-out NLL, nats a token")
+        for axis, title, columns in zip(axes, titles, (("fd",), ("class_accuracy",), tuple(NLL)), strict=True):
+            for column in columns:
+                values = [[float(r[column]) for r in found if r["schedule"] == name] for name in names]
+                label = f"{column.removeprefix('nll_')} % masked" if column in NLL else None
+                line = axis.plot(places, [statistics.fmean(v) for v in values], "o-", ms=4, lw=1.1, label=label)
+                dots = [(place, value) for place, several in zip(places, values, strict=True) for value in several]
+                axis.plot(*zip(*dots, strict=True), "o", ms=2.5, alpha=0.5, color=line[0].get_color())
+            axis.set_title(title, fontsize=9)
+            axis.set_xticks(list(places), names, rotation=35)
+        axes[2].legend(fontsize=7, frameon=False)
+    return drawn
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Writes both files."""
+    parser = argparse.ArgumentParser(description="the ablation of mask schedules as a CSV file and a chart")
+    parser.add_argument("--store", type=Path, default=default_store())
+    parser.add_argument("--folder", type=Path, default=Path("docs"))
+    asked = parser.parse_args(arguments)
+    found = rows(asked.store.expanduser().absolute())
+    write_bytes(asked.folder / "schedule_ablation.csv", as_csv(found).encode())
+    write_bytes(asked.folder / "schedule_ablation.png", rendered(figure(found), "png"))
+    print(f"wrote {len(found)} runs to {asked.folder}/schedule_ablation.csv and .png")
+
+
+if __name__ == "__main__":
+    main()
