@@ -101,6 +101,39 @@ def forward(store: Path, uri: str, pipeline: str, step: str, parent: int, every_
     return left
 
 
+def announce(store: Path, pipeline: str) -> bool:
+    """Shows an execution's runs in the window as soon as it is submitted, from a process nobody waits for.
+
+    Only where a tracking server is configured; one that is away hears of them from the jobs or `maskgit sync`. Never
+    raises; True where such a process was started.
+    """
+    uri = live_uri(store, pipeline)
+    if uri is None:
+        return False
+    quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with suppress(OSError):
+        command = [sys.executable, "-m", "experiments.forwarding", str(store), uri, pipeline]
+        subprocess.Popen(command, start_new_session=True, **quiet)
+        return True
+    return False
+
+
+def _announce(store: Path, uri: str, pipeline: str) -> int:
+    with suppress(OSError):
+        os.nice(10)
+    from experiments.tracking import ship
+    from maskgit_core.errors import TrackingError
+
+    with suppress(TrackingError):
+        ship(store, uri, pipelines=[pipeline])
+    return 0
+
+
+def _main(store: str, uri: str, pipeline: str, step: str = "", parent: str = "0") -> int:
+    if not step:
+        return _announce(Path(store), uri, pipeline)
+    return min(forward(Path(store), uri, pipeline, step, int(parent)), 1)
+
+
 if __name__ == "__main__":
-    _, _store, _uri, _pipeline, _step, _parent = sys.argv
-    raise SystemExit(min(forward(Path(_store), _uri, _pipeline, _step, int(_parent)), 1))
+    raise SystemExit(_main(*sys.argv[1:]))

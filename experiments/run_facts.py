@@ -13,6 +13,11 @@ from experiments.scores import read_scores
 
 #: Outputs up to this size are uploaded when a stage asked to show them; everything else is a reference.
 MAX_UPLOAD_BYTES = 8 * 1024 * 1024
+#: Kind of what a step makes -> what it reads a data set for; of anything else it is a reference.
+DATASET_CONTEXTS = {"tokenizer": "training", "model": "training", "tokens": "source", "scores": "evaluation",
+                    "tokenizer_scores": "evaluation"}  # fmt: skip
+#: The context under which a cache states its own shards.
+TOKENS = "tokens"
 
 
 def milliseconds(seconds: float) -> int:
@@ -128,6 +133,29 @@ def effective_config(
         config = {**step_params(step, read_json(store / step["folder"] / "request.json") or {}), **config}
         queue += step.get("needs") or ()
     return config, upstream
+
+
+def datasets(
+    store: Path, folder: Path, request: Mapping[str, Any], manifest: Mapping[str, Any] | None
+) -> tuple[Mapping[str, Any], ...]:
+    """Data sets a step reads: those of its config with the digest of their content, the token shards a model is
+    trained on, and what its stage stated."""
+    kind = str(request.get("kind", ""))
+    content = (read_json(folder / "launch.json") or {}).get("content") or {}
+    found: list[Mapping[str, Any]] = []
+    for key, module in (request.get("modules") or {}).items():
+        outside = {k: v for k, v in (request.get("outside") or {}).items() if k.startswith(f"{key}.")}
+        if ".datasets." not in str(module) or not outside:
+            continue
+        path = next((str(content[k]) for k in outside if k in content), "")
+        name, context = request["config"][key]["name"], DATASET_CONTEXTS.get(kind, "reference")
+        found.append({"name": name, "digest": "-".join(outside.values()), "path": path, "context": context})
+    if kind == "model":
+        for source in (s for sources in (request.get("inputs") or {}).values() for s in sources):
+            made = read_json(store / source["folder"] / "manifest.json") or {}
+            found += [{**d, "context": "training"} for d in made.get("datasets") or () if d["context"] == TOKENS]
+    found += (manifest or {}).get("datasets") or ()
+    return tuple({(d["name"], d["digest"]): d for d in reversed(found)}.values())[::-1]  # the first of equal ones
 
 
 def _flatten(prefix: str, value: Any, into: dict[str, str]) -> None:

@@ -32,6 +32,8 @@ RUN_STATUS = {
     "not run": "KILLED",
 }
 FINAL = ("FINISHED", "FAILED", "KILLED")
+#: The exit code of an attempt that saved its state and is to be continued (`experiments/job.py`).
+CONTINUE = 75
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,11 @@ class Run:
     def is_final(self) -> bool:
         """True where nothing more will come, unless somebody continues it."""
         return self.status in FINAL
+
+    def attached(self) -> list[Any]:
+        """What the window holds of it besides tags, params and points."""
+        uploads = [(str(path), place) for path, place in self.uploads]
+        return [uploads, self.texts, self.datasets, self.model, self.scored_models]
 
     def signature(self) -> str:
         """Changes whenever there is something new to ship."""
@@ -136,7 +143,7 @@ def _parent_state(record: Mapping[str, Any], states: Sequence[str]) -> str:
     for bad in ("failed", "killed", "cancelled", "stopped"):
         if bad in states:
             return bad
-    return "killed" if _launcher_is_dead(record) else "running"
+    return "killed" if "waiting" not in states or _launcher_is_dead(record) else "running"
 
 
 def _launcher_is_dead(record: Mapping[str, Any]) -> bool:
@@ -153,7 +160,7 @@ def _step_run(store: Path, record: Mapping[str, Any], entry: Mapping[str, Any], 
     tried = attempts(folder)
     mine = [p for p in tried if (read_json(p / "start.json") or {}).get("pipeline") == record["uid"]]
     known = status(folder, job_alive)
-    state = _step_state(record, known, tried, mine)
+    state = _step_state(record, folder, known, tried, mine, _in_queue(folder, record, job_alive))
     request = read_json(folder / "request.json") or {}
     manifest = _manifest(known, mine) if state in ("done", "reused") else None
     run = Run(
@@ -175,7 +182,7 @@ def _step_run(store: Path, record: Mapping[str, Any], entry: Mapping[str, Any], 
         start_ms=int(started(mine[0] / "journal.jsonl") or run.start_ms),
         end_ms=_ended(mine[-1], record) if run.is_final else None,
         journals=_journals(tried, mine),
-        datasets=tuple((manifest or {}).get("datasets") or ()),
+        datasets=run_facts.datasets(store, folder, request, manifest),
         uploads=run_facts.uploads(folder, manifest),
         texts=run_facts.texts(folder, request, manifest),
         model=run_facts.model(folder, entry, manifest),
@@ -192,20 +199,50 @@ def _params(
     return run_facts.effective_config(store, {s["fingerprint"]: s for s in record["steps"]}, entry)[0]
 
 
-def _step_state(record: Mapping[str, Any], known: Status, tried: Sequence[Path], mine: Sequence[Path]) -> str:
+def _step_state(
+    record: Mapping[str, Any],
+    folder: Path,
+    known: Status,
+    tried: Sequence[Path],
+    mine: Sequence[Path],
+    queued: bool | None,
+) -> str:
     if not mine:
-        if known.state == "done":
-            return "reused"
-        if known.state == "cancelled":
-            return "cancelled"
-        # Someone else's attempt, if any, says nothing of ours.
-        return "not run" if _launcher_is_dead(record) and known.state != "running" else "waiting"
+        return _state_before_its_first_attempt(record, folder, known, queued)
     last = mine[-1]
     if (last / "manifest.json").exists():
         return "done"  # and set aside later
-    if last == tried[-1]:
-        return known.state
-    return str((read_json(last / "end.json") or {}).get("state", "killed"))
+    if last != tried[-1]:
+        return str((read_json(last / "end.json") or {}).get("state", "killed"))
+    if known.state in ("stopped", "killed", "failed") and queued:
+        return "waiting"  # preempted, out of time or lost with its node: it is in the queue again
+    if known.state == "stopped" and known.end.get("code") == CONTINUE and queued is None:
+        return "stopped" if _launcher_is_dead(record) else "waiting"
+    return known.state
+
+
+def _state_before_its_first_attempt(record: Mapping[str, Any], folder: Path, known: Status, queued: bool | None) -> str:
+    """An attempt that somebody else's execution made, if any, says nothing of ours."""
+    if known.state == "done":
+        return "reused"
+    if known.state == "cancelled":
+        return "cancelled"
+    if float((read_json(folder / "refused.json") or {}).get("time", 0.0)) >= float(record["time"]):
+        return "failed"
+    gone = _launcher_is_dead(record) if queued is None else not queued
+    return "not run" if gone and known.state != "running" else "waiting"
+
+
+def _in_queue(folder: Path, record: Mapping[str, Any], job_alive: JobAlive | None) -> bool | None:
+    """Whether a job in the queue will run the step for this execution; None where there is no telling."""
+    note = read_json(folder / "submitted.json") or {}
+    if job_alive is None or not note.get("links"):
+        return None
+    alive = [job_alive(str(job)) for job in note["links"]]
+    if any(alive):
+        # Somebody else's job does not continue our run, but what we have not begun waits for it.
+        return True if note.get("pipeline") == record["uid"] else None
+    return None if None in alive else False
 
 
 def _manifest(known: Status, mine: Sequence[Path]) -> Mapping[str, Any] | None:

@@ -126,20 +126,34 @@ class Window:
         if known.get("signature") == signature:
             self._run_ids[run.uid] = known["run_id"]
             return 0
+        try:
+            return self._bring(run, experiment, note, known)
+        except Exception as error:
+            if "must be in the 'active' state" not in str(error):
+                raise
+            # Deleted since it was noted: by hand, or as the twin of a run that another machine's shipper made.
+            return self._bring(run, experiment, note, {})
+
+    def _bring(self, run: Run, experiment: str, note: Path, known: Mapping[str, Any]) -> int:
+        """Everything the window should hold of a run; `known` is what this store remembers of it."""
+        signature = run.signature()
         run_id, marks = self._find_or_create(run, experiment, known)
         if run_id is None:  # deleted by hand: it stays deleted
             write_json(note, {"run_id": "", "signature": signature}, durable=False)
             return 0
         self._run_ids[run.uid] = run_id
         self.shown.add((run.uid, signature))
-        facts = hashlib.sha256(json.dumps([run.tags, run.params]).encode()).hexdigest()  # type: ignore[arg-type]
-        if known.get("facts") != facts or known.get("run_id") != run_id:
+        facts, extras = _digest([run.tags, run.params]), _digest([run.results, run.attached()])
+        again = known.get("run_id") != run_id
+        if again or known.get("facts") != facts:
             self._say(run, run_id)
         sent = self._points(run, run_id, marks)
-        self._results(run, run_id, experiment)
-        self._attach(run, run_id)
+        if again or known.get("extras") != extras:
+            self._results(run, run_id, experiment)
+            self._attach(run, run_id)
         self._end(run, run_id)
-        write_json(note, {"run_id": run_id, "signature": signature, "facts": facts, "marks": marks}, durable=False)
+        told = {"run_id": run_id, "signature": signature, "facts": facts, "extras": extras, "marks": marks}
+        write_json(note, told, durable=False)
         return sent
 
     # -- finding ---------------------------------------------------------------------------------------------------
@@ -284,6 +298,10 @@ class Window:
 def _uid(uid: str) -> str:
     """A run's uid in a form that needs no quoting in a filter."""
     return hashlib.sha256(uid.encode()).hexdigest()[:32]
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, default=dict).encode()).hexdigest()
 
 
 def _metric(point: Point, model_id: str | None = None) -> Any:

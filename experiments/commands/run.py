@@ -65,6 +65,7 @@ def fetch_weights(name: str) -> None:
 
 
 def _launch(graph: Any, planned: Sequence[Any], store: Any, launcher: Any) -> int:
+    from experiments.forwarding import announce
     from experiments.launching import calls
     from experiments.prepare import prepare
 
@@ -73,6 +74,7 @@ def _launch(graph: Any, planned: Sequence[Any], store: Any, launcher: Any) -> in
     for step in planned:
         (step.node.folder / "logs").mkdir(parents=True, exist_ok=True)
     todo = calls(graph, planned, uid)
+    announce(store.root, uid)
     shipper = _Shipper(store.root, graph)
     outcomes = launcher.launch(todo, on_event=_Teller({s.node.fingerprint: s for s in planned}))
     code = report(todo, outcomes)

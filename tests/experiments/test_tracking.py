@@ -178,14 +178,80 @@ def test_twins_made_at_the_same_moment_become_one(store):
     assert len(history(store.root, "train", "loss")) == 30
 
 
-def test_a_run_deleted_by_hand_stays_deleted(store):
-    trained(store)
+@pytest.mark.parametrize("notes", ["kept", "lost"])
+def test_a_run_deleted_by_hand_stays_deleted(store, notes):
+    folder = trained(store)
     ship(store.root)
     (run,) = runs(store.root, "train")
     client(store.root).delete_run(run.info.run_id)
-    shutil.rmtree(store.root / "tracking")
+    if notes == "lost":
+        shutil.rmtree(store.root / "tracking")
+    lines(folder / "attempts" / "0001" / "journal.jsonl", [(99, {"loss": 0.0})])
     ship(store.root)
     assert runs(store.root, "train") == []
+
+
+def test_a_twin_deleted_by_another_machine_passes_its_points_on(store):
+    """Two machines that share no lock made the run at one moment; the one whose run went goes on in the other's."""
+    folder = store.step("train", "train", "model", {})
+    journal = store.attempt(folder) / "journal.jsonl"
+    lines(journal, [(i, {"loss": float(i)}) for i in range(20)], int(T0 * 1000) + 11_000)
+    ship(store.root)
+    c, (run,) = client(store.root), runs(store.root, "train")
+    twin = c.create_run(run.info.experiment_id, tags={tracking.UID: run.data.tags[tracking.UID]}, run_name="train")
+    c.set_tag(run.info.run_id, tracking.DUPLICATE, twin.info.run_id)
+    c.delete_run(run.info.run_id)
+    lines(journal, [(i, {"loss": float(i)}) for i in range(20, 50)], int(T0 * 1000) + 12_000)
+    ship(store.root)
+    assert [r.info.run_id for r in runs(store.root, "train")] == [twin.info.run_id]
+    assert history(store.root, "train", "loss") == [(i, float(i)) for i in range(50)]
+
+
+def test_data_sets_are_inputs_with_the_digest_of_their_content(store):
+    """The pictures a step's config names, and the shards a model is trained on, under the digest the cache stated."""
+    cache = store.step("cache", "cache_tokens", "tokens", {"dataset": {"name": "photos", "split": "train"}})
+    request = json.loads((cache / "request.json").read_text())
+    request["modules"] = {"dataset": "maskgit_core.datasets.photos", "sampler": "maskgit_core.samplers.halton"}
+    request["outside"] = {"dataset.root": "a" * 64}
+    write_json(cache / "request.json", request)
+    write_json(cache / "launch.json", {"content": {"dataset.root": "/data/photos"}})
+    store.attempt(cache)
+    shards = {"name": "photos", "digest": "b" * 16, "path": "/store/files", "context": "tokens"}
+    store.done(cache, datasets=[shards])
+    train = store.step("train", "train", "model", {}, [store.steps[0]["fingerprint"]])
+    request = json.loads((train / "request.json").read_text())
+    request["inputs"] = {"tokens": [{"folder": store.steps[0]["folder"]}]}
+    write_json(train / "request.json", request)
+    store.attempt(train)
+    ship(store.root)
+
+    def inputs(name: str) -> set[tuple[str, ...]]:
+        (run,) = runs(store.root, name)
+        found = [(d.dataset, d.tags[0].value) for d in run.inputs.dataset_inputs]
+        return {(d.name, d.digest, json.loads(d.source)["uri"], context) for d, context in found}
+
+    pictures, tokens = ("photos", "a" * 36, "/data/photos"), ("photos", "b" * 16, "/store/files")
+    assert inputs("cache") == {(*pictures, "source"), (*tokens, "tokens")}
+    assert inputs("train") == {(*tokens, "training")}  # known while it still runs
+
+
+def test_what_has_not_changed_is_not_uploaded_again(store, monkeypatch):
+    from mlflow import MlflowClient
+
+    folder = store.step("train", "train", "model", {"lr": 0.1})
+    journal = store.attempt(folder) / "journal.jsonl"
+    uploads: list[str] = []
+    real = MlflowClient.log_text
+    monkeypatch.setattr(MlflowClient, "log_text", lambda self, run, text, name: uploads.append(name) or
+                        real(self, run, text, name))  # fmt: skip
+    for step in range(3):
+        lines(journal, [(step, {"loss": 1.0})], int(T0 * 1000) + 11_000 + step)
+        ship(store.root)
+    assert uploads.count("request.json") == 1
+    store.done(folder)
+    ship(store.root)
+    assert uploads.count("request.json") == 2 and "outputs.json" in uploads
+    assert len(history(store.root, "train", "loss")) == 3
 
 
 def test_a_resumed_curve_has_no_zigzag_and_no_double_points(store):
@@ -205,6 +271,56 @@ def test_a_resumed_curve_has_no_zigzag_and_no_double_points(store):
     ship(store.root)
     assert history(store.root, "train", "loss") == [(i, float(i)) for i in range(90)]
     assert runs(store.root, "train")[0].info.status == "FINISHED"
+
+
+def test_a_requeued_step_waits_and_continues_the_same_run(store):
+    """Preempted by SLURM: in the queue it is scheduled, not killed; its second attempt goes on where it was."""
+    folder = store.step("train", "train", "model", {})
+    store.write(settings={"launcher": {"name": "slurm"}})
+    write_json(folder / "submitted.json", {"links": ["7"], "pipeline": store.uid})
+    queue = {"7": True}
+
+    def shown() -> str:
+        ship(store.root, job_alive=queue.get)
+        (run,) = runs(store.root, "train")
+        return run.info.status
+
+    assert shown() == "SCHEDULED"
+    first = store.attempt(folder, 1)
+    lines(first / "journal.jsonl", [(i, {"loss": float(i)}) for i in range(40)], int(T0 * 1000) + 11_000)
+    write_json(first / "end.json", {"state": "stopped", "code": 75, "time": T0 + 50})
+    assert shown() == "SCHEDULED"
+    ship(store.root)  # a job's own shipper, which does not ask the queue
+    assert runs(store.root, "train")[0].info.status == "SCHEDULED"
+    second = store.attempt(folder, 2, at=T0 + 60)
+    points = [(i, {"loss": float(i)}) for i in range(30, 70)]
+    lines(second / "journal.jsonl", points, int(T0 * 1000) + 61_000, resumed_at=30)
+    store.done(folder, 2)
+    queue.clear()
+    assert shown() == "FINISHED"
+    assert history(store.root, "train", "loss") == [(i, float(i)) for i in range(70)]
+
+
+def test_a_stopped_step_that_left_the_queue_is_killed(store):
+    folder = store.step("train", "train", "model", {})
+    store.write(settings={"launcher": {"name": "slurm"}})
+    write_json(folder / "submitted.json", {"links": ["7"], "pipeline": store.uid})
+    write_json(store.attempt(folder) / "end.json", {"state": "stopped", "code": 75, "time": T0 + 50})
+    ship(store.root, job_alive={"7": True}.get)
+    assert runs(store.root, "train")[0].info.status == "SCHEDULED"
+    ship(store.root, job_alive={"7": False}.get)
+    assert {r.info.status for r in runs(store.root)} == {"KILLED"}
+
+
+@pytest.mark.parametrize("refused", [True, False])
+def test_a_job_that_ended_before_its_step_began_is_not_scheduled_for_ever(store, refused):
+    folder = store.step("train", "train", "model", {})
+    store.write(settings={"launcher": {"name": "slurm"}})
+    write_json(folder / "submitted.json", {"links": ["7"], "pipeline": store.uid})
+    if refused:  # its inputs were gone, say
+        write_json(folder / "refused.json", {"reason": "tokens: missing", "time": T0 + 5})
+    ship(store.root, job_alive={"7": False}.get)
+    assert {r.info.status for r in runs(store.root)} == {"FAILED" if refused else "KILLED"}
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,10 @@ class TrackedStore:
         self.steps: list[dict] = []
         self.settings: dict = {}
 
+    @property
+    def parent_name(self) -> str:
+        return f"{self.experiment} {self.uid[:15]}"
+
     def write(self, **extra) -> None:
         record = {
             "uid": self.uid, "experiment": self.experiment, "command": f"maskgit run experiment={self.experiment}",
