@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from experiments.atomic import create_exclusively, explain, read_json
+from experiments.atomic import create_exclusively, explain, read_json, write_for_group
 from experiments.claims import Claim, JobAlive, Owner
 from maskgit_core.errors import ArtifactError
 
@@ -41,6 +41,7 @@ class Store:
 
     def __init__(self, root: Path) -> None:
         self.root = Path(root).expanduser().absolute()
+        write_for_group(self.root)
         self._listed: dict[str, dict[str, list[Path]]] = {}
 
     def folder(self, stage: str, label: str, print_: str) -> Path:

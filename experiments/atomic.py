@@ -6,6 +6,7 @@ import contextlib
 import errno
 import json
 import os
+import stat
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,18 @@ def _read_umask() -> int:
 
 
 _UMASK = _read_umask()
+
+
+def write_for_group(root: Path) -> None:
+    """From here on this process's files and folders are group-writable, where the store `root` itself is.
+
+    Whoever owns the store says so once (`chgrp lab runs; chmod 2775 runs`); nobody's umask then shuts the others out.
+    """
+    global _UMASK
+    with contextlib.suppress(OSError):
+        if root.stat().st_mode & stat.S_IWGRP and _UMASK & stat.S_IWGRP:
+            _UMASK &= ~stat.S_IWGRP
+            os.umask(_UMASK)
 
 
 def explain(error: OSError, path: Path) -> ArtifactError:

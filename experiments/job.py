@@ -20,7 +20,7 @@ from typing import Any, TextIO
 
 from experiments import provenance
 from experiments.artifacts import attempts, check_outputs, finish, list_outputs, manifest_digest, new_attempt
-from experiments.atomic import explain, read_json, write_bytes, write_json
+from experiments.atomic import explain, read_json, write_bytes, write_for_group, write_json
 from experiments.attempt import Attempt, Stopped, SupersededError, wait_for_file
 from experiments.binding import arguments, input_manifests, load_inputs, read_request
 from experiments.claims import Claim, JobAlive
@@ -52,6 +52,7 @@ class Job:
     def __init__(self, folder: Path, job_alive: JobAlive | None = None) -> None:
         self.folder = folder.absolute()
         self.store = self.folder.parent.parent
+        write_for_group(self.store)
         self.rank = int(os.environ.get("RANK", 0))
         self.world_size = int(os.environ.get("WORLD_SIZE", 1))
         self.launch_id = os.environ.get("MASKGIT_LAUNCH_ID") or f"pid-{os.getpid()}-{time.time_ns()}"
