@@ -32,13 +32,15 @@ def written(place: Path) -> list[str]:
     return sorted(str(p.relative_to(place)) for p in place.rglob("*") if p.is_file()) if place.exists() else []
 
 
-def refused(done: subprocess.CompletedProcess[str], *said: str) -> None:
+def refused(done: subprocess.CompletedProcess[str], *said: str) -> bool:
+    """True where it was refused as every bad request must be: exit code 2, one line, no traceback, saying this."""
     assert done.returncode == 2, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
     assert "Traceback" not in done.stderr + done.stdout
     lines = [line for line in done.stderr.splitlines() if line.strip()]
     assert len(lines) == 1 and lines[0].startswith("error: "), done.stderr
     for text in said:
         assert text in lines[0], lines[0]
+    return True
 
 
 @pytest.fixture
@@ -85,19 +87,19 @@ def over(pictures: Path, *overrides: str) -> list[str]:
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
 def test_wrong_requests(maskgit: Any, store: Path, arguments: list[str], said: str) -> None:
-    refused(maskgit("run", *arguments), said)
+    assert refused(maskgit("run", *arguments), said)
     assert written(store) == []
 
 
 def test_unknown_commands_and_options(maskgit: Any) -> None:
-    refused(maskgit("rnu"), "rnu: unknown command; did you mean run?")
+    assert refused(maskgit("rnu"), "rnu: unknown command; did you mean run?")
     assert maskgit("run", "--nonsense").returncode == 2
 
 
 def test_an_unreadable_picture_is_named_and_counted(maskgit: Any, pictures: Path, store: Path) -> None:
     (pictures / "cats" / "3.png").write_bytes(b"this is no picture")
     (pictures / "dogs" / "1.png").write_bytes((pictures / "dogs" / "0.png").read_bytes()[:40])
-    refused(maskgit("run", *over(pictures)), "3.png", "2 ")
+    assert refused(maskgit("run", *over(pictures)), "3.png", "2 ")
     assert not list(store.glob("*/*/request.json"))
 
 
@@ -115,12 +117,12 @@ def test_what_a_change_of_content_or_of_an_artifact_does(maskgit: Any, pictures:
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
-    refused(maskgit("run", *over(moved)), "weights.safetensors: does not match the sha256 in its manifest", "--redo")
+    assert refused(maskgit("run", *over(moved)), "weights.safetensors: does not match the sha256 in its manifest", "--redo")
 
 
 def test_a_store_that_is_a_file_is_refused(maskgit: Any, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    refused(maskgit("run", "experiment=quickstart", f"paths.store={tmp_path / 'file'}"), "set paths.store to another")
+    assert refused(maskgit("run", "experiment=quickstart", f"paths.store={tmp_path / 'file'}"), "set paths.store to another")
 
 
 @pytest.fixture
@@ -136,7 +138,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def test_a_read_only_store_is_refused(maskgit: Any, small_disk: Path) -> None:
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
-    refused(maskgit("run", "experiment=quickstart", f"paths.store={small_disk}/store"), "read-only", "set paths.store")
+    assert refused(maskgit("run", "experiment=quickstart", f"paths.store={small_disk}/store"), "read-only", "set paths.store")
     assert written(small_disk) == []
 
 
@@ -144,14 +146,14 @@ def test_a_full_disk_is_refused_before_the_work(maskgit: Any, small_disk: Path) 
     with pytest.raises(OSError), open(small_disk / "ballast", "wb", buffering=0) as ballast:
         while True:
             ballast.write(b"x" * 1024)
-    refused(maskgit("run", "experiment=quickstart", f"paths.store={small_disk}/store"), "disk is full")
+    assert refused(maskgit("run", "experiment=quickstart", f"paths.store={small_disk}/store"), "disk is full")
     assert written(small_disk) == ["ballast"]
 
 
 def test_a_disk_that_fills_up_under_a_step_costs_nothing_done(maskgit: Any, pictures: Path, small_disk: Path) -> None:
     store = small_disk / "store"
     done = maskgit("run", *over(pictures, f"paths.store={store}"))  # the weights do not fit
-    refused(done, "disk is full")
+    assert refused(done, "disk is full")
     assert not list(store.glob("*/*/manifest.json"))
     subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
     again = maskgit("run", *over(pictures, f"paths.store={store}"))

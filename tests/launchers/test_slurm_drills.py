@@ -52,9 +52,10 @@ def tool(*command: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-def finish(cluster: Cluster, store: Path, undisturbed: Callable[..., dict[str, str]], *overrides: str) -> None:
+def finished(cluster: Cluster, store: Path) -> dict[str, str]:
+    """What the store holds once nothing waits or runs any more."""
     cluster.idle(240)
-    assert digests(store) == undisturbed("experiment=chain", SLOW[0], *overrides)
+    return digests(store)
 
 
 @pytest.mark.parametrize("which", ["numbers", "total"])
@@ -69,7 +70,7 @@ def test_scancel_ends_a_step_and_nothing_restarts(cluster, store, on_slurm: Run,
     assert found["numbers"] == ("stopped" if which == "numbers" else "done")
     again = jobs_in(on_slurm("experiment=chain", *SLOW[:1]).stdout)
     assert set(again) == ({"numbers", "total"} if which == "numbers" else {"total"})
-    finish(cluster, store, undisturbed)
+    assert finished(cluster, store) == undisturbed("experiment=chain", SLOW[0])
 
 
 def test_usr2_then_scancel_does_not_come_back(cluster, store, on_slurm: Run) -> None:
@@ -88,7 +89,7 @@ def test_two_live_attempts_of_one_step(cluster, store, on_slurm: Run, lab: Run, 
     running(store)
     local = lab("run", "launcher=local", "experiment=chain", *SLOW)
     assert local.returncode == 0, local.stderr
-    finish(cluster, store, undisturbed)
+    assert finished(cluster, store) == undisturbed("experiment=chain", SLOW[0])
     assert set(attempts_of(store).values()) == {1}
 
 
@@ -99,7 +100,7 @@ def test_a_killed_process_fails_its_step_and_is_continued(cluster, store, on_slu
     cluster.idle()
     assert states(store) == {"numbers": "killed", "total": "blocked"}
     on_slurm("experiment=chain", *SLOW[:1])
-    finish(cluster, store, undisturbed)
+    assert finished(cluster, store) == undisturbed("experiment=chain", SLOW[0])
     assert len(list((folder / "attempts").iterdir())) == 2
 
 
@@ -112,7 +113,7 @@ def test_the_supervisor_killed_takes_its_process_along(cluster, store, on_slurm:
     cluster.idle()
     assert states(store) == {"numbers": "killed", "total": "blocked"}
     on_slurm("experiment=chain", *SLOW[:1])
-    finish(cluster, store, undisturbed)
+    assert finished(cluster, store) == undisturbed("experiment=chain", SLOW[0])
 
 
 def test_a_time_limit_is_routine(cluster, store, on_slurm: Run, undisturbed) -> None:
@@ -140,7 +141,7 @@ def test_preemption_requeues(cluster: Cluster, store, on_slurm: Run, undisturbed
         ).strip()
         wait_until(lambda: cluster.states().get(high) == "COMPLETED", 90)
         assert cluster.states()[jobs["numbers"]] in ("PENDING", "RUNNING", "COMPLETED")
-        finish(cluster, store, undisturbed)
+        assert finished(cluster, store) == undisturbed("experiment=chain", SLOW[0])
         assert len(list((folder / "attempts").iterdir())) == 2
     finally:
         conf.write_text(before)
@@ -180,7 +181,7 @@ def test_slurmctld_restarts(cluster: Cluster, store, on_slurm: Run, undisturbed)
     assert found.returncode == 0 and "numbers" in found.stdout  # no answer from the queue is no error
     subprocess.run(["slurmctld"], env=os.environ, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     wait_until(lambda: subprocess.run(["squeue", "-h"], capture_output=True).returncode == 0)
-    finish(cluster, store, undisturbed)
+    assert finished(cluster, store) == undisturbed("experiment=chain", SLOW[0])
     assert set(attempts_of(store).values()) == {1}
 
 
@@ -241,7 +242,7 @@ def test_jobs_do_not_notice_edits(cluster: Cluster, store: Path, undisturbed, tm
     job.write_text("raise SystemExit('edited')")  # while it runs, and before its requeue
     stage.write_text("raise SystemExit('edited')")
     tool("scancel", "--signal=USR2", jobs_in(done.stdout)["numbers"])
-    finish(cluster, store, undisturbed)
+    assert finished(cluster, store) == undisturbed("experiment=chain", SLOW[0])
     assert len(list((folder / "attempts").iterdir())) == 2
     record = json.loads((folder / "record.json").read_text())
     assert record["code"]["commit"] and record["code"]["digest"]
@@ -266,7 +267,7 @@ def test_a_full_disk_in_one_step(cluster, store, on_slurm: Run, undisturbed, tmp
         assert "the disk is full" in end["reason"]
         tool("mount", "-o", "remount,size=8m", str(small))
         on_slurm("experiment=chain", *SLOW[:1])
-        finish(cluster, store, undisturbed)
+        assert finished(cluster, store) == undisturbed("experiment=chain", SLOW[0])
     finally:
         tool("umount", "-l", str(small))
 
@@ -278,7 +279,7 @@ def test_a_chain_of_jobs_where_requeue_is_forbidden(cluster, store, on_slurm: Ru
         running(store, f"numbers[scale={scale}]")
     note = json.loads((step_folder(store, "numbers[scale=1]") / "submitted.json").read_text())
     tool("scancel", "--signal=USR2", note["links"][0])
-    finish(cluster, store, undisturbed, "numbers.scale=1.0,2.0")
+    assert finished(cluster, store) == undisturbed("experiment=chain", SLOW[0], "numbers.scale=1.0,2.0")
     tried = attempts_of(store)
     assert sorted(tried.values()) == [1, 1, 1, 2]
     assert len(note["links"]) == 3
@@ -333,7 +334,7 @@ def test_submitting_from_inside_a_job(cluster, store: Path, undisturbed, tmp_pat
     )
     tool("sbatch", "--export=ALL", str(script))
     wait_until(lambda: (tmp_path / "outer.txt").exists() and "submitted 2" in (tmp_path / "outer.txt").read_text())
-    finish(cluster, store, undisturbed)
+    assert finished(cluster, store) == undisturbed("experiment=chain", SLOW[0])
 
 
 TWO_NODES = """\
