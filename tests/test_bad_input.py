@@ -117,12 +117,16 @@ def test_what_a_change_of_content_or_of_an_artifact_does(maskgit: Any, pictures:
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
-    assert refused(maskgit("run", *over(moved)), "weights.safetensors: does not match the sha256 in its manifest", "--redo")
+    assert refused(
+        maskgit("run", *over(moved)), "weights.safetensors: does not match the sha256 in its manifest", "--redo"
+    )
 
 
 def test_a_store_that_is_a_file_is_refused(maskgit: Any, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    assert refused(maskgit("run", "experiment=quickstart", f"paths.store={tmp_path / 'file'}"), "set paths.store to another")
+    assert refused(
+        maskgit("run", "experiment=quickstart", f"paths.store={tmp_path / 'file'}"), "set paths.store to another"
+    )
 
 
 @pytest.fixture
@@ -138,7 +142,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def test_a_read_only_store_is_refused(maskgit: Any, small_disk: Path) -> None:
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
-    assert refused(maskgit("run", "experiment=quickstart", f"paths.store={small_disk}/store"), "read-only", "set paths.store")
+    assert refused(
+        maskgit("run", "experiment=quickstart", f"paths.store={small_disk}/store"), "read-only", "set paths.store"
+    )
     assert written(small_disk) == []
 
 
