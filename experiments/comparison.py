@@ -92,8 +92,7 @@ def _metrics(sides: Sequence[Side]) -> tuple[tuple[MetricRow, ...], tuple[str, .
         ways: dict[str, tuple[Score, dict[str, list[float]]]] = {}
         for side in sides:
             for result in side.results:
-                score = result.score(key)
-                if score is not None:
+                for score in (s for s in result.scores if s.key == key):
                     _, values = ways.setdefault(score.comparable, (score, {}))
                     values.setdefault(side.label, []).append(score.value)
         firsts = [score for score, _ in ways.values()]

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from experiments.needs import Need, match_needs
+from experiments.needs import Need, match_needs, reference
 from experiments.resources import step_resources
 from experiments.signatures import MISSING, Param, Signature, read_component, read_stage, source_file
 from experiments.values import coerce, unknown_key, unknown_name
@@ -94,8 +94,8 @@ class Door:
                 "pipeline.steps: missing; an experiment names its steps, each with its stage and its needs"
             )
         for key in pipeline:
-            if key != "steps":
-                raise unknown_key(f"pipeline.{key}", key, ["steps"])
+            if key not in ("steps", "optional"):
+                raise unknown_key(f"pipeline.{key}", key, ["steps", "optional"])
         nodes = {}
         for name, node in pipeline["steps"].items():
             if node is None:  # a step removed by another file or on the command line
@@ -189,6 +189,8 @@ class Door:
                 _refuse_unknown(block, config[block], signature)
             for param in signature.params.values():
                 key, value = _find(param, stage, blocks, config, top)
+                if param.kind is not None and isinstance(value, str):
+                    needs[param.name], value = (reference(name, param, key, value, kinds),), MISSING
                 self._take(param, key, value, param.name, parts, param.name in needs)
             self._memo[memo] = StepRequest(
                 name=name,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,11 @@ from experiments import config as configs
 from experiments import sweep as sweeps
 from experiments.artifacts import Store, fingerprint
 from experiments.door import Door, StepRequest
+from experiments.kept import INPUT, check_is_kept, find_model, kept_fingerprint, kept_folder, stored_request
+from experiments.needs import Need, topological
 from experiments.protocols import with_further_protocols
 from experiments.settings import checked
-from maskgit_core.errors import ConfigError
+from maskgit_core.errors import ConfigError, WeightsError
 
 #: (dotted key, value, "content" | "weights") -> digest
 Digest = Callable[[str, Any, str], str]
@@ -31,6 +33,7 @@ class Node:
     inputs: Mapping[str, tuple[str, ...]]  # parameter -> upstream fingerprints
     outside: Mapping[str, str]  # dotted key -> content digest
     params: Mapping[str, Any]  # the sweep's values that lead to it (and to no other value)
+    maker: str | None = None  # the training that publishes it, where it is a kept checkpoint: it has no run of its own
 
     @property
     def name(self) -> str:
@@ -62,6 +65,7 @@ class Graph:
     settings: Mapping[str, Any]  # launcher, paths, tracking: how, not what
     overrides: tuple[str, ...] = ()
     configs: tuple[Mapping[str, Any], ...] = field(default=(), repr=False)
+    left_out: tuple[str, ...] = ()  # steps that lack published weights, each with the command that fetches them
 
     def by_step(self) -> dict[str, list[Node]]:
         """Nodes grouped by step name."""
@@ -135,6 +139,28 @@ def _resolved(start: dict[str, Any], values: Mapping[str, Any], cache: dict[int,
     return config
 
 
+def weights_of(arguments: Sequence[str], step: str, config_dirs: Sequence[Path] = ()) -> list[str]:
+    """The weights (registry names, files) that a step and everything upstream of it need."""
+    requests = _first_requests(tuple(arguments), tuple(config_dirs))
+    found: list[str] = []
+    todo = [step] if step in requests else []
+    for name in todo:  # grows as it goes
+        found += requests[name].weights.values()
+        todo += [
+            n.step
+            for needs in requests[name].needs.values()
+            for n in needs
+            if n.step in requests and n.step not in todo
+        ]
+    return list(dict.fromkeys(found))
+
+
+@cache
+def _first_requests(arguments: tuple[str, ...], config_dirs: tuple[Path, ...]) -> Mapping[str, StepRequest]:
+    _, resolved = plan_configs(arguments, config_dirs)
+    return Door(checked(resolved[0])["plugins"], configs.groups(config_dirs)).steps(resolved[0])
+
+
 def build(
     arguments: Sequence[str],
     config_dirs: Sequence[Path] = (),
@@ -163,9 +189,12 @@ def build(
         from experiments.outside import Outside
 
         digest = Outside(store.root, fetch)
-    requests = [door.steps(config) for config in resolved]
+    requests: list[Mapping[str, StepRequest]] = [door.steps(config) for config in resolved]
     if check is not None:
         check(settings)
+    left_out: Sequence[str] = ()
+    if resolved[0]["pipeline"].get("optional"):
+        requests, left_out = _without_weights(requests, digest)
     nodes, items = _Builder(store, digest).build(points, requests)
     return Graph(
         experiment=str(asked.choice("experiment")),
@@ -174,8 +203,38 @@ def build(
         items=items,
         settings={**settings, "config_dirs": [str(d) for d in config_dirs]},
         overrides=tuple(arguments),
+        left_out=tuple(left_out),
         configs=tuple(resolved),
     )
+
+
+def _without_weights(
+    requests: Sequence[Mapping[str, StepRequest]], digest: Digest
+) -> tuple[list[Mapping[str, StepRequest]], Sequence[str]]:
+    """`pipeline.optional: true`: steps whose published weights are nowhere to be had are left out, and said.
+
+    Raises:
+        WeightsError: no step is left; the first that is missing.
+    """
+    problems: dict[str, WeightsError] = {}
+    lacking: dict[str, list[str]] = {}
+    for step in topological(requests[0]):
+        for request in requests:
+            for key, value in request[step].weights.items():
+                if value not in problems:
+                    try:
+                        digest(key, value, "weights")
+                    except WeightsError as error:
+                        problems[value] = error
+                lacking.setdefault(step, []).extend([value] if value in problems else [])
+            upstream = (n.step for needs in request[step].needs.values() for n in needs)
+            lacking.setdefault(step, []).extend(w for name in upstream for w in lacking[name])
+    kept = [{name: r for name, r in request.items() if not lacking[name]} for request in requests]
+    if not kept[0]:
+        raise next(iter(problems.values()))
+    needed = {step: " ".join(dict.fromkeys(names)) for step, names in lacking.items() if names}
+    said = [f"{step} is left out: needs {names}; maskgit weights fetch {names}" for step, names in needed.items()]
+    return list(kept), said
 
 
 class _Builder:
@@ -205,7 +264,7 @@ class _Builder:
         for param, needs in request.needs.items():
             found: list[str] = []
             for need in needs:
-                found += [p[need.step] for p in prints] if need.all_items else [known[need.step]]
+                found += self._sources(need, f"{request.name}.{param}", known, prints)
             inputs[param] = tuple(dict.fromkeys(found))
         outside = {k: self._digest(k, v, "content") for k, v in request.content.items()}
         outside |= {k: self._digest(k, v, "weights") for k, v in request.weights.items()}
@@ -230,11 +289,32 @@ class _Builder:
             self._params[print_] = {k: v for k, v in shared.items() if k in point and point[k] == v}
         return print_
 
+    def _sources(
+        self, need: Need, key: str, known: Mapping[str, str], prints: Sequence[Mapping[str, str]]
+    ) -> list[str]:
+        """Fingerprints of what fills an edge; kept checkpoints and steps of the store become nodes of their own."""
+        if need.stored:
+            folder = find_model(self._store, need.step, need.at, key)
+            request, print_ = stored_request(folder, need.step if need.at is None else f"{need.step}@{need.at}")
+            self._nodes.setdefault(print_, Node(request, print_, folder.name, folder, {}, {}, {}))
+            return [print_]
+        found = [p[need.step] for p in prints] if need.all_items else [known[need.step]]
+        return found if need.at is None else [self._kept(self._nodes[p], need.at, key) for p in found]
+
+    def _kept(self, maker: Node, step: int, key: str) -> str:
+        """The fingerprint of `train@50000`; the training's own where that is its end and nothing more is kept of it."""
+        if check_is_kept(maker.request, step, key):
+            return maker.fingerprint
+        print_ = kept_fingerprint(maker.fingerprint, step)
+        request = replace(maker.request, name=f"{maker.request.name}@{step}")
+        node = Node(request, print_, maker.label, kept_folder(maker.folder, step), {INPUT: (maker.fingerprint,)}, {},
+                    {}, maker.fingerprint)  # fmt: skip
+        self._nodes.setdefault(print_, node)
+        return print_
+
     def _with_params(self, node: Node) -> Node:
         """The values this node shares with no other value of the sweep: empty for a step all points share."""
-        from dataclasses import replace
-
-        return replace(node, params=self._params[node.fingerprint])
+        return replace(node, params=self._params.get(node.maker or node.fingerprint, {}))
 
     def _label(self, request: StepRequest, inputs: Mapping[str, Sequence[str]]) -> str:
         """Words a person would say: the components of the step, else those of what it works on."""
@@ -243,30 +323,3 @@ class _Builder:
             words = [self._nodes[p].label for prints in inputs.values() for p in prints[:1]]
         text = "-".join(dict.fromkeys("-".join(words).replace("/", "-").split("-"))) or request.stage
         return text[:40].strip("-")
-
-
-def topological(requests: Mapping[str, StepRequest]) -> list[str]:
-    """Step names, upstream first.
-
-    Raises:
-        ConfigError: a cycle; names its steps.
-    """
-    done: list[str] = []
-    path: list[str] = []
-
-    def visit(name: str) -> None:
-        if name in done:
-            return
-        if name in path:
-            cycle = " -> ".join([*path[path.index(name) :], name])
-            raise ConfigError(f"pipeline.steps.{name}.needs: a cycle ({cycle}); remove one of these needs")
-        path.append(name)
-        for needs in requests[name].needs.values():
-            for need in needs:
-                visit(need.step)
-        path.pop()
-        done.append(name)
-
-    for name in requests:
-        visit(name)
-    return done

@@ -38,9 +38,9 @@ class Result:
     scores: tuple[Score, ...]
     upstream: tuple[Path, ...] = field(default=())  # folders of everything it was made from
 
-    def score(self, key: str) -> Score | None:
-        """The score with this key (`fid`, `fid/real_images`), if any."""
-        return next((s for s in self.scores if s.key == key), None)
+    def score(self, key: str, protocol: str | None = None) -> Score | None:
+        """The score with this key (`fid`, `fid/real_images`), if any; of the first protocol where none is named."""
+        return next((s for s in self.scores if s.key == key and protocol in (None, s.protocol)), None)
 
     @property
     def seeds(self) -> dict[str, str]:

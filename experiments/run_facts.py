@@ -9,7 +9,7 @@ from typing import Any
 
 from experiments.atomic import read_json
 from experiments.journal import Point
-from experiments.scores import read_scores
+from experiments.scores import named_values, read_scores
 
 #: Outputs up to this size are uploaded when a stage asked to show them; everything else is a reference.
 MAX_UPLOAD_BYTES = 8 * 1024 * 1024
@@ -175,7 +175,7 @@ def results(folder: Path, manifest: Mapping[str, Any] | None) -> tuple[Point, ..
     if manifest is None:
         return ()
     headline = manifest.get("headline")
-    found = {score.key: score.value for score in read_scores(files_of(folder, manifest), headline)}
+    found = named_values(read_scores(files_of(folder, manifest), headline))
     if headline:
         found[str(headline["name"])] = float(headline["value"])
     return tuple(Point(name, 0, value, milliseconds(manifest["time"])) for name, value in sorted(found.items()))

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -93,6 +93,12 @@ def read_scores(files: Path, headline: Mapping[str, Any] | None = None) -> list[
                   details=about)
         )  # fmt: skip
     return found
+
+
+def named_values(scores: Sequence[Score]) -> dict[str, float]:
+    """Values by name: the first protocol's under their keys, those of further protocols as `<protocol>/<key>`."""
+    first = scores[0].protocol if scores else ""
+    return {s.key if s.protocol == first else f"{s.protocol}/{s.key}": s.value for s in scores}
 
 
 def describe_metric(name: str) -> tuple[str, bool | None] | None:

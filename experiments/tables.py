@@ -19,7 +19,7 @@ protocols never share a column: where two rows were measured differently the tab
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -197,8 +197,11 @@ def _row(value: Any, key: str, columns: Sequence[Column], source: Any) -> Row:
 
 
 # -- filling ----------------------------------------------------------------------------------------------------------
-def fill(table: Table, store: Path) -> Filled:
+def fill(table: Table, store: Path, absent: Callable[[Row], Sequence[str]] = lambda row: ()) -> Filled:
     """Looks the reproduced numbers up in the store.
+
+    Args:
+        absent: the published weights that a row's run needs and that are not on this machine.
 
     Raises:
         ConfigError: numbers of one column were measured under unlike protocols.
@@ -207,7 +210,7 @@ def fill(table: Table, store: Path) -> Filled:
     cells: list[dict[str, Cell]] = []
     for row in table.rows:
         found = _results_of(row, results)
-        cells.append({c.key: _cell(row, c, found) for c in table.columns})
+        cells.append({c.key: _cell(row, c, found, absent) for c in table.columns})
     for column in table.columns:
         _refuse_unlike(table, column, [row[column.key] for row in cells])
     return Filled(table, tuple(cells))
@@ -226,20 +229,22 @@ def _results_of(row: Row, results: Sequence[Result]) -> list[Result]:
     return plain or found
 
 
-def _cell(row: Row, column: Column, results: Sequence[Result]) -> Cell:
+def _cell(row: Row, column: Column, results: Sequence[Result], absent: Callable[[Row], Sequence[str]]) -> Cell:
     if column.metric is None:
         return Cell(text=row.facts.get(column.key))
     published, command = row.published.get(column.key), None if column.published_only else row.command()
     base = Cell(published, row.source if published is not None else None, command=command)
     if command is None:
         return base
-    scored = [(r, s) for r in results if (s := r.score(column.metric)) is not None]
+    scored = [(r, s) for r in results for s in r.scores if s.key == column.metric]
     fitting = [(r, s) for r, s in scored if s.protocol == column.protocol]
     if not fitting:
         why = "not run yet"
         if scored:
             others = ", ".join(sorted({s.protocol or "unnamed" for _, s in scored}))
             why = f"measured under {others}, not {column.protocol}"
+        elif lacking := absent(row):
+            why, command = f"needs {', '.join(lacking)}", f"maskgit weights fetch {' '.join(lacking)} && {command}"
         return _with(base, missing=f"{column.title} of {row.name}: {why}; {command}")
     if len({r.without_seeds for r, _ in fitting}) > 1:
         keys = _differing([r for r, _ in fitting])
@@ -268,7 +273,7 @@ def _refuse_unlike(table: Table, column: Column, cells: Sequence[Cell]) -> None:
     first: tuple[Result, Score] | None = None
     for cell in cells:
         for result in cell.results:
-            score = result.score(str(column.metric))
+            score = result.score(str(column.metric), column.protocol)
             assert score is not None
             if first is None:
                 first = (result, score)

@@ -41,6 +41,8 @@ def main(args: argparse.Namespace) -> int:
     only = getattr(args, "only", None)  # set by `maskgit retry STEP`
     graph = build(args.overrides, config_dirs(args), check=lambda settings: load_launcher(settings["launcher"]),
                   fetch=fetch_weights)  # fmt: skip
+    for line in graph.left_out:
+        print(coloured(line, "yellow"))
     launcher = load_launcher(graph.settings["launcher"])
     store = store_of(graph)
     if hasattr(launcher, "submit"):
@@ -71,7 +73,7 @@ def _launch(graph: Any, planned: Sequence[Any], store: Any, launcher: Any) -> in
 
     set_aside(planned)
     uid = prepare(graph, planned, store)
-    for step in planned:
+    for step in (s for s in planned if s.node.maker is None and s.action != "done"):
         (step.node.folder / "logs").mkdir(parents=True, exist_ok=True)
     todo = calls(graph, planned, uid)
     announce(store.root, uid)

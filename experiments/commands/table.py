@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 HELP = "a paper's table: published numbers beside yours"
 EPILOG = """\
@@ -28,6 +29,19 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _absent(row: Any, places: list[Path]) -> list[str]:
+    """Published weights that a row's run needs and that are not on this machine."""
+    from experiments.pipeline import weights_of
+    from maskgit_core.errors import MaskgitError
+    from maskgit_core.weights_download import missing
+
+    asked = [f"experiment={row.run['experiment']}", *row.run.get("overrides", ())]
+    try:
+        return missing(weights_of(asked, str(row.run.get("step", "evaluate")), places))
+    except MaskgitError:  # an experiment that lacks a value of the user's: its own command says so
+        return []
+
+
 def main(args: argparse.Namespace) -> int:
     """Prints or writes the table; says on standard error how many cells are missing."""
     from experiments.atomic import write_bytes
@@ -42,7 +56,7 @@ def main(args: argparse.Namespace) -> int:
             print(f"  {name:<32} {read_table(name, places).title}")
         return 0
     store = args.store.expanduser().absolute() if args.store else default_store()
-    filled = fill(read_table(args.name, places), store)
+    filled = fill(read_table(args.name, places), store, lambda row: _absent(row, places))
     text = FORMATS[args.format](filled)
     if args.output:
         write_bytes(args.output, text.encode())

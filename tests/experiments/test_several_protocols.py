@@ -15,6 +15,15 @@ from experiments.protocols import with_further_protocols
 from maskgit_core.errors import ConfigError
 
 COUNT = 45
+TABLE = """\
+title: toys
+source: nobody
+columns:
+  first: {metric: fd_coarse, protocol: toy, digits: 3}
+  fine: {metric: fd_coarse, protocol: toy_fine, digits: 3}
+rows:
+  - {name: noise, published: {first: 1.0, fine: 2.0}, run: {experiment: evaluate_samples}}
+"""
 TOYS = ["plugins=[toylab]", "reference_statistics.num_images=60"]
 
 
@@ -61,6 +70,15 @@ def test_one_override_reports_every_protocol_and_passes_each_network_once(
     assert len(list(store.glob("reference_statistics/*/manifest.json"))) == 3, (
         "statistics are artifacts, one a protocol"
     )
+
+    (tmp_path / "mine" / "table").mkdir(parents=True)
+    (tmp_path / "mine" / "table" / "toys.yaml").write_text(TABLE)
+    shown = maskgit("table", "toys", "--format", "csv", *lab, "--config-dir", str(tmp_path / "mine"))
+    for protocol in ("toy", "toy_fine"):
+        assert str(rows[protocol, "fd_coarse", "samples"]) in shown.stdout, shown.stdout + shown.stderr
+    compared = json.loads(maskgit("compare", "evaluate_samples/evaluate", "--json").stdout)
+    lines = {(m["metric"], m["protocol"]) for m in compared["metrics"]}
+    assert {p for _, p in lines if p.startswith("toy")} >= {f"{p}, {COUNT} images" for p in ("toy", "toy_fine")}
 
     alone = maskgit("run", *asked, "protocol=toy_fine", "name=alone", *lab)
     assert alone.returncode == 0, alone.stdout + alone.stderr
