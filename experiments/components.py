@@ -46,32 +46,29 @@ def load_model(source: Input, device: str = "cpu", *, weights: str = "model") ->
     """A trained transformer in eval mode on `device`, without gradients.
 
     Args:
-        source: an artifact of kind `model`.
-        weights: `model` (the moving average where there is one), `raw` (the last weights), or a kept step's number.
+        source: an artifact of kind `model`: a trained or imported one, or a checkpoint that a training keeps.
+        weights: `model` (the moving average where there is one) or `raw` (the weights themselves).
     Raises:
-        ArtifactError: it has no such weights. WeightsError: they do not fit the model.
+        ArtifactError: it has no weights. WeightsError: they do not fit the model.
     """
-    from maskgit_core.checkpoints import checkpoint_name, load_strictly, load_tensors, select
+    from maskgit_core.checkpoints import list_checkpoints, load_strictly, load_tensors, select
 
     model = build_model(source)
-    name = {"model": WEIGHTS_FILE, "raw": RAW_FILE}.get(weights) or checkpoint_name(_step(weights))
-    path = source.files / name
-    if weights == "raw" and not path.is_file():
-        path = source.files / WEIGHTS_FILE  # trained without a moving average
+    path = source.files / {"model": WEIGHTS_FILE, "raw": RAW_FILE}[weights]
     if not path.is_file():
-        there = ", ".join(sorted(p.name for p in source.files.glob("*.safetensors")))
-        raise ArtifactError(f"{path}: the model has no such weights; it has [{there}]")
+        path = source.files / WEIGHTS_FILE  # raw weights, trained without a moving average
+    kept = [] if path.is_file() else list_checkpoints([source.files])
+    if kept:
+        path = kept[0]
+    if not path.is_file():
+        there = ", ".join(sorted(p.name for p in source.files.glob("*.safetensors"))) or "none"
+        raise ArtifactError(f"{path}: the model's weights are missing; it has [{there}]; run the step again")
     tensors, _ = load_tensors(path)
-    if weights not in ("model", "raw"):
-        tensors = _averaged(select(tensors, "model"), select(tensors, "ema"), model)
+    if kept:
+        averages = select(tensors, "ema") if weights == "model" else {}
+        tensors = _averaged(select(tensors, "model"), averages, model)
     load_strictly(model, tensors, str(path))
     return model.to(device).eval().requires_grad_(False)
-
-
-def _step(weights: str) -> int:
-    if not weights.isdigit():
-        raise ArtifactError(f"weights: {weights!r} names no weights; give model, raw or the number of a kept step")
-    return int(weights)
 
 
 def _averaged(raw: dict[str, Any], averages: dict[str, Any], model: Any) -> dict[str, Any]:

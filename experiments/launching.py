@@ -72,10 +72,11 @@ def calls(graph: Graph, planned: Sequence[PlannedStep], uid: str, *, cut: bool =
         cut: a step with `resources.num_tasks` above 1 gets as many calls more, each of which makes a share of its
             pieces (`experiments.sharing`); the step's own call comes after them, makes what they left and finishes.
     """
-    pending = {s.node.fingerprint for s in planned if s.action != "done"}
+    # A kept checkpoint is published by its training: what needs it waits for that.
+    waits_for = {s.node.fingerprint: s.node.maker or s.node.fingerprint for s in planned if s.action != "done"}
     made: list[Call] = []
     for step in planned:
-        if step.node.fingerprint not in pending:
+        if step.node.fingerprint not in waits_for or step.node.maker is not None:
             continue
         logs = step.node.folder / "logs"
         whole = Call(
@@ -84,7 +85,7 @@ def calls(graph: Graph, planned: Sequence[PlannedStep], uid: str, *, cut: bool =
             target=TARGET,
             args=[str(step.node.folder)],
             log=logs / f"{uid}.txt",
-            needs=tuple(p for p in step.node.upstream if p in pending),
+            needs=tuple(dict.fromkeys(waits_for[p] for p in step.node.upstream if p in waits_for)),
             group=step.node.request.name,
             resources=resources(step),
         )

@@ -13,10 +13,16 @@ from maskgit_core.errors import ConfigError
 
 @dataclass(frozen=True)
 class Need:
-    """An edge of the DAG as written: a step's name, or all items of a sweep (`evaluate[*]`)."""
+    """An edge of the DAG as written: a step's name, or all items of a sweep (`evaluate[*]`).
+
+    `train@50000` is the checkpoint that `train` keeps after so many steps. `stored`: no step of this pipeline but one
+    that the store knows by this name, folder or fingerprint.
+    """
 
     step: str
     all_items: bool = False
+    at: int | None = None
+    stored: bool = False
 
 
 def match_needs(step: str, written: Any, signature: Signature, kinds: Mapping[str, str]) -> dict[str, tuple[Need, ...]]:
@@ -65,7 +71,58 @@ def match_needs(step: str, written: Any, signature: Signature, kinds: Mapping[st
 
 def _need(key: str, text: Any, kinds: Mapping[str, str]) -> Need:
     name = str(text)
-    step = name.removesuffix("[*]")
+    step, at = _place(key, name.removesuffix("[*]"))
     if step not in kinds:
         raise unknown_name(key, step, kinds, "step")
-    return Need(step, name.endswith("[*]"))
+    return Need(step, name.endswith("[*]"), at)
+
+
+def _place(key: str, text: str) -> tuple[str, int | None]:
+    """`train@50000` as (`train`, 50000)."""
+    step, mark, at = text.rpartition("@")
+    if not mark:
+        return text, None
+    if not at.isdigit() or int(at) < 1:
+        raise ConfigError(f"{key}: found {text!r}; write STEP@N with the number of training steps, as in train@50000")
+    return step, int(at)
+
+
+def reference(step: str, param: Param, key: str, text: str, kinds: Mapping[str, str]) -> Need:
+    """The edge that a value such as `sample.model=train@50000` or `train.continue_from=quickstart/train@700` asks for.
+
+    The name of another step of the pipeline means that step; anything else is looked for in the store.
+    """
+    name, at = _place(key, text)
+    if name == step or name not in kinds:
+        return Need(name, at=at, stored=True)
+    if kinds[name] != param.kind:
+        raise ConfigError(f"{key}: {name} makes {kinds[name]}, not {param.kind}")
+    return Need(name, at=at)
+
+
+def topological(requests: Mapping[str, Any]) -> list[str]:
+    """Names of step requests, upstream first.
+
+    Raises:
+        ConfigError: a cycle; names its steps.
+    """
+    done: list[str] = []
+    path: list[str] = []
+
+    def visit(name: str) -> None:
+        if name in done:
+            return
+        if name in path:
+            cycle = " -> ".join([*path[path.index(name) :], name])
+            raise ConfigError(f"pipeline.steps.{name}.needs: a cycle ({cycle}); remove one of these needs")
+        path.append(name)
+        for needs in requests[name].needs.values():
+            for need in needs:
+                if not need.stored:
+                    visit(need.step)
+        path.pop()
+        done.append(name)
+
+    for name in requests:
+        visit(name)
+    return done

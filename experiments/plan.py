@@ -72,6 +72,8 @@ class Planner:
         return list(planned.values())
 
     def _step(self, node: Node, planned: Mapping[str, PlannedStep]) -> PlannedStep:
+        if node.maker is not None:
+            return self._kept(node, planned[node.maker], planned)
         found = status(node.folder, self._job_alive)
         if found.state == "running":
             where = found.owner.where() if found.owner else "somewhere"
@@ -96,6 +98,19 @@ class Planner:
         except ArtifactError as error:
             raise ArtifactError(f"{node.name}: {error}") from None
         return PlannedStep(node, "done", "done", found, self._drift(node))
+
+    def _kept(self, node: Node, maker: PlannedStep, planned: Mapping[str, PlannedStep]) -> PlannedStep:
+        """A checkpoint that a training keeps: usable once published, whatever becomes of the training."""
+        found, again = status(node.folder), maker.action == "run" and "--redo" in maker.reason
+        inputs = {p: planned[p].status.manifest for p in maker.node.upstream if planned[p].action == "done"}
+        is_current = len(inputs) == len(maker.node.upstream) and (found.manifest or {}).get("inputs") == {
+            print_: (manifest or {}).get("digest") for print_, manifest in inputs.items()
+        }
+        if found.state == "done" and is_current and not again:
+            return PlannedStep(node, "done", "done", found)
+        if maker.action == "done":
+            raise ArtifactError(f"{node.folder}: {node.name} is gone; run again with --redo {maker.node.name}")
+        return PlannedStep(node, "run", f"published by {maker.node.name} on its way", found)
 
     def _changed_inputs(self, manifest: Mapping[str, Any], node: Node, planned: Mapping[str, PlannedStep]) -> list[str]:
         recorded = manifest.get("inputs", {})

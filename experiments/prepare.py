@@ -35,7 +35,7 @@ def prepare(graph: Graph, planned: Sequence[PlannedStep], store: Store, *, uid: 
         ArtifactError: the store cannot be written; names the folder and the remedy.
     """
     uid = uid or new_uid()
-    pending = [step.node for step in planned if step.action in ("run", "check")]
+    pending = [step.node for step in planned if step.action in ("run", "check") and step.node.maker is None]
 
     def write(node: Node) -> None:
         write_request(node, graph, store)

@@ -43,7 +43,8 @@ def submit(
     with submission_lock(store.root):
         recover(store.root)
         planned = restricted(plan(graph, redo), only)
-        mine = [s for s in planned if s.action not in ("done", "queued") and not _runs_elsewhere(s)]
+        missing = [s for s in planned if s.action not in ("done", "queued") and s.node.maker is None]
+        mine = [s for s in missing if not _runs_elsewhere(s)]
         if not mine:
             print_plan(planned)
             print("nothing to submit: everything is done, running or queued")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import math
 import os
 import shutil
@@ -20,6 +18,7 @@ import torch
 from experiments.atomic import write_json
 from experiments.attempt import Attempt
 from experiments.components import MODEL_FILE, RAW_FILE, WEIGHTS_FILE, describe
+from experiments.kept import publish_kept
 from experiments.schema import ModelSpec
 from experiments.training_pictures import SampleGrids
 from maskgit_core.batches import ahead
@@ -59,7 +58,6 @@ class Source(Protocol):
     """Where training batches come from; see the stage."""
 
     facts: dict[str, Any]
-    origin: str  # names what the batches are made from
     held_out: HeldOut | None
 
     def batches(self, **place: Any) -> Any:
@@ -73,7 +71,7 @@ class TrainingRun:
     """The trainer with its journal, checkpoints and stop requests.
 
     Args:
-        start: the folder of a finished model's files and the step to go on from (None: its last), or None.
+        start: the folder of files of the model or kept checkpoint to go on from, or None.
     """
 
     def __init__(
@@ -83,7 +81,7 @@ class TrainingRun:
         spec: ModelSpec,
         source: Source,
         cadence: Cadence,
-        start: tuple[Path, int | None] | None = None,
+        start: Path | None = None,
     ) -> None:
         self.attempt, self.recipe, self.spec, self.source, self.cadence = attempt, recipe, spec, source, cadence
         self.facts = source.facts
@@ -97,9 +95,6 @@ class TrainingRun:
             self.pictures = SampleGrids(attempt, source.tokenizer(), grid)
         self._start = start
         self._saved_at = -1
-        asked = [recipe, spec.to_dict(), source.origin, str(start)]
-        digest = hashlib.sha256(json.dumps(asked, default=str, sort_keys=True).encode()).hexdigest()[:12]
-        self._kept = attempt.parts / f"kept-{digest}"
 
     def execute(self) -> None:
         """Resumes, trains to the end and publishes; ends early, saved, where a stop is asked for."""
@@ -116,8 +111,10 @@ class TrainingRun:
             for complaint in complaints:
                 print(f"{complaint}; going on from {path.name}", flush=True)
             self.trainer.load_state(tensors, facts, str(path))
+            if self.attempt.is_main and self._is_kept(self.trainer.step):
+                self.keep(path, self.trainer.step)  # killed between saving and keeping, it would be missing for ever
         elif self._start is not None:
-            path = find_state(*self._start)
+            path = find_state(self._start)
             self.trainer.load_state(*load_tensors(path), str(path))
         self._saved_at = self.trainer.step
         if self.trainer.step >= self.recipe.num_train_steps and found is None:
@@ -138,17 +135,28 @@ class TrainingRun:
         def write() -> None:
             self.attempt.flush()
             self.attempt.publish(path, lambda temporary: save_tensors(temporary, tensors, facts))
-            if self.cadence.keep_every and step % self.cadence.keep_every == 0:
-                self._kept.mkdir(parents=True, exist_ok=True)
-                link(path, self._kept / path.name)
+            if self._is_kept(step):
+                self.keep(path, step)
             for old in list_checkpoints([self.attempt.checkpoints])[self.cadence.keep_last :]:
                 old.unlink(missing_ok=True)
             self.attempt.forget_earlier_checkpoints()
 
         self.writer.submit(write)
 
+    def _is_kept(self, step: int) -> bool:
+        return bool(self.cadence.keep_every) and step % (self.cadence.keep_every or 1) == 0
+
+    def keep(self, checkpoint: Path, step: int) -> None:
+        """Publishes a checkpoint as an artifact of its own, `train@STEP`: usable at once and for good."""
+
+        def fill(files: Path) -> None:
+            link(checkpoint, files / checkpoint.name)
+            write_json(files / MODEL_FILE, describe(self.spec, self.facts))
+
+        publish_kept(self.attempt, step, fill, {**self.facts, "num_train_steps": step})
+
     def publish(self) -> None:
-        """Writes the outputs of the finished training: weights, description, kept checkpoints and the last state."""
+        """Writes the outputs of the finished training: weights, description and the last state."""
         self.save()
         self.writer.wait()
         if not self.attempt.is_main:
@@ -160,7 +168,7 @@ class TrainingRun:
             self.attempt.publish(self.attempt.files / names[kind], write)
         folders = [self.attempt.checkpoints, *self.attempt.earlier_checkpoints()]
         last = [path for path in list_checkpoints(folders) if checkpoint_step(path) == self.trainer.step][:1]
-        for path in [*last, *list_checkpoints([self._kept])]:
+        for path in last:
             link(path, self.attempt.files / path.name)
         if self.pictures is not None:
             self.pictures.publish()
@@ -197,7 +205,7 @@ class TrainingRun:
             step, at_end = self.trainer.step, self.trainer.step == self.recipe.num_train_steps
             if step % cadence.log_every == 0 or at_end:
                 self._log(clock)
-            if step % cadence.checkpoint_every == 0 or (cadence.keep_every and step % cadence.keep_every == 0):
+            if step % cadence.checkpoint_every == 0 or self._is_kept(step):
                 self.save()
             with clock.aside():
                 self._look(step, at_end)
@@ -271,17 +279,16 @@ class Clock:
         return found
 
 
-def find_state(files: Path, step: int | None) -> Path:
-    """The full state of a finished model at a kept step, or its last.
+def find_state(files: Path) -> Path:
+    """The full state among the files of a finished model or a kept checkpoint.
 
     Raises:
-        ArtifactError: it was not kept; names those that were.
+        ArtifactError: there is none; the model was imported, not trained.
     """
-    kept = {checkpoint_step(path): path for path in list_checkpoints([files])}
-    if not kept or (step is not None and step not in kept):
-        there = ", ".join(str(number) for number in sorted(n for n in kept if n is not None)) or "none"
-        raise ArtifactError(f"{files}: has no state of step {step}; kept steps: [{there}]; set train.keep_every there")
-    return kept[step] if step is not None else next(iter(kept.values()))
+    found = list_checkpoints([files])
+    if not found:
+        raise ArtifactError(f"{files}: holds no training state to go on from; name a model that was trained here")
+    return found[0]
 
 
 def link(source: Path, target: Path) -> None:

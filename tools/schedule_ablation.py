@@ -27,7 +27,7 @@ from maskgit_core.errors import ArtifactError
 EXPERIMENT = "schedule_ablation_fashion"
 #: From most to least masked while training.
 SCHEDULES = ("exp", "cubic", "square", "cosine", "arccos", "linear", "sqrt", "log")
-SCORES = {"fd": "fd_efficientnet_lite0", "class_accuracy": "class_accuracy"}
+SCORES = {"fd": "fd_efficientnet_lite0"}
 NLL = {f"nll_{ratio}": f"held_out_nll_{ratio}" for ratio in (25, 50, 75, 100)}
 COLUMNS = ("schedule", "seed", *SCORES, *NLL, "train_seconds", "sample_seconds", "model_sha256", "commit")
 
@@ -71,7 +71,7 @@ def as_csv(found: Sequence[dict[str, Any]]) -> str:
 
 
 def figure(found: Sequence[dict[str, Any]]) -> Any:
-    """Mean over the seeds with a dot a seed: distance, class accuracy and held-out likelihood by schedule."""
+    """Mean over the seeds with a dot a seed: distance of samples and held-out likelihood by schedule."""
     import matplotlib as mpl
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -79,11 +79,11 @@ def figure(found: Sequence[dict[str, Any]]) -> Any:
     names = [name for name in SCHEDULES if any(row["schedule"] == name for row in found)]
     places = range(len(names))
     with mpl.rc_context(SETTINGS):
-        drawn = Figure(figsize=(10.2, 3.0), layout="constrained")
+        drawn = Figure(figsize=(8.2, 3.2), layout="constrained")
         FigureCanvasAgg(drawn)
-        axes = drawn.subplots(1, 3)
-        titles = ("FD of 1,000 samples (lower is better)", "class accuracy of samples", "held-out NLL, nats a token")
-        for axis, title, columns in zip(axes, titles, (("fd",), ("class_accuracy",), tuple(NLL)), strict=True):
+        axes = drawn.subplots(1, 2)
+        titles = ("FD of 1,000 samples (lower is better)", "held-out NLL, nats a masked token")
+        for axis, title, columns in zip(axes, titles, (tuple(SCORES), tuple(NLL)), strict=True):
             for column in columns:
                 values = [[float(r[column]) for r in found if r["schedule"] == name] for name in names]
                 label = f"{column.removeprefix('nll_')} % masked" if column in NLL else None
@@ -92,7 +92,7 @@ def figure(found: Sequence[dict[str, Any]]) -> Any:
                 axis.plot(*zip(*dots, strict=True), "o", ms=2.5, alpha=0.5, color=line[0].get_color())
             axis.set_title(title, fontsize=9)
             axis.set_xticks(list(places), names, rotation=35)
-        axes[2].legend(fontsize=7, frameon=False)
+        axes[1].legend(fontsize=7, frameon=False)
     return drawn
 
 

@@ -9,7 +9,8 @@ by one; a killed run goes on with the missing ones. Publishes `images.npz` (`arr
 |---|---|
 | num_samples, seed | indices 0 ... num_samples - 1; another seed gives other samples |
 | classes | which classes, in turn; null for all |
-| weights | `model` (moving average where there is one), `raw`, or the step of a kept checkpoint |
+| model | the model, or a checkpoint that its training keeps: `sample.model=train@50000` |
+| weights | `model` (moving average where there is one) or `raw` |
 | untrained | fresh random weights instead: the ceiling that a score can be placed under |
 | precision | of the forward pass: fp32, bf16 or fp16 |
 | grid_columns, grid_rows | of the picture |
@@ -51,7 +52,7 @@ def run(
     num_samples: Annotated[int, Range(1)] = 50000,
     seed: int = 0,
     classes: list[int] | None = None,
-    weights: str = "model",
+    weights: Literal["model", "raw"] = "model",
     untrained: bool = False,
     precision: Literal["fp32", "bf16", "fp16"] = "fp32",
     grid_rows: Annotated[int, Range(1, 100)] = 10,

@@ -15,8 +15,8 @@ a checkpoint holds weights, optimizer and moving average. On a request to stop i
 | mask_kind, mask_rounding, mask_ratio_per, min_mask_ratio | see `maskgit_core.masking`; a ratio per sample or batch |
 | ema_decay, ema_warmup | see `maskgit_core.recipe.ema_decay_at`; null for no moving average |
 | precision | of the forward pass (autocast); weights and moments stay fp32 |
-| continue_from, continue_at | a finished model to go on from, at a kept step; null for its last |
-| keep_every | checkpoints of these steps become outputs: `sample.weights=50000`, or to continue from |
+| continue_from | a finished model to go on from, or a kept checkpoint: `train.continue_from=quickstart/train@700` |
+| keep_every | checkpoints of these steps are kept as artifacts: `sample.model=train@50000`, or to continue from |
 | held_out_share | last part of the cache that is not trained on; its likelihood at fixed mask ratios is logged |
 | micro_batch_size | samples a process puts through at once; more are accumulated |
 | compile | compile each transformer block |
@@ -31,7 +31,7 @@ from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 from experiments.attempt import Attempt
-from experiments.components import load_tokenizer, manifest_digests
+from experiments.components import load_tokenizer
 from experiments.schema import DatasetSpec, Input, ModelSpec, TokenizerSpec
 from experiments.training_pictures import tokenizer_behind
 from experiments.training_run import Cadence, TrainingRun
@@ -84,7 +84,6 @@ def run(
     precision: Literal["fp32", "bf16", "fp16"] = "fp32",
     seed: int = 0,
     continue_from: Annotated[Input | None, Kind("model")] = None,
-    continue_at: Annotated[int | None, Range(1), Neutral(None)] = None,
     keep_every: Annotated[int | None, Range(1), Neutral(None)] = None,
     held_out_share: Annotated[float, Range(0.0, 0.9), Neutral(0.0)] = 0.0,
     num_workers: Execution[int] = 0,
@@ -102,7 +101,7 @@ def run(
         log_every, checkpoint_every, keep_last, keep_every, micro_batch_size, compile, samples_every, peak_tflops
     )
     source = Source(tokens, images, image_tokenizer, image_views, held_out_share, attempt.device, num_workers)
-    start = None if continue_from is None else (continue_from.files, continue_at)
+    start = None if continue_from is None else continue_from.files
     TrainingRun(attempt, recipe, model, source, cadence, start).execute()
 
 
@@ -123,7 +122,6 @@ class Source:
         self._shards: Any = None
         self._network: Any = None
         self.held_out: HeldOut | None = None
-        self.origin = manifest_digests(tokens, tokenizer)
         if images is None and tokens is not None:
             self._shards = shards = TokenShards(tokens.files)
             if held_out_share:

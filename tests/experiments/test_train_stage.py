@@ -17,6 +17,7 @@ from train_processes import tokens_input
 from experiments.attempt import Attempt
 from experiments.components import describe, load_model
 from experiments.journal import read_points
+from experiments.kept import kept_folder, kept_steps
 from experiments.schema import DatasetSpec, Input, ModelSpec, TokenizerSpec
 from experiments.stages import train
 from maskgit_core.checkpoints import load_tensors, save_tensors
@@ -130,7 +131,7 @@ def test_processes_that_come_and_go_see_the_same_losses(tmp_path: Path, cache: P
 
 
 def trained(folder: Path, cache: Path, **changed: Any) -> Attempt:
-    attempt = Attempt(folder)
+    attempt = Attempt(folder, changed.pop("number", 1))
     spec = ModelSpec("prenorm", {"dim": 16, "num_layers": 2, "num_heads": 2, "dropout": changed.pop("dropout", 0.1)})
     train.run(attempt, tokens=tokens_input(str(cache)), model=spec, **{**VALUES, "num_train_steps": 4, **changed})
     attempt.close()
@@ -203,28 +204,46 @@ def artifact(attempt: Attempt) -> Input:
     return Input("train", "model", attempt.folder, "f" * 64, attempt.notes["facts"], {})
 
 
+def kept_of(attempt: Attempt, step: int) -> Input:
+    folder = kept_folder(attempt.folder, step)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    return Input(f"train@{step}", "model", folder, manifest["fingerprint"], manifest["facts"], {})
+
+
 def test_a_finished_run_is_extended_or_branched_at_a_kept_step(tmp_path: Path, cache: Path) -> None:
-    whole = trained(tmp_path / "whole", cache, num_train_steps=6, lr_schedule="constant")
-    first = artifact(trained(tmp_path / "first", cache, keep_every=2, lr_schedule="constant"))
-    assert {p.name for p in first.files.glob("step-*")} == {"step-000000002.safetensors", "step-000000004.safetensors"}
-    for at in (None, 2):
-        longer = trained(
-            tmp_path / f"from-{at}",
-            cache,
-            num_train_steps=6,
-            lr_schedule="constant",
-            continue_from=first,
-            continue_at=at,
-        )
+    constant = {"lr_schedule": "constant"}
+    whole = trained(tmp_path / "whole", cache, num_train_steps=6, **constant)
+    run = trained(tmp_path / "first", cache, keep_every=2, **constant)
+    first, kept = artifact(run), kept_of(run, 2)
+    assert kept_steps(run.folder) == [2, 4]
+    assert {p.name for p in first.files.glob("step-*")} == {"step-000000004.safetensors"}
+    for name, source in (("end", first), ("branch", kept)):
+        longer = trained(tmp_path / name, cache, num_train_steps=6, continue_from=source, **constant)
         one, _ = load_tensors(whole.files / "model.safetensors")
         other, _ = load_tensors(longer.files / "model.safetensors")
         assert all(torch.equal(one[key], other[key]) for key in one)
-    assert torch.equal(load_model(first, weights="4").pos_emb, load_model(first).pos_emb)
-    assert not torch.equal(load_model(first, weights="2").pos_emb, load_model(first).pos_emb)
-    with pytest.raises(ArtifactError, match=r"no state of step 3; kept steps: \[2, 4\]"):
-        trained(tmp_path / "wrong", cache, continue_from=first, continue_at=3)
+    assert torch.equal(load_model(kept_of(run, 4)).pos_emb, load_model(first).pos_emb)
+    assert torch.equal(load_model(kept_of(run, 4), weights="raw").pos_emb, load_model(first, weights="raw").pos_emb)
+    assert not torch.equal(load_model(kept).pos_emb, load_model(first).pos_emb)
     with pytest.raises(ConfigError, match="4 steps, but it goes on from step 4"):
         trained(tmp_path / "short", cache, continue_from=first)
+    (first.files / "step-000000004.safetensors").unlink()
+    with pytest.raises(ArtifactError, match="holds no training state to go on from; name a model that was trained"):
+        trained(tmp_path / "imported", cache, num_train_steps=6, continue_from=first)
+
+
+def test_killed_between_saving_and_keeping_a_checkpoint_it_is_kept_at_the_resume(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*args: Any) -> None:
+        raise ArtifactError("killed here")
+
+    with monkeypatch.context() as patched, pytest.raises(ArtifactError, match="killed here"):
+        patched.setattr("experiments.training_run.publish_kept", killed)
+        trained(tmp_path / "step", cache, keep_every=2)
+    assert kept_steps(tmp_path / "step") == []
+    trained(tmp_path / "step", cache, keep_every=2, number=2)
+    assert kept_steps(tmp_path / "step") == [2, 4]
 
 
 def test_a_loss_gone_wrong_stops_the_run_and_keeps_the_last_good_state(tmp_path: Path, cache: Path) -> None:
