@@ -133,6 +133,8 @@ def ended_outside(folder: Path, store: Path, state: str, reason: str, job: str |
     if note is not None and note["code"] not in (0, 75):
         refused = (read_json(folder / "refused.json") or {}).get("reason")
         told = refused if refused and state == "waiting" else note["message"]
+        if state == "waiting" and note["code"] in (130, 143):
+            return "stopped", "asked to end before it began", str(note["job"])
         return ("failed" if state == "waiting" else state), str(told), str(note["job"])
     if submitted is not None and state == "waiting" and queue_hint.has_queue() and queue_hint.queue().all() is not None:
         gone = str(submitted["links"][-1])
