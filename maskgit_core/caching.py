@@ -138,6 +138,7 @@ class CacheMaker:
         self.rank, self.world_size, self.stop, self.report = rank, world_size, stop, report
         self.wait = wait
         self.num_shards = -(-len(dataset) // settings.shard_size)
+        self.keeps_boxes = settings.views.has_boxes or getattr(dataset, "crop", "") == "random_resized"
         self.clock = Clock()
         self.unreadable: list[str] = []
         self._given_up: set[int] = set()
@@ -245,7 +246,10 @@ class CacheMaker:
     def _decode(self, index: int) -> Any:
         try:
             sample = self.dataset[index]
-            return sample.key, sample.label, *self.settings.views.of(sample.image, index)
+            views, boxes = self.settings.views.of(sample.image, index)
+            if self.keeps_boxes and not self.settings.views.has_boxes:
+                boxes[:, :4] = sample.box  # of the stored picture: the data set cut it, the views did not
+            return sample.key, sample.label, views, boxes
         except DataError as error:
             return error
 
@@ -304,7 +308,7 @@ class CacheMaker:
             int(self.encoder.tokenizer.codebook_size),
             (int(tokens.shape[2]), int(tokens.shape[3])),
             int(tokens.shape[1]),
-            self.settings.views.has_boxes,
+            self.keeps_boxes,
             None if latents is None else tuple(map(int, latents.shape[2:])),  # type: ignore[arg-type]
         )
         boxes = np.stack(shard.boxes) if layout.boxes else None

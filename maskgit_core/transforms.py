@@ -5,12 +5,17 @@ H, W height and width, C channels (1 or 3); pictures are uint8 HWC numpy arrays.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
+
+from maskgit_core.errors import DataError
 
 if TYPE_CHECKING:
     import numpy as np
 
-Crop = Literal["adm", "center", "none"]
+Crop = Literal["adm", "center", "none", "random_resized"]
+#: Left, top, width, height in pixels.
+Box = tuple[int, int, int, int]
 
 
 def resize(image: np.ndarray, size: int, filter_name: str = "bicubic") -> np.ndarray:
@@ -55,32 +60,70 @@ def center_crop(image: np.ndarray, size: int, filter_name: str = "bicubic") -> n
     return image[top : top + size, left : left + size]
 
 
-def random_resized_crop(
-    image: np.ndarray,
-    size: int,
+@dataclass(frozen=True)
+class IndexCrop:
+    """A crop by name; `random_resized` is a function of (seed, index) and tells its box.
+
+    Args:
+        kind: see `Crop`.
+        size: side of the result.
+        filter_name: PIL filter of all kinds but `adm`.
+        seed, scale: of `random_resized`: of its draws, and the share of the area that it covers.
+    """
+
+    kind: Crop
+    size: int
+    filter_name: str = "bicubic"
+    seed: int = 0
+    scale: tuple[float, float] = (0.8, 1.0)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.scale[0] <= self.scale[1] <= 1:
+            raise DataError(f"crop_scale: found {list(self.scale)}; give two shares of the area, 0 < low <= high <= 1")
+
+    def __call__(self, image: np.ndarray, index: int) -> tuple[np.ndarray, Box | None]:
+        """The square picture, and the box (left, top, width, height) of a random crop."""
+        if self.kind != "random_resized":
+            return crop(image, self.size, self.kind, self.filter_name), None
+        box = random_box(index_generator(self.seed, index), image.shape[0], image.shape[1], self.scale)
+        return cut(image, box, self.size, self.filter_name), box
+
+
+def index_generator(seed: int, index: int) -> np.random.Generator:
+    """Random numbers that belong to one sample: a function of (seed, index) alone."""
+    import numpy as np
+
+    return np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, 0, index]))
+
+
+def random_box(
     generator: np.random.Generator,
+    height: int,
+    width: int,
     scale: tuple[float, float] = (0.8, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
-    filter_name: str = "bicubic",
-) -> np.ndarray:
-    """A crop of random area (share of the picture in `scale`) and aspect (`ratio`), resized to `size` (Inception crop).
+) -> Box:
+    """Left, top, width, height of an Inception crop (Szegedy et al. 2015): random area (share in `scale`) and aspect.
 
-    Ten draws, then the largest centred crop within `ratio`. All randomness comes from `generator`.
+    Ten draws, then the largest centred crop within `ratio`.
     """
     import math
 
-    height, width = image.shape[:2]
     for _ in range(10):
-        area = height * width * generator.uniform(*scale)
-        aspect = math.exp(generator.uniform(math.log(ratio[0]), math.log(ratio[1])))
+        area = height * width * (scale[0] + (scale[1] - scale[0]) * generator.random())
+        low, high = math.log(ratio[0]), math.log(ratio[1])
+        aspect = math.exp(low + (high - low) * generator.random())
         w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < w <= width and 0 < h <= height:
-            top = int(generator.integers(0, height - h + 1))
-            left = int(generator.integers(0, width - w + 1))
-            return _resize(image[top : top + h, left : left + w], (size, size), filter_name)
+            return int(generator.random() * (width - w + 1)), int(generator.random() * (height - h + 1)), w, h
     w, h = min(width, round(height * ratio[1])), min(height, round(width / ratio[0]))
-    top, left = (height - h) // 2, (width - w) // 2
-    return _resize(image[top : top + h, left : left + w], (size, size), filter_name)
+    return (width - w) // 2, (height - h) // 2, w, h
+
+
+def cut(image: np.ndarray, box: Box, size: int, filter_name: str = "bicubic") -> np.ndarray:
+    """The box (left, top, width, height) of a picture, resized to `size` x `size`."""
+    left, top, width, height = box
+    return _resize(image[top : top + height, left : left + width], (size, size), filter_name)
 
 
 def horizontal_flip(image: np.ndarray) -> np.ndarray:

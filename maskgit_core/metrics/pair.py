@@ -26,7 +26,7 @@ CONVENTIONS: dict[str, str] = {
     "psnr_pooled": "torchmetrics' default: of the mean squared error over all images (1 to 2 dB lower)",
     "ssim_gaussian": "torchmetrics' default: Gaussian 11 x 11 of 1.5 pixels, per image, mean",
     "ssim_uniform": "torchmetrics' uniform 7 x 7: population covariance, per image, mean",
-    "ms_ssim": "torchmetrics' multi-scale SSIM, per image, mean; images of 161 pixels or more",
+    "ms_ssim": "torchmetrics' multi-scale SSIM, per image, mean; images of 176 pixels or more",
     "ssim_range_2": "scikit-image's with data_range 2 on [0, 1]: LlamaGen's tables, higher by 0.11 to 0.14",
 }
 
@@ -157,8 +157,8 @@ def _torchmetrics_ssim(**options: Any) -> Callable[[Tensor, Tensor], Tensor]:
 def _multi_scale(a_BCHW: Tensor, b_BCHW: Tensor) -> Tensor:
     from torchmetrics.functional.image import multiscale_structural_similarity_index_measure as measure
 
-    if min(a_BCHW.shape[-2:]) < 161:  # four halvings must leave more than the 11 pixels of the window
-        raise DataError(f"ms_ssim: images of {tuple(a_BCHW.shape[-2:])} pixels; at least 161 x 161 are needed")
+    if min(a_BCHW.shape[-2:]) < 176:  # four halvings must leave the 11 pixels of the window
+        raise DataError(f"ms_ssim: images of {tuple(a_BCHW.shape[-2:])} pixels; at least 176 x 176 are needed")
     found: Tensor = measure(b_BCHW, a_BCHW, reduction="none", data_range=1.0)
     return found.reshape(len(a_BCHW))
 

@@ -147,6 +147,19 @@ def test_every_kind_of_views_is_cached(tmp_path, tokenizer, pictures, options, s
         assert np.array_equal(shards.gather([5], views - 1)[0][0], tokens.flatten())
 
 
+def test_a_data_set_cut_at_random_keeps_its_boxes(tmp_path, tokenizer, pictures):
+    options = {"root": str(pictures), "image_size": 16, "crop": "random_resized", "crop_seed": 3}
+    attempt = Attempt(tmp_path / "step")
+    data = DatasetSpec("image_folder", options)
+    cache_tokens.run(attempt, tokenizer=tokenizer, dataset=data, shard_size=6, batch_size=4)
+    shards = TokenShards(attempt.files)
+    boxes = shards.boxes(list(range(COUNT)))
+    assert boxes.shape == (COUNT, 2, 5) and list(problems(attempt.files)) == []
+    images = data.build()
+    assert [tuple(b) for b in boxes[:, 0, :4].tolist()] == [images[i].box for i in range(COUNT)]
+    assert boxes[:, 0, 4].tolist() == [0] * COUNT and boxes[:, 1, 4].tolist() == [1] * COUNT
+
+
 def test_an_undecodable_picture_among_good_ones_is_named(tmp_path, tokenizer, pictures):
     copy = tmp_path / "pictures"
     shutil.copytree(pictures, copy)

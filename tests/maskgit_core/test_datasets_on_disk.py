@@ -126,6 +126,21 @@ def test_class_folders_sorted_by_name(pictures: Path) -> None:
     data.check()
 
 
+def test_random_resized_crops_belong_to_seed_and_index(pictures: Path) -> None:
+    asked = {"root": str(pictures), "image_size": 16, "crop": "random_resized"}
+    one, again = (image_folder.Dataset(**asked) for _ in range(2))  # type: ignore[arg-type]
+    other = image_folder.Dataset(**asked, crop_seed=1)  # type: ignore[arg-type]
+    boxes = [one[i].box for i in range(len(one))]
+    assert boxes == [again[i].box for i in reversed(range(len(again)))][::-1] and len(set(boxes)) == len(boxes)
+    assert boxes != [other[i].box for i in range(len(other))]
+    assert all((one[i].image == again[i].image).all() for i in range(len(one)))
+    whole = image_folder.Dataset(**asked, crop_scale=(1.0, 1.0))  # type: ignore[arg-type]
+    areas = [b[2] * b[3] for b in (whole[i].box for i in range(len(whole))) if b is not None]
+    assert all(area >= 0.9 * 30 * 40 for area in areas)
+    with pytest.raises(DataError, match="crop_scale: found"):
+        image_folder.Dataset(**asked, crop_scale=(0.9, 0.2))  # type: ignore[arg-type]
+
+
 def test_flat_folders_have_no_classes_and_splits_are_folders(pictures: Path) -> None:
     flat = image_folder.Dataset(root=str(pictures), split="a/deep", image_size=16, channels=1)
     assert flat.num_classes is None and flat[0].label == -1 and flat[0].image.shape == (16, 16, 1)
@@ -166,8 +181,12 @@ def test_crops_have_the_size_asked_for(shape: tuple[int, int]) -> None:
     pixels = np.random.default_rng(2).integers(0, 256, (*shape, 3), dtype=np.uint8)
     for kind in ("adm", "center", "none"):
         assert transforms.crop(pixels, 16, kind).shape == (16, 16, 3)  # type: ignore[arg-type]
-    once, again = (transforms.random_resized_crop(pixels, 16, np.random.default_rng(5)) for _ in range(2))
-    assert once.shape == (16, 16, 3) and (once == again).all()
+    cut, box = transforms.IndexCrop("random_resized", 16)(pixels, 3)
+    assert cut.shape == (16, 16, 3) and box is not None
+    left, top, width, height = box
+    assert 0 <= left <= left + width <= shape[1] and 0 <= top <= top + height <= shape[0]
+    picture = Image.fromarray(pixels).crop((left, top, left + width, top + height))
+    assert (cut == np.asarray(picture.resize((16, 16), Image.Resampling.BICUBIC))).all(), "the box is what was cut"
 
 
 def test_center_crop_equals_torchvisions() -> None:

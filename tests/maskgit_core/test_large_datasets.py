@@ -91,6 +91,25 @@ def test_counts_are_reported(forms: dict[str, Path], monkeypatch: pytest.MonkeyP
         imagenet.Dataset(root=str(forms["folders"])).check()
 
 
+def test_classes_by_other_names_would_not_be_the_standard_labels(
+    forms: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(imagenet, "NUM_CLASSES", 3)
+    (forms["folders"] / "train" / WNIDS[0]).rename(forms["folders"] / "train" / "tench")
+    with pytest.raises(DataError, match="class tench is no WordNet id"):
+        imagenet.Dataset(root=str(forms["folders"]))
+    assert imagenet.Dataset(root=str(forms["folders"]), partial=True).num_classes == 3
+
+
+def test_every_form_can_be_cut_at_random(forms: dict[str, Path]) -> None:
+    asked = {"image_size": 16, "crop": "random_resized", "crop_seed": 7, "partial": True}
+    seen = []
+    for form in ("folders", "tars"):
+        data = imagenet.Dataset(root=str(forms[form]), **asked)  # type: ignore[arg-type]
+        seen.append([(data[i].box, data[i].image.tobytes()) for i in range(len(data))])
+    assert seen[0] == seen[1] and len({box for box, _ in seen[0]}) == 6
+
+
 @pytest.mark.parametrize("damage", ["empty", "solution", "cut", "compressed", "class"])
 def test_what_is_wrong_is_said_in_one_line(forms: dict[str, Path], tmp_path: Path, damage: str) -> None:
     root, split = forms["tars"], "val"

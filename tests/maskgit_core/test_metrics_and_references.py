@@ -134,6 +134,46 @@ def test_psnr_and_ssim_equal_scikit_images(shape: tuple[int, int], channels: int
     assert metric.compute()["psnr"] == pytest.approx(np.mean(psnr), rel=1e-12)
 
 
+def test_variants_of_psnr_and_ssim_equal_torchmetrics() -> None:
+    from torchmetrics import image as theirs
+
+    generator = torch.Generator().manual_seed(0)
+    a = torch.rand(3, 1, 180, 176, generator=generator)
+    b = (a + 0.2 * torch.rand(a.shape, generator=generator) * torch.linspace(0.1, 1, 3).view(3, 1, 1, 1)).clamp(0, 1)
+    references: dict[Any, Any] = {
+        "psnr": theirs.PeakSignalNoiseRatio(data_range=1.0, dim=(1, 2, 3)),
+        "psnr_pooled": theirs.PeakSignalNoiseRatio(data_range=1.0),
+        "ssim_gaussian": theirs.StructuralSimilarityIndexMeasure(data_range=1.0),
+        "ssim_uniform": theirs.StructuralSimilarityIndexMeasure(data_range=1.0, gaussian_kernel=False, kernel_size=7),
+        "ms_ssim": theirs.MultiScaleStructuralSimilarityIndexMeasure(data_range=1.0),
+    }
+    ours, halves = pair.Metric(names=tuple(references)), [pair.Metric(names=tuple(references)) for _ in range(2)]
+    for metric, (one, other) in zip(halves, zip(a.split(2), b.split(2), strict=True), strict=True):
+        metric.update(one, other)
+        for reference in references.values():
+            reference.update(other.double(), one.double())
+    halves[0].merge(halves[1])
+    ours.update(a, b)
+    for name, reference in references.items():
+        assert ours.compute()[name] == pytest.approx(float(reference.compute()), rel=1e-6), name
+        assert halves[0].compute()[name] == pytest.approx(ours.compute()[name], rel=1e-12), name
+        assert name in pair.CONVENTIONS
+    assert ours.compute()["psnr_pooled"] < ours.compute()["psnr"], "pooling is lower where images differ"
+    assert set(pair.CONVENTIONS) == set(pair._VARIANTS) == set(pair.PairName.__args__)
+
+
+def test_llamagens_ssim_is_scikit_images_with_another_range() -> None:
+    from skimage.metrics import structural_similarity
+
+    a, b = torch.rand(2, 2, 3, 24, 20, generator=torch.Generator().manual_seed(1)).double()
+    found = pair.per_image(a, b, names=("ssim_range_2",))["ssim_range_2"]
+    for x, y, value in zip(a, b, found, strict=True):
+        theirs = structural_similarity(x.numpy(), y.numpy(), data_range=2.0, channel_axis=0)
+        assert float(value) == pytest.approx(theirs, rel=1e-6)
+    with pytest.raises(DataError, match="ms_ssim: images of"):
+        pair.per_image(a, b, names=("ms_ssim",))
+
+
 def test_pairs_that_make_no_sense_are_refused() -> None:
     image = torch.rand(1, 3, 8, 8)
     for a, b in ((image, image[..., :7]), (image.byte(), image.byte()), (image[..., :5], image[..., :5])):
@@ -262,6 +302,14 @@ def test_efficientnet_lite0_equals_the_reference_package(side: int, total: float
     np.testing.assert_allclose(features[0, :4], first, atol=2e-5)
 
 
+def test_efficientnet_lite0_is_known_to_the_registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MASKGIT_HOME", str(tmp_path))
+    named = efficientnet_lite0.Extractor(input_size=32, weights="efficientnet/lite0")
+    assert named.weights_sha256.startswith(efficientnet_lite0.WEIGHTS_SHA256)
+    with pytest.raises(WeightsError, match="did you mean efficientnet/lite0"):
+        efficientnet_lite0.Extractor(weights="efficientnet/lite1")
+
+
 def test_efficientnet_lite0_takes_grey_and_refuses_other_weights(tmp_path: Path) -> None:
     extractor = efficientnet_lite0.Extractor(input_size=32)
     grey = torch.randint(0, 256, (2, 1, 28, 28), dtype=torch.uint8)
@@ -302,6 +350,24 @@ def test_inception_layout_is_the_published_one() -> None:
 
 
 # torch-fidelity's own root of a 2,048 x 2,048 product takes a minute; its formula is also held on 96 features below.
+def test_spatial_features_are_adms() -> None:
+    """`mixed_6/conv` (the 1 x 1 branch of the third 17 x 17 block, after its ReLU), 7 channels, row by row."""
+    network = inception_fid.Network().eval()
+    network.load_state_dict(inception_fid.random_state(3))
+    seen: dict[str, Tensor] = {}
+    network.Mixed_6c.register_forward_hook(lambda _, given, out: seen.update(before=out))
+    network.Mixed_6d.register_forward_hook(lambda _, given, out: seen.update(block=out))
+    with torch.inference_mode():
+        spatial = network(torch.rand(1, 3, 299, 299, generator=torch.Generator().manual_seed(0)) * 2 - 1)["spatial"]
+    branch = network.Mixed_6d.get_submodule("branch1x1")
+    with torch.inference_mode():
+        made = torch.relu(branch.bn(branch.conv(seen["before"])))  # type: ignore[operator]
+    assert made.shape == (1, 192, 17, 17) and torch.equal(seen["block"][:, :192], made), "the branch comes first"
+    assert spatial.shape == (1, 2023) and float(spatial.min()) == 0 < float(spatial.max())
+    for row, column, channel in ((0, 0, 0), (0, 0, 6), (0, 1, 0), (3, 16, 2), (16, 16, 6)):
+        assert spatial[0, (row * 17 + column) * 7 + channel] == made[0, channel, row, column]
+
+
 @pytest.mark.parametrize("with_fid", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_all_numbers_equal_torch_fidelitys_from_the_same_weights(inception_file: Path, with_fid: bool) -> None:
     from torch_fidelity import calculate_metrics
