@@ -110,10 +110,10 @@ def announce(store: Path, pipeline: str) -> bool:
     uri = live_uri(store, pipeline)
     if uri is None:
         return False
-    quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    nothing = subprocess.DEVNULL
+    command = [sys.executable, "-m", "experiments.forwarding", str(store), uri, pipeline]
     with suppress(OSError):
-        command = [sys.executable, "-m", "experiments.forwarding", str(store), uri, pipeline]
-        subprocess.Popen(command, start_new_session=True, **quiet)
+        subprocess.Popen(command, stdin=nothing, stdout=nothing, stderr=nothing, start_new_session=True)
         return True
     return False
 

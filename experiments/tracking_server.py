@@ -95,7 +95,7 @@ def wait_until_up(server: subprocess.Popen[bytes], host: str, port: int, timeout
         if server.poll() is not None:
             raise TrackingError(f"tracking server: ended with code {server.returncode}; its messages say why")
         with suppress(requests.RequestException):
-            if requests.get(f"http://{where}:{port}/health", timeout=2).ok:
+            if requests.get(f"http://{where}:{port}/health", timeout=10).ok:
                 return
         time.sleep(0.2)
     stop(server)

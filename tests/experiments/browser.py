@@ -1,7 +1,10 @@
-"""A headless Chromium driven over the WebDriver protocol; nothing but requests is needed."""
+"""A headless Chromium driven over the WebDriver protocol with nothing but requests; no wait is without a limit."""
 
 import base64
+import contextlib
+import os
 import shutil
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -11,35 +14,68 @@ from mlflow_server import free_port
 
 DRIVER = shutil.which("chromedriver")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-ARGUMENTS = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars"]
+#: Names are never looked up: a page that asks for something elsewhere is refused at once instead of hanging.
+ARGUMENTS = [
+    "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-default-apps", "--disable-extensions",
+    "--disable-sync", "--disable-breakpad", "--mute-audio", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+]  # fmt: skip
 
 
 class Browser:
-    """`with Browser(folder) as browser: browser.open(url)`; every wait fails after `timeout_s`."""
+    """`with Browser(folder) as browser: browser.open(url)`.
 
-    def __init__(self, folder: Path, width: int = 1500, height: int = 950, timeout_s: float = 120.0) -> None:
-        self.folder, self.size, self.timeout_s, self.port = folder, (width, height), timeout_s, free_port()
+    Args:
+        folder: profile and log of the driver.
+        wait_s: each wait fails after so long, whatever it waits for.
+        limit_s: the whole visit fails after so long. At the end the driver's process group is killed.
+    """
+
+    def __init__(self, folder: Path, size: tuple[int, int] = (1500, 950), wait_s: float = 60.0, limit_s: float = 240.0):
+        self.folder, self.size, self.wait_s, self.port = folder, size, wait_s, free_port()
+        self.until = time.monotonic() + limit_s
 
     def __enter__(self) -> "Browser":
         with open(self.folder / "chromedriver.txt", "wb") as log:
-            self.driver = subprocess.Popen([str(DRIVER), f"--port={self.port}"], stdout=log, stderr=log)
+            self.driver = subprocess.Popen(
+                [str(DRIVER), f"--port={self.port}"], stdout=log, stderr=log, start_new_session=True
+            )
         self.base = f"http://127.0.0.1:{self.port}"
-        self.wait(self._ready, "chromedriver")
-        profile = f"--user-data-dir={self.folder / 'profile'}"
-        window = f"--window-size={self.size[0]},{self.size[1]}"
-        options = {"binary": CHROMIUM, "args": [*ARGUMENTS, profile, window]}
-        wanted = {"capabilities": {"alwaysMatch": {"goog:chromeOptions": options}}}
-        self.base += f"/session/{self._call('POST', '/session', wanted)['sessionId']}"
+        try:
+            self.wait(self._ready, "chromedriver")
+            options = {
+                "binary": CHROMIUM,
+                "args": [*ARGUMENTS, f"--user-data-dir={self.profile}", f"--window-size={self.size[0]},{self.size[1]}"],
+            }
+            limits = {"script": 20_000, "pageLoad": 60_000, "implicit": 0}
+            wanted = {"goog:chromeOptions": options, "pageLoadStrategy": "none", "timeouts": limits}
+            session = self._call("POST", "/session", {"capabilities": {"alwaysMatch": wanted}})
+        except BaseException:
+            self.__exit__()
+            raise
+        self.base += f"/session/{session['sessionId']}"
         return self
 
     def __exit__(self, *exc: object) -> None:
-        try:
-            self._call("DELETE", "")
-        except (requests.RequestException, RuntimeError):
-            pass
-        finally:
-            self.driver.terminate()
-            self.driver.wait(20)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.driver.pid, signal.SIGKILL)
+        self.driver.wait(20)
+        for pid in self.left():  # a browser's children may have left the group
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    @property
+    def profile(self) -> Path:
+        return self.folder / "profile"
+
+    def left(self) -> list[int]:
+        """Processes that name this browser's own profile."""
+        found = []
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            with contextlib.suppress(OSError):
+                if str(self.profile).encode() in path.read_bytes():
+                    found.append(int(path.parent.name))
+        return found
 
     def _ready(self) -> bool:
         try:
@@ -48,18 +84,26 @@ class Browser:
             return False
 
     def _call(self, method: str, path: str, body: dict | None = None):
-        reply = requests.request(method, self.base + path, json=body if method == "POST" else None, timeout=180)
+        left = min(self.wait_s, self.until - time.monotonic())
+        assert left > 0, "the visit took too long"
+        reply = requests.request(method, self.base + path, json=body if method == "POST" else None, timeout=left)
         value = reply.json()["value"]
         if reply.status_code != 200:
             raise RuntimeError(str(value)[:2000])
         return value
 
-    def wait(self, holds, what: str):
-        deadline = time.monotonic() + self.timeout_s
-        while not (found := holds()):
-            assert time.monotonic() < deadline, f"never saw {what}"
-            time.sleep(0.3)
-        return found
+    def wait(self, holds, what: str, wait_s: float | None = None):
+        """What `holds()` returns once it is true; a page that is being redrawn (RuntimeError) is asked again."""
+        deadline = min(self.until, time.monotonic() + (wait_s or self.wait_s))
+        while True:
+            trouble = ""
+            try:
+                if found := holds():
+                    return found
+            except RuntimeError as error:
+                trouble = f" ({error})"
+            assert time.monotonic() < deadline, f"never saw {what}{trouble}"
+            time.sleep(0.2)
 
     def open(self, url: str) -> None:
         self._call("POST", "/url", {"url": url})
@@ -71,23 +115,35 @@ class Browser:
         return self.run("return document.body ? document.body.innerText : ''")
 
     def wait_for_text(self, *wanted: str) -> str:
-        missing = [str(w) for w in wanted]
-        self.wait(lambda: all(w in self.text() for w in wanted), f"{missing} in {self.text()[-600:]!r}")
-        return self.text()
+        seen = ""
 
-    def click_text(self, text: str, selector: str = "button, [role=tab], a, span, div") -> None:
-        """A real click on the smallest element that shows exactly `text`."""
+        def there() -> bool:
+            nonlocal seen
+            seen = self.text()
+            return all(w in seen for w in wanted)
+
+        try:
+            self.wait(there, " and ".join(wanted))
+        except AssertionError as error:
+            raise AssertionError(f"{error}; the page says {seen[-600:]!r}") from None
+        return seen
+
+    def click(self, selector: str, text: str | None = None) -> None:
+        """A real click on the last element of those that match and, where given, show exactly `text`."""
         script = """
-            const found = [...document.querySelectorAll(arguments[0])].filter(
-                e => e.innerText && e.innerText.trim() === arguments[1] && e.offsetParent !== null);
+            const found = [...document.querySelectorAll(arguments[0])].filter(e => e.getClientRects().length > 0 &&
+                (arguments[1] === null || (e.innerText || '').trim() === arguments[1]));
             return found.length ? found[found.length - 1] : null;
         """
-        element = self.wait(lambda: self.run(script, selector, text), f"{text} to click")
-        self._call("POST", f"/element/{next(iter(element.values()))}/click", {})
 
-    def click(self, selector: str) -> None:
-        element = self.wait(lambda: self.run("return document.querySelector(arguments[0])", selector), selector)
-        self._call("POST", f"/element/{next(iter(element.values()))}/click", {})
+        def clicked() -> bool:
+            element = self.run(script, selector, text)
+            if element is None:
+                return False
+            self._call("POST", f"/element/{next(iter(element.values()))}/click", {})
+            return True
+
+        self.wait(clicked, f"{text or selector} to click")
 
     def screenshot(self, path: Path) -> None:
         path.write_bytes(base64.b64decode(self._call("GET", "/screenshot")))

@@ -8,13 +8,29 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+from tracked_store import TrackedStore
+
 from experiments import tracking_server
+from experiments.tracking import ship
 
 
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def empty_database(tmp_path_factory) -> Path:
+    """A database that MLflow has set up once for all tests of this session: setting one up costs seconds."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    made = shared / "empty-mlflow.db"
+    if not made.exists():
+        root = tmp_path_factory.mktemp("template")
+        TrackedStore(root).write(steps=[])
+        ship(root)
+        os.replace(root / "mlflow.db", made)
+    return made
 
 
 class Server:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from mlflow_server import empty_database
 from tracked_store import T0, TrackedStore, lines, write_scores
 
 from experiments import tracking
@@ -18,19 +19,10 @@ from maskgit_core.errors import TrackingError
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture(scope="module")
-def empty_database(tmp_path_factory):
-    """A database MLflow has set up once; setting one up costs seconds."""
-    root = tmp_path_factory.mktemp("template")
-    TrackedStore(root).write(steps=[])
-    ship(root)
-    return root / "mlflow.db"
-
-
 @pytest.fixture
-def store(tmp_path, empty_database):
+def store(tmp_path, tmp_path_factory):
     (tmp_path / "store").mkdir()
-    shutil.copy(empty_database, tmp_path / "store" / "mlflow.db")
+    shutil.copy(empty_database(tmp_path_factory), tmp_path / "store" / "mlflow.db")
     return TrackedStore(tmp_path / "store")
 
 
