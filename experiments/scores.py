@@ -13,7 +13,7 @@ from typing import Any
 from experiments.artifacts import fingerprint
 from experiments.atomic import read_json
 
-#: Scores of these need no suffix in a metric's key.
+#: What scores are of: those of the first of these that a step has scores of need no suffix in a metric's key.
 SUBJECTS = ("samples", "reconstructions")
 #: Metric -> (title, is lower better?). A metric of a feature network of its own name is known by its prefix.
 METRICS: dict[str, tuple[str, bool | None]] = {
@@ -54,11 +54,12 @@ class Score:
     num_images: int | None = None
     protocol: str = ""
     details: Mapping[str, Any] = field(default_factory=dict)  # everything that fixes what the number means
+    subject: str = "samples"  # what its step is about
 
     @property
     def key(self) -> str:
-        """`fid` of samples, `fid/real_images` of anything else."""
-        return self.name if self.of in SUBJECTS else f"{self.name}/{self.of.replace(' ', '_')}"
+        """`fid` of what the step is about, `fid/real_images` of anything else beside it."""
+        return self.name if self.of == self.subject else f"{self.name}/{self.of.replace(' ', '_')}"
 
     @property
     def comparable(self) -> str:
@@ -72,6 +73,8 @@ def read_scores(files: Path, headline: Mapping[str, Any] | None = None) -> list[
     found = []
     if isinstance(written, Mapping):
         protocols = written.get("protocols") or {}
+        of = {row.get("of", "samples") for row in written.get("scores") or ()}
+        subject = next((s for s in SUBJECTS if s in of), "samples")
         for row in written.get("scores") or ():
             known = ("name", "of", "value", "num_images", "protocol")
             more = {k: v for k, v in row.items() if k not in (*known, "note")}
@@ -84,6 +87,7 @@ def read_scores(files: Path, headline: Mapping[str, Any] | None = None) -> list[
                     num_images=row.get("num_images"),
                     protocol=name,
                     details={**protocols.get(name, {}), **more},
+                    subject=subject,
                 )
             )
     if not found and headline:

@@ -12,8 +12,10 @@ import yaml
 from tracked_store import TrackedStore, write_scores
 
 from experiments.commands import table as command
+from experiments.comparison import compare
 from experiments.config import CONF
 from experiments.results import Spread, collect
+from experiments.run_facts import results
 from experiments.table_formats import FORMATS, latex_text
 from experiments.tables import fill, missing, read_table, table_names
 from maskgit_core.errors import ConfigError
@@ -72,6 +74,23 @@ def test_mean_and_deviation_over_seeds_and_the_difference_to_the_published(tmp_p
     assert (cell.reproduced.count, round(cell.reproduced.mean, 9), round(cell.reproduced.std, 9)) == (3, 6.2, 0.2)
     assert cell.difference == pytest.approx(0.02)
     assert {r.run for r in cell.results} == {f"{store.uid}/evaluate[{s},2]" for s in range(3)}
+
+
+def test_reconstructions_beside_samples_are_another_number(tmp_path, store):
+    """An evaluation repeats what its tokenizer reached: never averaged with the samples, nor shown in their place."""
+    folder = evaluation(store)
+    path = folder / "attempts" / "0001" / "files" / "scores.json"
+    told = json.loads(path.read_text())
+    told["scores"] += [{**told["scores"][0], "of": "reconstructions", "value": 2.0}]
+    path.write_text(json.dumps(told))
+    cell = filled(tmp_path, store).cells[0]["fid"]
+    assert (cell.reproduced.mean, cell.reproduced.count) == (6.2, 1)
+    (result,) = collect(store.root)
+    assert (result.value("fid"), result.value("fid/reconstructions")) == (6.2, 2.0)
+    rows = {row.title: row.values["evaluate[scale=2]"].mean for row in compare([result]).metrics}
+    assert rows == {"fid": 6.2, "fid/reconstructions (FID)": 2.0}
+    points = results(folder, json.loads((folder / "manifest.json").read_text()))
+    assert {p.metric: p.value for p in points} == {"fid": 6.2, "fid/reconstructions": 2.0}
 
 
 def test_every_format_carries_value_difference_run_and_commit(tmp_path, store):
