@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from experiments.signatures import Hint, Param
+from experiments.tracking_address import resolve_uri
 from experiments.values import coerce, unknown_key
 from maskgit_core.errors import ConfigError
 
@@ -24,6 +26,7 @@ def checked(config: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises:
         ConfigError: an unknown key or a wrong type.
+        TrackingError: an address that MLflow would not serve.
     """
     found: dict[str, Any] = {"launcher": dict(config.get("launcher") or {})}
     for block, schema in SCHEMA.items():
@@ -35,6 +38,7 @@ def checked(config: Mapping[str, Any]) -> dict[str, Any]:
             if key not in schema:
                 raise unknown_key(f"{block}.{key}", str(key), schema)
             found[block][key] = coerce(schema[key], value, f"{block}.{key}")
+    resolve_uri(Path(), found["tracking"]["uri"])
     plugins = config.get("plugins") or []
     if not isinstance(plugins, list) or not all(isinstance(p, str) and p.isidentifier() for p in plugins):
         raise ConfigError(f"plugins: found {plugins!r}; it must be a list of package names")
