@@ -32,7 +32,7 @@ def to_unit(signed_BCHW: Tensor) -> Tensor:
 def to_uint8(unit_BCHW: Tensor, rounding: Rounding = "half_up") -> Tensor:
     """Floats in [0, 1] to uint8 in [0, 255]."""
     offset = 0.5 if rounding == "half_up" else 0.0
-    return (unit_BCHW * 255 + offset).clamp(0, 255).to(torch.uint8)
+    return (unit_BCHW * 255).add_(offset).clamp_(0, 255).to(torch.uint8)
 
 
 def stack(dataset: ImageSequence, indices: Sequence[int]) -> tuple[Tensor, Tensor]:

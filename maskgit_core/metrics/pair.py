@@ -82,8 +82,15 @@ def per_image(
         )
     if not originals_BCHW.is_floating_point():
         raise DataError(f"image pair: {originals_BCHW.dtype} was given; give floats in [0, 1] (uint8 / 255)")
-    a, b = originals_BCHW.to(dtype), reconstructions_BCHW.to(dtype)
-    return {name: _VARIANTS[name](a, b) for name in names}
+    if originals_BCHW.is_cuda:
+        a, b = originals_BCHW.to(dtype), reconstructions_BCHW.to(dtype)
+        return {name: _VARIANTS[name](a, b) for name in names}
+    found: dict[str, list[Tensor]] = {name: [] for name in names}
+    for one, other in zip(originals_BCHW.split(1), reconstructions_BCHW.split(1), strict=True):  # stays in the cache
+        a, b = one.to(dtype), other.to(dtype)
+        for name in names:
+            found[name].append(_VARIANTS[name](a, b))
+    return {name: torch.cat(values) for name, values in found.items()}
 
 
 def of_mean(name: str, mean: float) -> float:
@@ -102,46 +109,72 @@ def about(names: Sequence[str]) -> str:
 
 def psnr(a_BCHW: Tensor, b_BCHW: Tensor, data_range: float = 1.0) -> Tensor:
     """Peak signal-to-noise ratio in dB of each image (B,); infinite for equal images."""
-    error_B = (a_BCHW - b_BCHW).square().flatten(1).mean(dim=1)
+    error_B = (a_BCHW - b_BCHW).square_().flatten(1).mean(dim=1)
     return 10 * torch.log10(data_range**2 / error_B)
 
 
+@torch.no_grad()
 def ssim(a_BCHW: Tensor, b_BCHW: Tensor, data_range: float = 1.0) -> Tensor:
     """Structural similarity of each image (B,), mean over pixels and channels."""
-    if min(a_BCHW.shape[-2:]) < WINDOW:
-        raise DataError(f"ssim: images of {tuple(a_BCHW.shape[-2:])} pixels; at least {WINDOW} x {WINDOW} are needed")
+    batch, channels, height, width = a_BCHW.shape
+    if min(height, width) < WINDOW:
+        raise DataError(f"ssim: images of {(height, width)} pixels; at least {WINDOW} x {WINDOW} are needed")
+    a_NHW, b_NHW = a_BCHW.reshape(-1, height, width), b_BCHW.reshape(-1, height, width)
     if a_BCHW.is_cuda:
-        return _ssim_planes(a_BCHW, b_BCHW, data_range).mean(dim=1)
-    # One channel at a time stays in a CPU's cache: half the time of a whole batch at once.
-    planes = [
-        _ssim_planes(a[None, None], b[None, None], data_range)[0]
-        for a, b in zip(a_BCHW.flatten(0, 1), b_BCHW.flatten(0, 1), strict=True)
-    ]
-    return torch.cat(planes).view(a_BCHW.shape[:2]).mean(dim=1)
+        means_N = _ssim_planes(a_NHW, b_NHW, data_range, _Scratch(a_NHW))
+    else:  # one channel at a time stays in a CPU's cache, in memory that is used again
+        scratch = _Scratch(a_NHW[:1])
+        pairs = zip(a_NHW.split(1), b_NHW.split(1), strict=True)
+        means_N = torch.cat([_ssim_planes(a, b, data_range, scratch) for a, b in pairs])
+    return means_N.view(batch, channels).mean(dim=1)
 
 
-def _ssim_planes(a_BCHW: Tensor, b_BCHW: Tensor, data_range: float) -> Tensor:
-    """Mean SSIM over the pixels of each channel: (B, C). Only the sum of the two variances is needed, not each."""
-    squares = torch.addcmul(a_BCHW * a_BCHW, b_BCHW, b_BCHW)
-    stacked = torch.stack([a_BCHW, b_BCHW, a_BCHW * b_BCHW, squares])
-    mean_a, mean_b, mean_ab, mean_squares = _seven_taps(_seven_taps(stacked, -2), -1).div_(WINDOW * WINDOW)
-    unbias = WINDOW * WINDOW / (WINDOW * WINDOW - 1)
-    c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
-    product = mean_a * mean_b
-    powers = torch.addcmul(mean_a * mean_a, mean_b, mean_b)
-    covariance = mean_ab.sub_(product).mul_(unbias)
-    variances = mean_squares.sub_(powers).mul_(unbias)
-    above = (2 * product + c1).mul_(covariance.mul_(2).add_(c2))
-    below = variances.add_(c2).mul_(powers.add_(c1))
-    return above.div_(below).mean(dim=(2, 3))
+class _Scratch:
+    """Memory for the window sums of N planes (H, W)."""
+
+    def __init__(self, like_NHW: Tensor) -> None:
+        planes, height, width = like_NHW.shape
+        h, w = height - WINDOW + 1, width - WINDOW + 1
+        self.products = like_NHW.new_empty(2, planes, height, width)
+        self.twos_down = like_NHW.new_empty(4, planes, h + 5, width)
+        self.down = like_NHW.new_empty(4, planes, h, width)
+        self.twos_across = like_NHW.new_empty(4, planes, h, w + 5)
+        self.sums = like_NHW.new_empty(4, planes, h, w)
+        self.more = like_NHW.new_empty(2, planes, h, w)
 
 
-def _seven_taps(x: Tensor, dim: int) -> Tensor:
+def _ssim_planes(a_NHW: Tensor, b_NHW: Tensor, data_range: float, scratch: _Scratch) -> Tensor:
+    """Mean SSIM over the pixels of each plane (N,).
+
+    With A, B, X, Q the sums of a, b, ab and a^2 + b^2 over a window of n pixels and u = n / (n - 1), numerator and
+    denominator are, times n^4, (2AB + n^2 C1) (2u(nX - AB) + n^2 C2) and (A^2 + B^2 + n^2 C1) (u(nQ - A^2 - B^2) +
+    n^2 C2). Only the sum of the two variances is needed, not each.
+    """
+    products, down, sums = scratch.products, scratch.down, scratch.sums
+    torch.mul(a_NHW, b_NHW, out=products[0])
+    torch.mul(a_NHW, a_NHW, out=products[1]).addcmul_(b_NHW, b_NHW)
+    for place, plane in enumerate((a_NHW, b_NHW)):
+        _seven_taps(plane, -2, scratch.twos_down[place], down[place])
+    _seven_taps(products, -2, scratch.twos_down[2:], down[2:])
+    _seven_taps(down, -1, scratch.twos_across, sums)
+    sum_a, sum_b, sum_ab, sum_squares = sums
+    above, below = scratch.more
+    torch.mul(sum_a, sum_b, out=above)
+    torch.mul(sum_a, sum_a, out=below).addcmul_(sum_b, sum_b)
+    n = WINDOW * WINDOW
+    c1, c2 = (0.01 * data_range) ** 2 * n * n, (0.03 * data_range) ** 2 * (n - 1)
+    sum_ab.sub_(above, alpha=1 / n).add_(c2 / 2)
+    sum_squares.sub_(below, alpha=1 / n).add_(c2)
+    above.add_(c1 / 2).mul_(sum_ab)
+    return above.div_(below.add_(c1).mul_(sum_squares)).mean(dim=(-2, -1)).mul_(4)
+
+
+def _seven_taps(x: Tensor, dim: int, twos: Tensor, out: Tensor) -> None:
     """Sums of every 7 neighbours along `dim` that lie inside: pairs, then fours, then four + two + one."""
     count = x.shape[dim] - WINDOW + 1
-    twos = x.narrow(dim, 0, count + 5) + x.narrow(dim, 1, count + 5)
-    fours = twos.narrow(dim, 0, count) + twos.narrow(dim, 2, count)
-    return fours.add_(twos.narrow(dim, 4, count)).add_(x.narrow(dim, 6, count))
+    torch.add(x.narrow(dim, 0, count + 5), x.narrow(dim, 1, count + 5), out=twos)
+    torch.add(twos.narrow(dim, 0, count), twos.narrow(dim, 2, count), out=out)
+    out.add_(twos.narrow(dim, 4, count)).add_(x.narrow(dim, 6, count))
 
 
 def _torchmetrics_ssim(**options: Any) -> Callable[[Tensor, Tensor], Tensor]:
