@@ -3,16 +3,17 @@
 import importlib.util
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
 import pytest
-from mlflow_server import POSTGRES, Postgres, Server, free_port
+from lossy_proxy import LossyProxy
+from mlflow_server import POSTGRES, Postgres, Server, empty_database, free_port
 from tracked_store import T0, TrackedStore, lines, write_scores
 
 from experiments.forwarding import Forwarder, live_uri
@@ -23,7 +24,8 @@ from maskgit_core.errors import TrackingError
 ROOT = Path(__file__).resolve().parents[2]
 PYTHON = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
-#: A step: claims its folder, journals `points` points, one every `pause` seconds, ends like a job.
+#: A step: claims its folder, journals two metrics every `pause` seconds until step `points`, ends like a job, and says
+#: what a point cost its thread (CPU seconds, so that a busy machine counts for nothing).
 STEP = """
 import sys, time
 from dataclasses import asdict
@@ -39,15 +41,18 @@ write_json(attempt.own / "start.json", {"time": time.time(), "pipeline": sys.arg
 forwarder = Forwarder.start(folder, {"pipeline": sys.argv[6], "name": "train"}) if "live" in sys.argv else None
 if start:
     attempt.resumed_at(start)
+cost, logged = 0.0, 0
 for i in range(start, points):
+    began = time.thread_time()
     attempt.log({"loss": float(i), "lr": 1.0 / (i + 1)}, step=i)
+    cost, logged = cost + time.thread_time() - began, logged + 2
     time.sleep(pause)
     if (folder / "enough").exists():
         break
 attempt.close()
 write_json(attempt.own / "end.json", {"state": "stopped", "time": time.time()})
 (folder / "claim.json").unlink()
-print("trained", flush=True)
+print(cost / max(logged, 1), flush=True)
 if forwarder:
     forwarder.finish(60.0)
 """
@@ -55,7 +60,9 @@ if forwarder:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    with Server(tmp_path_factory.mktemp("server")) as running:
+    folder = tmp_path_factory.mktemp("server")
+    shutil.copy(empty_database(tmp_path_factory), folder / "server.db")
+    with Server(folder) as running:
         yield running
 
 
@@ -158,11 +165,21 @@ def drill_server(store, server, kills, seed):
         wait_for(lambda before=before: len(journaled(folder)["loss"]) > before + 100)  # training goes on meanwhile
         server.start()
     (folder / "enough").write_text("")
-    assert step.stdout.readline() == "trained\n"
+    cost = float(step.stdout.readline())
     assert step.wait(180) == 0
     ship(store.root, server.uri)
-    assert histories(server, store) == journaled(folder)
-    assert runs(server, store, "train")[0].info.status == "KILLED"  # it was stopped, as it says
+    found, there = histories(server, store), journaled(folder)
+    tell(f"server killed {kills} times: {len(there['loss'])} points journaled, {len(found['loss'])} in MLflow, "
+         f"{len(set(found['loss']))} of them different; {cost * 1e6:.1f} us of the step's thread a metric")  # fmt: skip
+    return found, there, cost
+
+
+def tell(text):
+    """A line for whoever reads the drills' log (`DRILL_LOG` names a file)."""
+    print(text)
+    if "DRILL_LOG" in os.environ:
+        with open(os.environ["DRILL_LOG"], "a") as log:
+            log.write(text + "\n")
 
 
 def wait_for(holds, timeout_s=300.0):
@@ -172,45 +189,60 @@ def wait_for(holds, timeout_s=300.0):
         time.sleep(0.1)
 
 
-@pytest.mark.slow
-def test_a_server_that_dies_while_training_costs_nothing(store, server):
-    drill_server(store, server, 1, 0)
+@pytest.mark.parametrize("kills", [1, pytest.param(20, marks=pytest.mark.slow)])
+def test_a_server_that_dies_while_training_costs_nothing(store, server, kills):
+    found, there, cost = drill_server(store, server, kills, kills)
+    assert found == there
+    assert cost < 50e-6
+    assert runs(server, store, "train")[0].info.status == "KILLED"  # it was stopped, as it says
 
 
-@pytest.mark.slow
-def test_a_server_that_dies_twenty_times(store, server):
-    drill_server(store, server, 20, 1)
+#: A forwarder as a job starts it, every 0.05 s, once it has said that it has all it needs to begin.
+FORWARDER = """
+import os, sys
+from pathlib import Path
+import mlflow
+from experiments.forwarding import forward
+print("ready", flush=True)
+forward(Path(sys.argv[1]), sys.argv[2], sys.argv[3], "train", os.getppid(), 0.05)
+"""
 
 
 def drill_forwarder(store, server, kills, seed):
-    """Forwarders are killed at random moments while a long journal grows; the last one is left alone."""
+    """Forwarders are killed at random moments while a long journal grows; `sync` ships what is left."""
     chance = random.Random(seed)
-    folder = train_step(store)
-    first = begin(folder, store, 1, 0, 4000, 0.0)
-    first.wait(60)
-    second = begin(folder, store, 2, 3500, 4000 + 500 * kills, 0.005)
+    folder, until = train_step(store), 4000 + 500 * kills
+    begin(folder, store, 1, 0, 4000, 0.0).wait(60)
+    second = begin(folder, store, 2, 3500, until, 0.005)
+    arrived = []
     for _ in range(kills):
-        code = "import sys; from experiments.forwarding import forward; from pathlib import Path; import os;"
-        code += "forward(Path(sys.argv[1]), sys.argv[2], sys.argv[3], 'train', os.getppid(), 0.05)"
         arguments = [str(store.root), server.uri, store.uid]
-        child = subprocess.Popen([sys.executable, "-c", code, *arguments], cwd=ROOT, env=PYTHON)
-        time.sleep(chance.uniform(3.0, 7.0))
+        child = subprocess.Popen(
+            [sys.executable, "-c", FORWARDER, *arguments], cwd=ROOT, env=PYTHON, stdout=subprocess.PIPE, text=True
+        )
+        STARTED.append(child)
+        assert child.stdout.readline() == "ready\n"
+        time.sleep(chance.uniform(0.0, 3.0))
         child.send_signal(signal.SIGKILL)
         child.wait()
+        arrived.append(sum(map(len, histories(server, store).values())) if runs_there(server, store) else 0)
     second.wait(300)
     ship(store.root, server.uri)
     found = histories(server, store)["loss"]
-    assert [(step, value) for step, value, _ in found] == [(i, float(i)) for i in range(4000 + 500 * kills)]
+    tell(f"forwarder killed {kills} times: {until} points journaled, {len(found)} in MLflow, {len(set(found))} of them "
+         f"different; there after each kill: {arrived}")  # fmt: skip
+    return found, until
 
 
-@pytest.mark.slow
-def test_killed_forwarders_lose_and_double_nothing(store, server):
-    drill_forwarder(store, server, 2, 2)
+def runs_there(server, store):
+    c = client(server)
+    return c.get_experiment_by_name(store.experiment) is not None and runs(server, store, "train")
 
 
-@pytest.mark.slow
-def test_forwarders_killed_twenty_times(store, server):
-    drill_forwarder(store, server, 20, 3)
+@pytest.mark.parametrize("kills", [1, pytest.param(20, marks=pytest.mark.slow)])
+def test_killed_forwarders_lose_and_double_nothing(store, server, kills):
+    found, until = drill_forwarder(store, server, kills, kills)
+    assert [(step, value) for step, value, _ in found] == [(i, float(i)) for i in range(until)]
 
 
 def test_a_killed_step_is_shown_as_killed_and_its_successor_goes_on_in_the_same_run(store, server):
@@ -229,122 +261,136 @@ def test_a_killed_step_is_shown_as_killed_and_its_successor_goes_on_in_the_same_
     assert runs(server, store, "train")[0].data.tags["attempts"] == "2"
 
 
-class Cutting:
-    """A proxy that now and then cuts a reply off: the server has committed, and nobody knows."""
-
-    def __init__(self, port: int, every: int) -> None:
-        self.target, self.every, self.count, self.cut = port, every, 0, 0
-        self.listener = socket.create_server(("127.0.0.1", 0))
-        self.uri = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
-        threading.Thread(target=self._serve, daemon=True).start()
-
-    def _serve(self) -> None:
-        while True:
-            try:
-                there, _ = self.listener.accept()
-            except OSError:
-                return
-            threading.Thread(target=self._pass_on, args=(there,), daemon=True).start()
-
-    def _pass_on(self, there: socket.socket) -> None:
-        here = socket.create_connection(("127.0.0.1", self.target))
-
-        def upstream() -> None:
-            try:
-                while data := there.recv(65536):
-                    here.sendall(data)
-            except OSError:
-                pass
-
-        threading.Thread(target=upstream, daemon=True).start()
+def ship_through(proxy, store, tries=60):
+    """Ships until nothing fails any more, as `sync --follow` does."""
+    for _ in range(tries):
         try:
-            while data := here.recv(65536):
-                self.count += 1
-                if self.count % self.every == 0:
-                    self.cut += 1
-                    break
-                there.sendall(data)
-        except OSError:
-            pass
-        for end in (there, here):
-            end.close()
+            return ship(store.root, proxy.uri)
+        except TrackingError:
+            continue
+    raise AssertionError(f"{tries} rounds were not enough")
+
+
+def scored_training(store, points):
+    folder = train_step(store)
+    lines(store.attempt(folder) / "journal.jsonl", [(i, {"loss": float(i)}) for i in range(points)], int(T0 * 1000))
+    store.done(folder)
+    scored = store.step("evaluate", "evaluate", "scores", {}, [store.steps[0]["fingerprint"]])
+    write_scores(store.attempt(scored) / "files", "p", {}, fid=2.5)
+    store.done(scored)
+    return folder
+
+
+@pytest.mark.parametrize("seed", [0, *(pytest.param(s, marks=pytest.mark.slow) for s in range(1, 6))])
+def test_replies_lost_after_the_server_committed_double_nothing(store, server, seed):
+    folder = scored_training(store, 3000)
+    with LossyProxy(server.port, 0.3, seed) as proxy:
+        ship_through(proxy, store)
+        shutil.rmtree(store.root / "tracking")  # what is remembered of it is lost as well
+        ship_through(proxy, store)
+    kinds = {path.rpartition("/")[2] for path, count in proxy.lost.items() if count}
+    assert {"create", "log-batch", "update"} <= kinds and sum(proxy.lost.values()) > 6
+    assert histories(server, store) == journaled(folder)
+    assert histories(server, store, "evaluate")["fid"] == [(0, 2.5, int((T0 + 100) * 1000))]
+    assert sorted(r.info.run_name for r in runs(server, store)) == sorted(["evaluate", store.parent_name, "train"])
+    assert {r.info.status for r in runs(server, store)} == {"FINISHED"}
+    experiment = runs(server, store)[0].info.experiment_id
+    assert client(server).search_logged_models([experiment], filter_string="metrics.fid < 3")
+
+
+SHIP = "import sys; from experiments.tracking import ship; ship(sys.argv[1], sys.argv[2])"
 
 
 @pytest.mark.slow
-def test_replies_lost_on_the_way_double_nothing(store, server):
+@pytest.mark.parametrize("where", ["one store", "copies on two machines"])
+def test_two_forwarders_on_one_journal(store, server, tmp_path, where):
+    """Both ship the same growing journal at once, one of them through a proxy that loses replies."""
     folder = train_step(store)
-    lines(store.attempt(folder) / "journal.jsonl", [(i, {"loss": float(i)}) for i in range(5000)], int(T0 * 1000))
-    store.done(folder)
-    proxy = Cutting(server.port, 11)
-    for _ in range(60):
-        try:
-            ship(store.root, proxy.uri)
-            break
-        except TrackingError:
-            continue
-    proxy.listener.close()
-    assert proxy.cut > 1
-    ship(store.root, server.uri)
+    journal = store.attempt(folder) / "journal.jsonl"
+    lines(journal, [(i, {"loss": float(i)}) for i in range(4000)], int(T0 * 1000))
+    other = store.root
+    if where != "one store":
+        other = tmp_path / "copy"
+        shutil.copytree(store.root, other)
+    with LossyProxy(server.port, 0.1, 7) as proxy:
+        children = [
+            subprocess.Popen([sys.executable, "-c", SHIP, str(root), uri], cwd=ROOT, env=PYTHON)
+            for root, uri in ((store.root, server.uri), (other, proxy.uri))
+        ]
+        STARTED.extend(children)
+        time.sleep(2.0)
+        lines(journal, [(i, {"loss": float(i)}) for i in range(4000, 5000)], int(T0 * 1000) + 5000)
+        for child in children:
+            child.wait(180)  # one may have failed for a lost reply; the next round ships what is left
+        store.done(folder)
+        ship_through(proxy, store)
     assert histories(server, store) == journaled(folder)
     assert len(runs(server, store)) == 2
 
 
-@pytest.mark.slow
-def test_two_forwarders_on_one_journal(store, server, tmp_path):
-    """Also from copies of the store, where no lock of ours is shared."""
-    import shutil
-
-    folder = train_step(store)
-    lines(store.attempt(folder) / "journal.jsonl", [(i, {"loss": float(i)}) for i in range(6000)], int(T0 * 1000))
-    store.done(folder)
-    copy = tmp_path / "copy"
-    shutil.copytree(store.root, copy)
-    code = "import sys; from experiments.tracking import ship; ship(sys.argv[1], sys.argv[2])"
-    children = [
-        subprocess.Popen([sys.executable, "-c", code, str(root), server.uri], cwd=ROOT, env=PYTHON)
-        for root in (store.root, copy)
-    ]
-    assert [child.wait(180) for child in children] == [0, 0] or ship(store.root, server.uri)
-    ship(store.root, server.uri)
-    assert histories(server, store) == journaled(folder)
-
-
-STARTER = """
-import sys, threading, time
+#: Waits for the others, then begins: a step, or the forwarder of one.
+TOGETHER = """
+import sys, time
 from pathlib import Path
-from experiments.tracking import ship
-root, uri, pipeline = sys.argv[1:4]
-first, count, at = map(float, sys.argv[4:7])
-time.sleep(max(0.0, at - time.time()))
-problems = []
-def start(number):
-    try:
-        ship(Path(root), uri, pipelines=[pipeline], steps=[f"train{number}"], whole=False)
-    except Exception as error:
-        problems.append(repr(error))
-threads = [threading.Thread(target=start, args=(int(first) + i,)) for i in range(int(count))]
-[t.start() for t in threads]; [t.join() for t in threads]
-sys.exit("\\n".join(problems))
+if sys.argv[1] == "step":
+    from experiments.attempt import Attempt as begin
+else:
+    from experiments.tracking import ship as begin
+    import mlflow
+Path(sys.argv[3]).write_text("")
+while not Path(sys.argv[2]).exists():
+    time.sleep(0.01)
+if sys.argv[1] == "step":
+    attempt = begin(Path(sys.argv[4]))
+    for i in range(20):
+        attempt.log({"loss": float(i)}, step=i)
+    attempt.close()
+else:
+    root, uri, pipeline, step = sys.argv[4:]
+    begin(Path(root), uri, pipelines=[pipeline], steps=[step], whole=False)
 """
 
 
+def all_together(place, kind, argument_lists):
+    """Real processes that have imported all they need and begin at the same moment; their exit codes."""
+    place.mkdir()
+    signs = [place / str(number) for number in range(len(argument_lists))]
+    children = [
+        subprocess.Popen([sys.executable, "-c", TOGETHER, kind, str(place / "go"), str(sign), *arguments], cwd=ROOT,
+                         env=PYTHON)
+        for sign, arguments in zip(signs, argument_lists, strict=True)
+    ]  # fmt: skip
+    STARTED.extend(children)
+    wait_for(lambda: all(sign.exists() for sign in signs), 600.0)
+    (place / "go").write_text("")
+    return [child.wait(600) for child in children]
+
+
+@pytest.mark.parametrize("count", [6, pytest.param(64, marks=pytest.mark.slow)])
+def test_steps_that_start_at_the_same_moment_on_a_fresh_store(tmp_path, count):
+    """The default, embedded store: no step opens it, so nothing can go wrong; the first `sync` makes it."""
+    store = TrackedStore(tmp_path / "store", experiment="many")
+    folders = [store.step(f"train{number}", "train", "model", {"seed": number}) for number in range(count)]
+    for folder in folders:
+        store.attempt(folder)
+    assert all_together(tmp_path / "signs", "step", [[str(folder)] for folder in folders]) == [0] * count
+    assert not (store.root / "mlflow.db").exists()
+    assert ship(store.root).points == 20 * count
+    tell(f"{count} steps began at one moment: {20 * count} points journaled and shipped")
+
+
 @pytest.mark.slow
-def test_sixty_four_steps_that_start_at_the_same_moment(tmp_path):
-    """64 live forwarders meet on a fresh server, in 4 processes of 16 threads each."""
+def test_64_forwarders_that_meet_on_a_fresh_server(tmp_path):
+    """64 live forwarders, each a process, ship 64 steps of one execution to a server that has seen nothing yet."""
     with Server(tmp_path / "server") as server:
         store = TrackedStore(tmp_path / "store", experiment="many")
         for number in range(64):
             folder = store.step(f"train{number}", "train", "model", {"seed": number})
             lines(store.attempt(folder) / "journal.jsonl", [(i, {"loss": 1.0}) for i in range(20)], int(T0 * 1000))
-        arguments = [str(store.root), server.uri, store.uid]
-        at = str(time.time() + 15)
-        children = [
-            subprocess.Popen([sys.executable, "-c", STARTER, *arguments, str(16 * i), "16", at], cwd=ROOT, env=PYTHON)
-            for i in range(4)
-        ]
-        assert [child.wait(300) for child in children] == [0, 0, 0, 0]
-        ship(store.root, server.uri)
+        calls = [[str(store.root), server.uri, store.uid, f"train{number}"] for number in range(64)]
+        assert all_together(tmp_path / "signs", "forwarder", calls) == [0] * 64
         found = runs(server, store)
+        tell(f"64 forwarders met on a fresh server: {len(found)} runs, {len({r.info.run_name for r in found})} names")
         assert len(found) == 65 and len({r.data.tags.get("mlflow.parentRunId") for r in found}) == 2
         assert all(len(histories(server, store, f"train{i}")["loss"]) == 20 for i in range(64))
 
@@ -363,16 +409,10 @@ def test_a_job_without_a_tracking_server_starts_no_forwarder(tmp_path):
 def test_on_postgresql(tmp_path):
     with Postgres() as database, Server(tmp_path / "server", database.uri) as server:
         store = TrackedStore(tmp_path / "store", experiment="on-postgres")
-        folder = store.step("train", "train", "model", {"lr": 0.1})
-        lines(store.attempt(folder) / "journal.jsonl", [(i, {"loss": float(i)}) for i in range(2500)], int(T0 * 1000))
-        store.done(folder)
-        proxy = Cutting(server.port, 11)
-        for _ in range(40):
-            try:
-                ship(store.root, proxy.uri)
-                break
-            except TrackingError:
-                continue
+        folder = scored_training(store, 5000)
+        with LossyProxy(server.port, 0.3, 0) as proxy:
+            ship_through(proxy, store)
+        assert sum(proxy.lost.values()) > 6
         ship(store.root, server.uri)
         assert histories(server, store) == journaled(folder)
         assert runs(server, store, "train")[0].info.status == "FINISHED"
@@ -405,10 +445,12 @@ def test_a_host_the_server_does_not_allow_is_one_line(store, server, monkeypatch
         ship(store.root, server.uri.replace("127.0.0.1", "tracker.lab.org"))
 
 
-def test_the_ui_command_serves_the_store_on_loopback_and_ends_cleanly(tmp_path):
+def test_the_ui_command_serves_the_store_on_loopback_and_ends_cleanly(tmp_path, tmp_path_factory):
     import requests
 
     store = TrackedStore(tmp_path / "store")
+    store.write()
+    shutil.copy(empty_database(tmp_path_factory), store.root / "mlflow.db")
     folder = store.step("train", "train", "model", {})
     store.attempt(folder)
     store.done(folder)
