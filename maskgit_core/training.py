@@ -26,7 +26,13 @@ PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 
 
 def make_accelerator(precision: str, device: str) -> Accelerator:
-    """An accelerator of its own for one training run; a process may make several, one after the other."""
+    """An accelerator of its own for one training run; a process may make several, one after the other.
+
+    Raises:
+        ConfigError: fp16 on a CPU, where gradients cannot be scaled.
+    """
+    if precision == "fp16" and device == "cpu":
+        raise ConfigError("train.precision: fp16 trains on GPUs only and there is none here; use bf16 or fp32")
     AcceleratorState._reset_state()
     return Accelerator(cpu=device == "cpu", mixed_precision=PRECISIONS[precision])
 

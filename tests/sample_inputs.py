@@ -1,6 +1,7 @@
 """A model and a tokenizer with random weights, as their stages leave them."""
 
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -9,15 +10,16 @@ from experiments.components import describe
 from experiments.schema import Input, ModelSpec, TokenizerSpec
 from maskgit_core.checkpoints import save_tensors
 
-FACTS = {"codebook_size": 16, "num_tokens": 20, "num_classes": 3, "grid": [4, 5]}
+FACTS: dict[str, Any] = {"codebook_size": 16, "num_tokens": 20, "num_classes": 3, "grid": [4, 5]}
 
 
-def make_inputs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Input, Input]:
-    """A model and a tokenizer with random weights, as their stages leave them."""
+def make_inputs(tmp_path_factory: pytest.TempPathFactory, **changed: Any) -> tuple[Input, Input]:
+    """A model and a tokenizer with random weights, as their stages leave them; `changed` facts of both."""
     torch.manual_seed(0)
+    known = {**FACTS, **changed}
     model_spec = ModelSpec("prenorm", {"dim": 32, "num_layers": 2, "num_heads": 4})
-    model = model_spec.build(**{k: FACTS[k] for k in ("codebook_size", "num_tokens", "num_classes")})
-    tokenizer_spec = TokenizerSpec("vq", {"codebook_size": 16, "code_dim": 4, "width": 8})
+    model = model_spec.build(**{k: known[k] for k in ("codebook_size", "num_tokens", "num_classes")})
+    tokenizer_spec = TokenizerSpec("vq", {"codebook_size": known["codebook_size"], "code_dim": 4, "width": 8})
     tokenizer = tokenizer_spec.build(in_channels=1)
     with torch.no_grad():
         for parameter in [*model.parameters(), tokenizer.codebook]:
@@ -29,7 +31,7 @@ def make_inputs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Input, Input]
     ):
         folder = tmp_path_factory.mktemp(kind)
         (folder / "files").mkdir()
-        facts = FACTS if kind == "model" else {"in_channels": 1}
+        facts = known if kind == "model" else {"in_channels": 1}
         (folder / "files" / name).write_text(json.dumps(describe(spec, facts)))
         save_tensors(folder / "files" / weights, module.state_dict(), {})
         made.append(Input(kind, kind, folder, "f" * 64, facts, {}))

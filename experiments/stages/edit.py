@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from experiments.attempt import Attempt
-from experiments.components import load_model, load_tokenizer, manifest_digests
+from experiments.components import check_pair, load_model, load_tokenizer, manifest_digests
 from experiments.schema import DatasetSpec, Input, SamplerSpec, TokenizerSpec
 from experiments.stages.sample import share
 from maskgit_core import rng
@@ -65,6 +65,7 @@ def run(
     if region == "outpaint" and left + right == 0:
         raise ConfigError("edit.left: outpaint with no columns to add; set edit.left or edit.right")
     transformer, network = load_model(model, attempt.device), load_tokenizer(tokenizer, attempt.device)
+    check_pair(transformer, network, "edit.tokenizer")
     if label is not None and (transformer.num_classes is None or label >= transformer.num_classes):
         known = "no classes" if transformer.num_classes is None else f"classes 0 to {transformer.num_classes - 1}"
         raise ConfigError(f"edit.label: {label} given but the model knows {known}; set it to null or to one of them")

@@ -30,7 +30,7 @@ import numpy as np
 import torch
 
 from experiments.attempt import Attempt, iterate
-from experiments.components import build_model, load_model, load_tokenizer, manifest_digests
+from experiments.components import build_model, check_pair, load_model, load_tokenizer, manifest_digests
 from experiments.schema import Input, SamplerSpec, TokenizerSpec
 from maskgit_core import rng
 from maskgit_core.errors import ConfigError
@@ -84,11 +84,7 @@ def _transformer(model: Input, weights: str, untrained: bool, seed: int, device:
 
 
 def _check(model: Any, tokenizer: Any, classes: list[int] | None) -> None:
-    if tokenizer.codebook_size < model.codebook_size:
-        raise ConfigError(
-            f"sample.tokenizer: its codebook has {tokenizer.codebook_size} entries but the model draws from "
-            f"{model.codebook_size}; use the tokenizer the model was trained with"
-        )
+    check_pair(model, tokenizer, "sample.tokenizer")
     if classes is not None:
         if model.num_classes is None:
             raise ConfigError("sample.classes: the model is unconditional; leave classes at null")

@@ -49,7 +49,10 @@ def test_outputs_are_what_the_next_stage_reads(whole: Attempt) -> None:
     assert len(np.unique(images["arr_0"].reshape(64, -1), axis=0)) > 60
 
 
-@pytest.mark.parametrize("changed", [{"batch_size": 1}, {"batch_size": 7}, {"piece_size": 50, "batch_size": 64}])
+@pytest.mark.parametrize(
+    "changed",
+    [{"batch_size": 1}, {"batch_size": 7}, {"piece_size": 64, "batch_size": 64}, {"piece_size": 50, "batch_size": 64}],
+)
 def test_any_batch_size_gives_the_same_files(
     tmp_path: Path, inputs: tuple[Input, Input], whole: Attempt, changed: dict[str, Any]
 ) -> None:
@@ -110,6 +113,28 @@ def test_bad_requests_are_one_line(
     with pytest.raises(ConfigError, match=message):
         run(tmp_path, inputs, **changed)
     assert not list(tmp_path.glob("parts/*/*"))
+
+
+@pytest.mark.parametrize("size", [8, 32])
+def test_a_tokenizer_of_another_codebook_is_refused(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, inputs: tuple[Input, Input], size: int
+) -> None:
+    other = make_inputs(tmp_path_factory, codebook_size=size)[1]
+    with pytest.raises(ConfigError, match=f"^sample.tokenizer: its codebook has {size} entries but .* draws from 16"):
+        run(tmp_path, (inputs[0], other))
+    assert not list(tmp_path.glob("parts/*/*"))
+
+
+def test_guidance_with_an_unconditional_model_is_refused(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, inputs: tuple[Input, Input]
+) -> None:
+    free = make_inputs(tmp_path_factory, num_classes=None)[0]
+    with pytest.raises(ConfigError, match=r"^sampler.guidance_scale: 2.0 with an unconditional model"):
+        run(tmp_path, (free, inputs[1]))
+    with pytest.raises(ConfigError, match=r"^sample.classes: the model is unconditional"):
+        run(tmp_path, (free, inputs[1]), classes=[0], sampler={"guidance_scale": 1.0})
+    attempt = run(tmp_path, (free, inputs[1]), num_samples=4, sampler={"guidance_scale": 1.0})
+    assert read_piece(attempt.files / "images.npz")["labels"].tolist() == [-1] * 4
 
 
 def test_a_damaged_piece_is_named(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import copy
 import json
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -27,7 +28,7 @@ from maskgit_core.shard_format import Layout
 from maskgit_core.shard_writer import Samples, write_manifest, write_shard
 
 MODEL = {"name": "prenorm", "dim": 16, "num_layers": 2, "num_heads": 2, "dropout": 0.1}
-VALUES = {
+VALUES: dict[str, Any] = {
     "num_train_steps": 24,
     "batch_size": 6,
     "lr": 3e-3,
@@ -66,45 +67,53 @@ def run_all(tmp_path: Path, launches: list[dict[str, Any]]) -> list[list[int]]:
     return codes
 
 
-def finals(folder: Path) -> dict[str, torch.Tensor]:
+def finals(folder: Path, num_steps: int = VALUES["num_train_steps"]) -> dict[str, torch.Tensor]:
     last = sorted((folder / "attempts").iterdir())[-1] / "files"
     found = {}
     for name in ("model", "raw"):
         tensors, facts = load_tensors(last / f"{name}.safetensors")
-        assert facts == {"step": VALUES["num_train_steps"]}
+        assert facts == {"step": num_steps}
         found |= {f"{name}.{key}": value for key, value in tensors.items()}
     return found
 
 
-def losses(folder: Path) -> list[float]:
+def losses(folder: Path, num_steps: int = VALUES["num_train_steps"]) -> list[float]:
     points = {point.step: point.value for point in read_points(folder) if point.metric == "loss"}
-    return [points[step] for step in range(1, VALUES["num_train_steps"] + 1)]
+    return [points[step] for step in range(1, num_steps + 1)]
 
 
-def kills(count: int, seed: int) -> list[list[Any]]:
-    """Steps at which successive attempts kill themselves, each beyond the last checkpoint so that all make progress."""
+def kills(count: int, seed: int, num_steps: int) -> list[list[Any]]:
+    """Steps at which successive attempts kill themselves: none lies before the last checkpoint, so that all happen."""
     rng = random.Random(seed)
-    return [[rng.randrange(VALUES["num_train_steps"]), rng.choice(["before", "after"])] for _ in range(count)]
+    saved, found = 0, []
+    for _ in range(count):
+        step = rng.randrange(saved, min(saved + VALUES["checkpoint_every"] + 3, num_steps))
+        found.append([step, rng.choice(["before", "after"])])
+        saved = step - step % VALUES["checkpoint_every"]
+    return found
 
 
-def check_kills(tmp_path: Path, cache: Path, count: int) -> None:
+def check_kills(tmp_path: Path, cache: Path, count: int, num_steps: int) -> None:
     whole, torn = tmp_path / "whole", tmp_path / "torn"
-    attempts = [launch(torn, cache, number, kill_at=at) for number, at in enumerate(kills(count, 1), start=1)]
-    last = launch(torn, cache, count + 1)
-    codes = run_all(tmp_path, [launch(whole, cache), *attempts, last])
-    assert codes[0] == codes[-1] == [0] and sum(code == [-9] for code in codes) >= count / 2
-    one, other = finals(whole), finals(torn)
+    changed = {"values": {"num_train_steps": num_steps}}
+    at = kills(count, 1, num_steps)
+    attempts = [launch(torn, cache, number, kill_at=step, **changed) for number, step in enumerate(at, start=1)]
+    last = launch(torn, cache, count + 1, **changed)
+    codes = run_all(tmp_path, [launch(whole, cache, **changed), *attempts, last])
+    print(f"{count} kills at steps {', '.join(f'{place} {step}' for step, place in at)} of {num_steps}")
+    assert codes == [[0], *[[-9]] * count, [0]]
+    one, other = finals(whole, num_steps), finals(torn, num_steps)
     assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
-    assert losses(whole) == losses(torn)
+    assert losses(whole, num_steps) == losses(torn, num_steps)
 
 
 def test_killed_at_any_step_and_resumed_gives_the_same_bits(tmp_path: Path, cache: Path) -> None:
-    check_kills(tmp_path, cache, 4)
+    check_kills(tmp_path, cache, 4, 24)
 
 
 @pytest.mark.slow
 def test_twenty_kills_give_the_same_bits(tmp_path: Path, cache: Path) -> None:
-    check_kills(tmp_path, cache, 20)
+    check_kills(tmp_path, cache, 20, 60)
 
 
 def test_processes_that_come_and_go_see_the_same_losses(tmp_path: Path, cache: Path) -> None:
@@ -192,6 +201,26 @@ def test_every_switch_of_the_recipes_trains(tmp_path: Path, cache: Path, changed
     trained(tmp_path / "step", cache, **changed)
     values = [p.value for p in read_points(tmp_path / "step") if p.metric == "loss"]
     assert len(values) == 4 and all(0 < value < 5 for value in values)
+
+
+def test_fp16_without_a_gpu_is_one_line(tmp_path: Path, cache: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^train.precision: fp16 trains on GPUs only and there is none here"):
+        trained(tmp_path / "step", cache, precision="fp16")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_compiled_blocks_give_the_same_losses_but_for_rounding(tmp_path: Path, cache: Path, precision: str) -> None:
+    if shutil.which("g++") is None:
+        pytest.skip("no compiler here")
+    for name, compiled in (("plain", False), ("compiled", True)):
+        trained(tmp_path / name, cache, compile=compiled, precision=precision, dropout=0.0)
+    one, other = (losses_of(tmp_path / name) for name in ("plain", "compiled"))
+    assert len(one) == 4 and one == pytest.approx(other, abs=1e-5 if precision == "fp32" else 2e-2)
+
+
+def losses_of(folder: Path) -> list[float]:
+    return [point.value for point in read_points(folder) if point.metric == "loss"]
 
 
 def test_neither_tokens_nor_images_is_one_line(tmp_path: Path) -> None:
