@@ -16,6 +16,7 @@ from experiments.results import Result, Spread, by_seed
 from experiments.scores import Score, describe_metric, unlike
 
 UNSET = "—"
+MAX_COLUMNS = 4
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,7 @@ def as_json(found: Comparison) -> dict[str, Any]:
 
 def page(found: Comparison, *, x: str | None = None, y: str | None = None) -> str:
     """A self-contained page: differences, metrics, training curves, and a chart of two metrics where asked."""
-    header = ["", *(html.tag("span", s.label, title=_origin(s)) for s in found.sides)]
+    header = ["", *(html.tag("span", s.label.replace(",", ", "), title=_origin(s)) for s in found.sides)]
     differing = [
         [key, *(html.cell(v, class_="differs" if v != values[0] else None) for v in values)]
         for key, values in found.differing.items()
@@ -163,13 +164,20 @@ def page(found: Comparison, *, x: str | None = None, y: str | None = None) -> st
         charts.append(html.picture(chart, ".svg", f"{y} over {x}", f"{y} over {x}; dashed: Pareto front"))
     body = [
         html.tag("h1", "Comparison"),
-        html.join(html.tag("h2", "Config"), html.table(header, differing)) if differing else None,
+        html.join(html.tag("h2", "Config"), _laid_out([header, *differing])) if differing else None,
         html.tag("h2", "Metrics"),
-        html.table(header, metrics, range(1, len(found.sides) + 1)),
+        _laid_out([header, *metrics], numbers=True),
         html.tag("ul", [html.tag("li", text) for text in found.refused]) if found.refused else None,
         *charts,
     ]
     return html.page("Comparison", *body)
+
+
+def _laid_out(rows: Sequence[Sequence[object]], *, numbers: bool = False) -> html.Markup:
+    """A column a side, as long as they fit a page; of many, a row a side."""
+    if len(rows[0]) > MAX_COLUMNS:
+        rows = list(zip(*rows, strict=True))
+    return html.table(rows[0], rows[1:], range(1, len(rows[0])) if numbers else ())
 
 
 def _origin(side: Side) -> str:

@@ -21,6 +21,7 @@ h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; border-bot
 table { border-collapse: collapse; margin: .8rem 0; font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem .7rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
 td.number, th.number { text-align: right; }
+th { overflow-wrap: anywhere; }
 td.differs { background: #fc02; } td.missing { color: #c50; }
 figure { margin: 1rem 0; } figure img { max-width: 100%; image-rendering: auto; }
 figcaption, .note { font-size: .85rem; opacity: .75; }

@@ -136,6 +136,13 @@ def test_page_and_chart_are_the_same_bytes_each_time(store):
     assert chart_of(found, "sampler.scale", "fid", "png") == chart_of(found, "sampler.scale", "fid", "png")
 
 
+def test_many_runs_stand_below_each_other(store):
+    """Three sides are columns; six would run off the page and become rows."""
+    few, many = (page(compare(collect(store.root), group_seeds=grouped)) for grouped in (True, False))
+    assert "<th>sampler.scale</th>" not in few and "<td>sampler.scale</td>" in few
+    assert "<th>sampler.scale</th>" in many and "<td>sampler.scale</td>" not in many
+
+
 def test_pareto_front_keeps_exactly_what_nothing_beats():
     marks = [Mark("a", 1, 9), Mark("b", 2, 5), Mark("c", 3, 6), Mark("d", 4, 1), Mark("e", float("nan"), 0)]
     assert [m.label for m in pareto_front(marks)] == ["a", "b", "d"]
