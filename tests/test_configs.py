@@ -36,3 +36,10 @@ def test_every_experiment_says_what_it_is_for(name: str) -> None:
     comments = [line for line in text.splitlines() if line.startswith("#")]
     assert len(comments) >= 4, "an experiment file is a document: purpose, source, expected number, cost, command"
     assert "description:" in text
+
+
+@pytest.mark.parametrize("sampler", ["halton", "random_order"])
+def test_another_order_takes_the_place_of_the_quickstarts(sampler: str) -> None:
+    """No key of the sampler that stands in the experiment is unknown to the others."""
+    _, (config,) = plan_configs(["experiment=quickstart", f"sampler={sampler}"])
+    assert Door((), groups()).steps(resolve(config))["sample"].config["sampler"]["name"] == sampler
