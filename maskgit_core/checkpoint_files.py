@@ -187,7 +187,11 @@ def _unpickled(path: Path, kind: str) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             # weights_only=False is what lets the unpickler above take the place of pickle's; it decides what is made
-            return torch.load(path, map_location="cpu", pickle_module=_PICKLE, weights_only=False, mmap=kind == "zip")
+            options: dict[str, Any] = {"map_location": "cpu", "pickle_module": _PICKLE, "weights_only": False}
+            if kind == "zip" and path.suffix != ".safetensors":
+                return torch.load(path, mmap=True, **options)
+            with path.open("rb") as file:  # by its content: torch goes by the name of a path
+                return torch.load(file, **options)
     except RefusedError as error:
         raise WeightsError(
             f"{path}: tries to call {error} when it is read, which weights never need; nothing was run; "

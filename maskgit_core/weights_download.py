@@ -64,7 +64,7 @@ def import_file(name: str, path: Path) -> Path:
     """
     entry = registry.by_name(name)
     path = Path(path).expanduser()
-    _check(entry, path)
+    check_file(entry, path)
     temporary = entry.target.with_name(f".{entry.target.name}.{os.getpid()}")
     try:
         entry.target.parent.mkdir(parents=True, exist_ok=True)
@@ -80,7 +80,7 @@ def import_file(name: str, path: Path) -> Path:
 def _accept(entry: Entry, arrived: Path) -> None:
     """Checks what arrived and gives it its name; what is wrong is deleted."""
     try:
-        _check(entry, arrived)
+        check_file(entry, arrived)
     except WeightsError:
         arrived.unlink(missing_ok=True)
         raise
@@ -89,7 +89,12 @@ def _accept(entry: Entry, arrived: Path) -> None:
         registry.record_sha256(entry, registry.sha256_of(entry.target))
 
 
-def _check(entry: Entry, path: Path) -> None:
+def check_file(entry: Entry, path: Path) -> None:
+    """Compares a file's size and sha256 with what is known of the published one.
+
+    Raises:
+        WeightsError: it is missing, a web page, or not the published file.
+    """
     try:
         size = path.stat().st_size
         with path.open("rb") as file:

@@ -84,9 +84,13 @@ def _fetch(names: list[str]) -> int:
 
 
 def _import(name: str, path: Path) -> int:
-    from maskgit_core.weights_download import import_file
+    from maskgit_core.weights import by_name
+    from maskgit_core.weights_download import check_file, import_file
 
-    print(f"{name}: {import_file(name, path)}")
+    entry, path = by_name(name), path.expanduser()
+    check_file(entry, path)
+    said = _layout(entry, str(path))  # before its sha256 is recorded: a wrong file must not stand for the right one
+    print(f"{name}: {import_file(name, path)}; {said}")
     return 0
 
 
@@ -112,16 +116,24 @@ def _verify(names: list[str]) -> int:
 
 def _verified(entry: Any) -> str:
     """Checks bytes and layout; says what was compared."""
-    import importlib
-
-    from maskgit_core.checkpoint_files import read_state_dict
     from maskgit_core.weights import verified
 
     known = entry.sha256 or entry.sha256_prefix
-    path = verified(entry.name)
+    verified(entry.name)
     bytes_say = "sha256 as published" if known else "sha256 as recorded at first use"
+    return f"{bytes_say}; {_layout(entry, entry.name)}"
+
+
+def _layout(entry: Any, weights: str) -> str:
+    """Loads a tokenizer's weights (a registry name or a file) strictly, reads others; says what was found."""
+    import importlib
+
+    from maskgit_core.checkpoint_files import read_state_dict
+    from maskgit_core.weights import locate
+
     if entry.component.startswith("tokenizers/"):
         module = importlib.import_module(f"maskgit_core.{entry.component.replace('/', '.')}")
-        tokenizer = module.Tokenizer(weights=entry.name)
-        return f"{bytes_say}; loads strictly; {tokenizer.codebook_size:,} codes"
-    return f"{bytes_say}; holds {len(read_state_dict(path, ('model_state_dict', 'state_dict', 'model'))):,} tensors"
+        tokenizer = module.Tokenizer(weights=weights)
+        return f"loads strictly; {tokenizer.codebook_size:,} codes"
+    tensors = read_state_dict(locate(weights), ("model_state_dict", "state_dict", "model"))
+    return f"holds {len(tensors):,} tensors"

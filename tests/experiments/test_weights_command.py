@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from experiments.cli import main
+from maskgit_core.weights import by_name
 
 
 @pytest.fixture(autouse=True)
@@ -48,6 +49,12 @@ def test_import_then_verify_then_damage(capsys, tmp_path):
 def test_verify_loads_the_layout(capsys, tmp_path):
     path = tmp_path / "other.ckpt"
     torch.save({"state_dict": {"w": torch.ones(3)}}, path)
-    assert main(["weights", "import", "taming/vqgan_imagenet_f16_16384", str(path)]) == 0
-    assert main(["weights", "verify", "taming/vqgan_imagenet_f16_16384"]) == 1
+    name = "taming/vqgan_imagenet_f16_16384"
+    assert main(["weights", "import", name, str(path)]) == 2
+    assert "lacks quantize.embedding.weight" in capsys.readouterr().err
+    target = by_name(name).target
+    assert not target.exists() and not target.with_name("recorded.json").exists(), "the right file is still welcome"
+    target.parent.mkdir(parents=True)
+    path.rename(target)
+    assert main(["weights", "verify", name]) == 1
     assert "lacks quantize.embedding.weight" in capsys.readouterr().err
