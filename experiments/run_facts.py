@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.atomic import read_json
-from experiments.journal import Point
+from experiments.journal import Point, read_lines
 from experiments.scores import named_values, read_scores
 
 #: Outputs up to this size are uploaded when a stage asked to show them; everything else is a reference.
@@ -16,6 +16,8 @@ MAX_UPLOAD_BYTES = 8 * 1024 * 1024
 #: Kind of what a step makes -> what it reads a data set for; of anything else it is a reference.
 DATASET_CONTEXTS = {"tokenizer": "training", "model": "training", "tokens": "source", "scores": "evaluation",
                     "tokenizer_scores": "evaluation"}  # fmt: skip
+#: What a step that makes data is known by, in its facts.
+COUNTS = ("num_samples", "num_images")
 #: The context under which a cache states its own shards.
 TOKENS = "tokens"
 
@@ -66,6 +68,8 @@ def step_tags(
         tags["headline"] = str(headline["name"])
         if headline.get("protocol"):
             tags["protocol"] = json.dumps(headline["protocol"], sort_keys=True)
+    elif known := results(store / entry["folder"], manifest):
+        tags["headline"] = known[0].metric
     if state == "reused" and manifest is not None:
         own = store / entry["folder"] / "attempts" / f"{int(manifest['attempt']):04d}"
         origin = (read_json(own / "start.json") or {}).get("pipeline")
@@ -171,14 +175,39 @@ def _text(value: Any) -> str:
 
 
 def results(folder: Path, manifest: Mapping[str, Any] | None) -> tuple[Point, ...]:
-    """The headline metric and, of an evaluation, its other scores; at step 0 with the time the step finished."""
+    """The number a step is known by and, of an evaluation, its other scores; at step 0 with the time it finished.
+
+    A model is known by its last training loss, which is the point its journal holds; what makes data, by how much.
+    """
     if manifest is None:
         return ()
     headline = manifest.get("headline")
     found = named_values(read_scores(files_of(folder, manifest), headline))
     if headline:
         found[str(headline["name"])] = float(headline["value"])
-    return tuple(Point(name, 0, value, milliseconds(manifest["time"])) for name, value in sorted(found.items()))
+    points = [Point(name, 0, value, milliseconds(manifest["time"])) for name, value in sorted(found.items())]
+    if not points and manifest.get("kind") == "model":
+        points = _last_loss(files_of(folder, manifest).parent / "journal.jsonl")
+    if not points and (count := _count(manifest.get("facts") or {})) is not None:
+        points = [Point(count[0], 0, float(count[1]), milliseconds(manifest["time"]))]
+    return tuple(points)
+
+
+def _count(facts: Mapping[str, Any]) -> tuple[str, int] | None:
+    reference = facts.get("reference")
+    counts = {**(reference if isinstance(reference, Mapping) else {}), **facts}
+    return next(((name, counts[name]) for name in COUNTS if isinstance(counts.get(name), int)), None)
+
+
+def _last_loss(journal: Path, tail_bytes: int = 65536) -> list[Point]:
+    """The last point of `loss`, from the journal's end alone; none where there is none."""
+    try:
+        size = journal.stat().st_size
+    except OSError:
+        return []
+    lines, _ = read_lines(journal, max(0, size - tail_bytes))
+    found = [line for line in lines if "loss" in line.get("metrics", {})]
+    return [Point("loss", line["step"], line["metrics"]["loss"], line["time"]) for line in found[-1:]]
 
 
 def files_of(folder: Path, manifest: Mapping[str, Any]) -> Path:

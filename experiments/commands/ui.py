@@ -14,7 +14,8 @@ examples:
   maskgit ui
   maskgit ui --port 5001 --no-sync
   maskgit ui --host 0.0.0.0 --allowed-hosts 'tracker.lab.org:*,10.*'
-  maskgit ui --host 0.0.0.0 --basic-auth       users and passwords as MLflow's auth app keeps them; it prints where
+  maskgit ui --host 0.0.0.0 --basic-auth       asks for user and password; MLflow's auth app wants
+      MLFLOW_AUTH_ADMIN_PASSWORD (of the first user, admin) and MLFLOW_FLASK_SERVER_SECRET_KEY in the environment
 """
 
 

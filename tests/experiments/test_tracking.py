@@ -335,6 +335,25 @@ def test_a_step_that_died_is_not_running_for_ever(store, end, status):
     assert {r.info.status for r in runs(store.root)} == {status}
 
 
+def test_every_finished_step_has_a_number_it_is_known_by(store):
+    """A model its last loss, also where it is only reused; a cache how many samples it holds."""
+    cache = store.step("cache", "cache_tokens", "tokens", {})
+    store.attempt(cache)
+    store.done(cache)
+    manifest = json.loads((cache / "manifest.json").read_text())
+    write_json(cache / "manifest.json", {**manifest, "facts": {"num_samples": 500}})
+    trained(store)
+    later = TrackedStore(store.root, "20260102-000000-bbbbbbbb")
+    later.steps = [dict(step, action="done") for step in store.steps]
+    later.write()
+    ship(store.root)
+    for run in (*runs(store.root, "cache"), *runs(store.root, "train")):
+        headline = run.data.tags["headline"]
+        assert (headline, run.data.metrics[headline]) in {("num_samples", 500.0), ("loss", 1.0 / 30)}
+    own = next(r for r in runs(store.root, "train") if r.data.tags["pipeline"] == store.uid)
+    assert len(client(store.root).get_metric_history(own.info.run_id, "loss")) == 30
+
+
 def test_a_finished_step_appears_under_a_later_pipeline_as_a_light_run(store):
     folder = trained(store)
     later = TrackedStore(store.root, "20260102-000000-bbbbbbbb")
@@ -344,7 +363,7 @@ def test_a_finished_step_appears_under_a_later_pipeline_as_a_light_run(store):
     light = next(r for r in runs(store.root, "train") if r.data.tags["pipeline"] == later.uid)
     assert light.data.tags["reused_from"] == f"{store.uid}/train"
     assert light.info.status == "FINISHED" and light.data.params["train.lr"] == "0.1"
-    assert "loss" not in light.data.metrics
+    assert len(client(store.root).get_metric_history(light.info.run_id, "loss")) == 1
     assert folder.name.startswith("train-")
 
 

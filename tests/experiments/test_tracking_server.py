@@ -413,27 +413,31 @@ def test_on_postgresql(tmp_path):
         with LossyProxy(server.port, 0.3, 0) as proxy:
             ship_through(proxy, store)
         assert sum(proxy.lost.values()) > 6
-        ship(store.root, server.uri)
         assert histories(server, store) == journaled(folder)
         assert runs(server, store, "train")[0].info.status == "FINISHED"
 
 
 @pytest.mark.skipif(importlib.util.find_spec("flask_wtf") is None, reason="MLflow's auth app needs Flask-WTF")
 @pytest.mark.slow
-def test_wrong_credentials_are_one_line_and_right_ones_work(tmp_path, monkeypatch):
+def test_wrong_credentials_are_one_line_and_right_ones_work(tmp_path, monkeypatch, maskgit):
+    """A server with basic auth, through the command itself."""
     monkeypatch.setenv("MLFLOW_FLASK_SERVER_SECRET_KEY", "for tests")
+    monkeypatch.setenv("MLFLOW_AUTH_ADMIN_PASSWORD", "a long pass phrase")
     with Server(tmp_path / "server", basic_auth=True) as server:
         store = TrackedStore(tmp_path / "store")
         folder = store.step("train", "train", "model", {})
         store.attempt(folder)
         store.done(folder)
-        monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "admin")
-        monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "wrong")
-        with pytest.raises(TrackingError, match="refuses these credentials; set MLFLOW_TRACKING_USERNAME") as caught:
-            ship(store.root, server.uri)
-        assert "\n" not in str(caught.value)
-        monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "password1234")
-        assert ship(store.root, server.uri).touched == 2
+
+        def sync(password):
+            user = {"MLFLOW_TRACKING_USERNAME": "admin", "MLFLOW_TRACKING_PASSWORD": password}
+            return maskgit("sync", "--store", str(store.root), "--uri", server.uri, env=user)
+
+        wrong = sync("wrong")
+        assert wrong.returncode == 2 and wrong.stderr.count("\n") == 1, wrong.stderr
+        assert wrong.stderr.startswith(f"error: tracking.uri: {server.uri}: refuses these credentials; set MLFLOW_TRA")
+        right = sync("a long pass phrase")
+        assert right.returncode == 0 and right.stdout.startswith("2 of 2 runs brought up to date"), right.stderr
 
 
 def test_a_host_the_server_does_not_allow_is_one_line(store, server, monkeypatch):
