@@ -1,7 +1,8 @@
 """What the samplers share: guided logits where they are needed, token draws, and the bookkeeping of reveals.
 
-Logits are computed only at the positions asked for; both guidance halves go through the model in one batch; and while
-nothing is revealed yet the logits depend on the class alone, so the first step runs once per class, not per sample.
+Logits, and the last block's MLP, are computed only at the positions asked for; both guidance halves go through the
+model in one batch; and while nothing is revealed yet the logits depend on the class alone, so the first step runs once
+per class, not per sample.
 
 Shapes: B samples, L tokens, M asked positions (row-major over the batch), K codebook, U distinct labels.
 """
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from maskgit_core.errors import ConfigError
 from maskgit_core.guidance import guidance_scale, guided
@@ -141,16 +143,18 @@ class Decoder:
     def _masked_logits(
         self, tokens_BL: torch.Tensor, labels_B: torch.Tensor | None, wanted_BL: torch.Tensor
     ) -> torch.Tensor:
-        count, rows = len(tokens_BL), len(tokens_BL)
-        if rows * tokens_BL.shape[1] < MIN_ROWS:
-            rows = -(-MIN_ROWS // tokens_BL.shape[1])
-            pad = torch.arange(rows, device=tokens_BL.device) % count
-            tokens_BL, labels_B = tokens_BL[pad], None if labels_B is None else labels_B[pad]
-        features_MD = self.model.features(tokens_BL, labels_B)[:count][wanted_BL]
-        asked = len(features_MD)
-        if asked < MIN_ROWS:
-            features_MD = torch.cat([features_MD, features_MD.new_zeros(MIN_ROWS - asked, features_MD.shape[1])])
-        return self.model.logits(features_MD)[:asked].float()
+        count, length = tokens_BL.shape
+        if count * length < MIN_ROWS:
+            pad = torch.arange(-(-MIN_ROWS // length), device=tokens_BL.device)
+            tokens_BL, labels_B = tokens_BL[pad % count], None if labels_B is None else labels_B[pad % count]
+            wanted_BL = F.pad(wanted_BL, (0, 0, 0, len(pad) - count))
+        asked = int(wanted_BL.sum())
+        if asked >= MIN_ROWS:
+            return self.model.logits(self.model.features(tokens_BL, labels_B, wanted_BL)).float()
+        spare = (~wanted_BL).flatten().nonzero()[: MIN_ROWS - asked, 0]
+        taken_BL = wanted_BL.flatten().index_fill(0, spare, True).view_as(wanted_BL)
+        features_MD = self.model.features(tokens_BL, labels_B, taken_BL)
+        return self.model.logits(features_MD)[wanted_BL[taken_BL]].float()
 
     # -- reveals -----------------------------------------------------------------------------------------------------
     def reveal(self, newly_BL: torch.Tensor, drawn_BL: torch.Tensor) -> None:

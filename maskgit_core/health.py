@@ -81,6 +81,6 @@ class HeldOut:
             labels = None if model.num_classes is None else self.labels_N[rows].to(self._device)
             if labels is not None:
                 labels = torch.where(labels < 0, model.null_label, labels)
-            features = model.features(tokens.masked_fill(masked, model.mask_token_id), labels)
-            total += token_cross_entropy(model.logits(features[masked]), tokens[masked]).sum()
+            features = model.features(tokens.masked_fill(masked, model.mask_token_id), labels, masked)
+            total += token_cross_entropy(model.logits(features), tokens[masked]).sum()
         return float(total / masked_NL.sum())

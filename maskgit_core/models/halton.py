@@ -83,9 +83,14 @@ class FeedForward(nn.Module):
         return out_BLD
 
 
-def modulated(x_BLD: torch.Tensor, shift_BD: torch.Tensor, scale_BD: torch.Tensor) -> torch.Tensor:
-    """x * (1 + scale) + shift, the same for all tokens of a sample."""
-    return torch.addcmul(shift_BD[:, None], x_BLD, 1 + scale_BD[:, None])
+def modulated(x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """x * (1 + scale) + shift."""
+    return torch.addcmul(shift, x, 1 + scale)
+
+
+def by_token(values_BD: torch.Tensor, wanted_BL: torch.Tensor | None) -> torch.Tensor:
+    """Values that are the same for all tokens of a sample, to go with (B, L, D), or with (M, D) at wanted positions."""
+    return values_BD[:, None] if wanted_BL is None else values_BD[wanted_BL.nonzero()[:, 0]]
 
 
 class Block(nn.Module):
@@ -103,12 +108,15 @@ class Block(nn.Module):
         for parameter in self.mlp.parameters():
             nn.init.zeros_(parameter)
 
-    def forward(self, x_BLD: torch.Tensor, class_BD: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, x_BLD: torch.Tensor, class_BD: torch.Tensor, wanted_BL: torch.Tensor | None = None
+    ) -> torch.Tensor:
         given = self.mlp(class_BD)[: len(x_BLD)].chunk(6, dim=1)
-        mixed_BLD = self.attn(modulated(self.ln1(x_BLD), given[0], given[1]))
-        x_BLD = torch.addcmul(x_BLD, given[2][:, None], mixed_BLD)
-        mixed_BLD = self.ff(modulated(self.ln2(x_BLD), given[3], given[4]))
-        return torch.addcmul(x_BLD, given[5][:, None], mixed_BLD)
+        shift, scale, gate = (by_token(values_BD, None) for values_BD in given[:3])
+        x_BLD = torch.addcmul(x_BLD, gate, self.attn(modulated(self.ln1(x_BLD), shift, scale)))
+        shift, scale, gate = (by_token(values_BD, wanted_BL) for values_BD in given[3:])
+        x = x_BLD if wanted_BL is None else x_BLD[wanted_BL]
+        return torch.addcmul(x, gate, self.ff(modulated(self.ln2(x), shift, scale)))
 
 
 class LastNorm(nn.Module):
@@ -119,9 +127,10 @@ class LastNorm(nn.Module):
         self.norm_final = Norm(dim, bias=True)
         self.mlp = nn.Sequential(nn.SiLU(), nn.Linear(dim, 2 * dim))
 
-    def forward(self, x_BLD: torch.Tensor, class_BD: torch.Tensor) -> torch.Tensor:
-        shift_BD, scale_BD = self.mlp(class_BD)[: len(x_BLD)].chunk(2, dim=1)
-        return modulated(self.norm_final(x_BLD), shift_BD, scale_BD)
+    def forward(self, x: torch.Tensor, class_BD: torch.Tensor, wanted_BL: torch.Tensor | None = None) -> torch.Tensor:
+        count = len(x) if wanted_BL is None else len(wanted_BL)
+        shift, scale = (by_token(values_BD, wanted_BL) for values_BD in self.mlp(class_BD)[:count].chunk(2, dim=1))
+        return modulated(self.norm_final(x), shift, scale)
 
 
 class Encoder(nn.Module):
@@ -187,8 +196,10 @@ class Model(nn.Module):
         """The transformer blocks."""
         return self.transformer.layers
 
-    def features(self, tokens_BL: torch.Tensor, labels_B: torch.Tensor | None = None) -> torch.Tensor:
-        """What `logits` reads: (B, L, D). `labels_B=None` means no class."""
+    def features(
+        self, tokens_BL: torch.Tensor, labels_B: torch.Tensor | None = None, wanted_BL: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """What `logits` reads: (B, L, D), or (M, D) at the M wanted positions alone. `labels_B=None` means no class."""
         count, length = tokens_BL.shape
         if labels_B is None or self.num_classes is None:
             labels_B = torch.full_like(tokens_BL[:, 0], self.num_classes or 0)
@@ -198,10 +209,14 @@ class Model(nn.Module):
         x_BLD = self.tok_emb(tokens_BL) + self.pos_emb.weight[:length]
         if self.reg_tokens is not None:
             x_BLD = torch.cat([x_BLD, self.reg_tokens.weight.expand(count, -1, -1)], dim=1)
-        for block in self.blocks:
+        for block in self.blocks[:-1]:
             x_BLD = block(x_BLD, class_BD)
-        out_BLD: torch.Tensor = self.last_norm(x_BLD[:, :length], class_BD)
-        return out_BLD
+        if wanted_BL is None:
+            out: torch.Tensor = self.last_norm(self.blocks[-1](x_BLD, class_BD)[:, :length], class_BD)
+            return out
+        x_MD = self.blocks[-1](x_BLD, class_BD, F.pad(wanted_BL, (0, x_BLD.shape[1] - length)))
+        out = self.last_norm(x_MD, class_BD, wanted_BL)
+        return out
 
     def logits(self, features: torch.Tensor) -> torch.Tensor:
         """Logits (..., K) of features (..., D); each token by itself, so only those needed need be passed."""

@@ -55,12 +55,11 @@ class Block(nn.Module):
         self.MlpLN = nn.LayerNorm(dim, eps=EPSILON)
         self.MLP = nn.Sequential(nn.Linear(dim, mlp_dim), nn.GELU(gelu), nn.Linear(mlp_dim, dim))
 
-    def forward(self, x_BLD: torch.Tensor) -> torch.Tensor:
-        mixed_BLD = dropped(self.MultiHeadAttention(x_BLD), self.dropout, self.training)
-        x_BLD = self.AttentionLN(x_BLD + mixed_BLD)
-        mixed_BLD = dropped(self.MLP(x_BLD), self.dropout, self.training)
-        out_BLD: torch.Tensor = self.MlpLN(x_BLD + mixed_BLD)
-        return out_BLD
+    def forward(self, x_BLD: torch.Tensor, wanted_BL: torch.Tensor | None = None) -> torch.Tensor:
+        x_BLD = x_BLD + dropped(self.MultiHeadAttention(x_BLD), self.dropout, self.training)
+        x = self.AttentionLN(x_BLD if wanted_BL is None else x_BLD[wanted_BL])
+        out: torch.Tensor = self.MlpLN(x + dropped(self.MLP(x), self.dropout, self.training))
+        return out
 
 
 class Model(nn.Module):
@@ -108,8 +107,10 @@ class Model(nn.Module):
             elif name.endswith("bias"):
                 nn.init.zeros_(parameter)
 
-    def features(self, tokens_BL: torch.Tensor, labels_B: torch.Tensor | None = None) -> torch.Tensor:
-        """What `logits` reads: (B, L, D). `labels_B=None` means no class."""
+    def features(
+        self, tokens_BL: torch.Tensor, labels_B: torch.Tensor | None = None, wanted_BL: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """What `logits` reads: (B, L, D), or (M, D) at the M wanted positions alone. `labels_B=None` means no class."""
         ids_BL = tokens_BL
         if self.num_classes is not None:
             if labels_B is None:
@@ -117,9 +118,12 @@ class Model(nn.Module):
             ids_BL = torch.cat([(self.codebook_size + labels_B)[:, None], tokens_BL], dim=1)
         x_BLD = self.emb_ln(self.tok_emb(ids_BL) + self.pos_emb[: ids_BL.shape[1]])
         x_BLD = dropped(x_BLD, self.dropout, self.training)
-        for block in self.blocks:
+        for block in self.blocks[:-1]:
             x_BLD = block(x_BLD)
-        return x_BLD[:, -tokens_BL.shape[1] :]
+        if wanted_BL is None:
+            return self.blocks[-1](x_BLD)[:, -tokens_BL.shape[1] :]
+        features_MD: torch.Tensor = self.blocks[-1](x_BLD, F.pad(wanted_BL, (x_BLD.shape[1] - wanted_BL.shape[1], 0)))
+        return features_MD
 
     def logits(self, features: torch.Tensor) -> torch.Tensor:
         """Logits (..., K) of features (..., D); each token by itself, so only those needed need be passed."""

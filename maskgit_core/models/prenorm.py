@@ -4,12 +4,13 @@ The class is a token of its own, put before the image tokens and left without a 
 "no class". Without classes (`num_classes=None`) nothing is put before. Published checkpoints load strictly (`{"model":
 state_dict}`; names and shapes are those of this module).
 
-Shapes: B batch, L tokens, K codebook, D width, H heads.
+Shapes: B batch, L tokens, M wanted positions (row-major over the batch), K codebook, D width, H heads.
 """
 
 from typing import Annotated
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from maskgit_core.dropout import attention
@@ -43,9 +44,10 @@ class Block(nn.Module):
         self.attn = Attention(dim, num_heads, dropout)
         self.mlp = nn.Sequential(nn.Linear(dim, mlp_dim), nn.GELU(), nn.Linear(mlp_dim, dim))
 
-    def forward(self, x_BLD: torch.Tensor) -> torch.Tensor:
+    def forward(self, x_BLD: torch.Tensor, wanted_BL: torch.Tensor | None = None) -> torch.Tensor:
         x_BLD = x_BLD + self.attn(self.ln1(x_BLD))
-        return x_BLD + dropped(self.mlp(self.ln2(x_BLD)), self.dropout, self.training)
+        x = x_BLD if wanted_BL is None else x_BLD[wanted_BL]
+        return x + dropped(self.mlp(self.ln2(x)), self.dropout, self.training)
 
 
 class Model(nn.Module):
@@ -86,17 +88,22 @@ class Model(nn.Module):
         self.apply(_initialised)
         nn.init.normal_(self.pos_emb, std=0.02)
 
-    def features(self, tokens_BL: torch.Tensor, labels_B: torch.Tensor | None = None) -> torch.Tensor:
-        """What `logits` reads: (B, L, D). `labels_B=None` means no class."""
+    def features(
+        self, tokens_BL: torch.Tensor, labels_B: torch.Tensor | None = None, wanted_BL: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """What `logits` reads: (B, L, D), or (M, D) at the M wanted positions alone. `labels_B=None` means no class."""
         x_BLD = self.token_emb(tokens_BL) + self.pos_emb[:, : tokens_BL.shape[1]]
         x_BLD = dropped(x_BLD, self.dropout, self.training)
         if self.num_classes is not None:
             if labels_B is None:
                 labels_B = torch.full_like(tokens_BL[:, 0], self.num_classes)
             x_BLD = torch.cat([self.class_emb(labels_B)[:, None], x_BLD], dim=1)
-        for block in self.blocks:
+        for block in self.blocks[:-1]:
             x_BLD = block(x_BLD)
-        return x_BLD[:, -tokens_BL.shape[1] :]
+        if wanted_BL is None:
+            return self.blocks[-1](x_BLD)[:, -tokens_BL.shape[1] :]
+        features_MD: torch.Tensor = self.blocks[-1](x_BLD, F.pad(wanted_BL, (x_BLD.shape[1] - wanted_BL.shape[1], 0)))
+        return features_MD
 
     def logits(self, features: torch.Tensor) -> torch.Tensor:
         """Logits (..., K) of features (..., D); each token by itself, so only those needed need be passed."""

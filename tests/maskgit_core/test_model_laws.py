@@ -41,6 +41,10 @@ def test_contract(name: str) -> None:
         assert logits.shape == (2, 16, 32)
         assert torch.equal(logits, model.logits(model.features(tokens, labels)))
         assert torch.allclose(model(tokens[1:]), logits[1:], atol=1e-5), "no label means the null label"
+        wanted = tokens % 3 == 0
+        assert 0 < wanted[0].sum() != wanted[1].sum() > 0
+        some = model.logits(model.features(tokens, labels, wanted))
+        assert torch.allclose(some, logits[wanted], atol=1e-5), "features at wanted positions are those of the whole"
         assert not torch.allclose(model(tokens, labels.flip(0)), logits, atol=1e-3)
     model.train()
     model(tokens, labels).square().mean().backward()
