@@ -63,33 +63,29 @@ def problems(folder: Path) -> Iterator[str]:
         yield str(error)
         return
     folder = folder / "files" if (folder / "files" / MANIFEST).is_file() else folder
-    total, classes = 0, np.zeros(0, dtype=np.int64)
+    readable: list[np.ndarray] = []
     for entry in manifest["shards"]:
         path = folder / str(entry["name"])
-        found = None
         for line in _shard_problems(path, entry, layout, manifest.get("num_classes")):
             if isinstance(line, str):
                 yield line
             else:
-                found = line
-        if found is not None:
-            total += len(found)
-            classes = np.concatenate([classes, found])
-    if not all((folder / str(entry["name"])).is_file() for entry in manifest["shards"]):
-        return
-    yield from _manifest_problems(folder / MANIFEST, manifest, total, classes)
+                readable.append(line)
+    if len(readable) == len(manifest["shards"]):  # else these would only say again that a shard is not whole
+        labels = np.concatenate(readable) if readable else np.zeros(0, dtype=np.int64)
+        yield from _manifest_problems(folder / MANIFEST, manifest, labels)
+    known = {str(entry["name"]) for entry in manifest["shards"]}
+    for extra in sorted(other.name for other in folder.glob("*.tar") if other.name not in known):
+        yield f"{folder / extra}: is not listed in the manifest; delete it"
 
 
-def _manifest_problems(path: Path, manifest: dict[str, Any], total: int, labels: np.ndarray) -> Iterator[str]:
-    if total != manifest["num_samples"]:
-        yield f"{path}: num_samples is {manifest['num_samples']}, the shards hold {total}; cache the tokens again"
+def _manifest_problems(path: Path, manifest: dict[str, Any], labels: np.ndarray) -> Iterator[str]:
+    if len(labels) != manifest["num_samples"]:
+        yield f"{path}: num_samples is {manifest['num_samples']}, the shards hold {len(labels)}; cache the tokens again"
     values, counts = np.unique(labels, return_counts=True)
     found = {str(value): int(count) for value, count in zip(values.tolist(), counts.tolist(), strict=True)}
     if "class_counts" in manifest and found != manifest["class_counts"]:
         yield f"{path}: class_counts do not agree with the labels in the shards; cache the tokens again"
-    known = {str(entry["name"]) for entry in manifest["shards"]}
-    for extra in sorted(other.name for other in path.parent.glob("*.tar") if other.name not in known):
-        yield f"{path.parent / extra}: is not listed in the manifest; delete it"
 
 
 def _shard_problems(
@@ -109,10 +105,14 @@ def _shard_problems(
         yield f"{path}: {data.size} bytes where the manifest says {entry['bytes']}; the shard is {kind}, {AGAIN}"
         return
     if (digest := hashlib.sha256(data.data).hexdigest()) != entry["sha256"]:
+        fits = int(entry["count"]) * layout.stride <= data.size
+        broken = first_broken_sample(data, layout, int(entry["count"])) if fits else None
+        where = "" if broken is None else f" (first seen in a header of sample {broken})"
         yield (
             f"{path}: sha256 {digest[:12]}... is not the manifest's {str(entry['sha256'])[:12]}...; "
-            f"its bytes changed, {AGAIN}"
+            f"its bytes changed{where}, {AGAIN}"
         )
+        return
     count = int(entry["count"])
     if count * layout.stride > data.size:
         yield f"{path}: too short for the {count} samples that the manifest says; {AGAIN}"

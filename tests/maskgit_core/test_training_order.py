@@ -102,17 +102,43 @@ def test_every_epoch_shows_every_sample_once_with_its_tokens(shards):
     assert found["tokens_BL"][0].dtype == found["labels_B"][0].dtype == torch.int64
 
 
-@pytest.mark.filterwarnings("ignore:This DataLoader will create")
-@pytest.mark.parametrize("world_size", [1, 2, 3, 8])
-@pytest.mark.parametrize("num_workers", [0, 1, 2, 3, 4])
-def test_ranks_and_workers_do_not_change_the_order(shards, world_size, num_workers):
-    whole = read(shards, 7)
-    # processes are dear: all ranks without workers, the first and the last with them
-    ranks = range(world_size) if num_workers == 0 else sorted({0, world_size - 1})
+def assert_ranks_share(shards, whole, ranks, world_size, num_workers):
     for rank in ranks:
         low, high = rank_slice(BATCH, rank, world_size)
         mine = read(shards, 7, rank=rank, world_size=world_size, num_workers=num_workers)
         assert_same(mine, {name: [batch[low:high] for batch in whole[name]] for name in FIELDS})
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 8])
+@pytest.mark.parametrize("num_workers", [0, 1, 2, 3, 4])
+def test_every_rank_with_any_number_of_workers_has_its_share_of_one_order(shards, world_size, num_workers):
+    """What each worker of each rank would give, taken in turns as a DataLoader does, without its processes."""
+    whole = read(shards, 9)
+    for rank in range(world_size):
+        low, high = rank_slice(BATCH, rank, world_size)
+        order = Batches(shards, batch_size=BATCH, seed=5, rank=rank, world_size=world_size).order
+        workers = [iter(order.part(w, num_workers)) for w in range(num_workers)] or [iter(order)]
+        for step in range(9):
+            indices, samples, variants = next(workers[step % len(workers)])
+            assert indices.tolist() == whole["indices_B"][step][low:high].tolist()
+            assert samples.tolist() == whole["samples_B"][step][low:high].tolist()
+            assert variants.tolist() == whole["variants_B"][step][low:high].tolist()
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+@pytest.mark.parametrize(("world_size", "num_workers"), [(1, 0), (2, 0), (3, 0), (8, 0), (2, 1), (3, 2)])
+def test_ranks_and_workers_do_not_change_the_batches(shards, world_size, num_workers):
+    # processes are dear: all ranks without workers, the first and the last with them
+    ranks = range(world_size) if num_workers == 0 else sorted({0, world_size - 1})
+    assert_ranks_share(shards, read(shards, 7), ranks, world_size, num_workers)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+@pytest.mark.parametrize("world_size", [1, 2, 3, 8])
+@pytest.mark.parametrize("num_workers", [1, 2, 3, 4])
+def test_every_rank_and_worker_process_gives_the_same_batches(shards, world_size, num_workers):
+    assert_ranks_share(shards, read(shards, 7), range(world_size), world_size, num_workers)
 
 
 @given(batch=st.integers(1, 100), world=st.integers(1, 100))
