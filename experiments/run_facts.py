@@ -239,12 +239,14 @@ def texts(folder: Path, request: Mapping[str, Any], manifest: Mapping[str, Any] 
 
 
 def model(folder: Path, entry: Mapping[str, Any], manifest: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
-    """A finished `model` artifact as a logged model: a reference, nothing is uploaded."""
+    """A finished `model` artifact or a checkpoint it keeps as a logged model: a reference, nothing is uploaded."""
     if manifest is None or entry["kind"] != "model":
         return None
     weights = {n: o for n, o in manifest["outputs"].items() if n.endswith(".safetensors")}
+    kept = folder.parent.name == "kept"
+    name = f"{folder.parent.parent.name}-at-{int(folder.name)}" if kept else folder.name
     return {
-        "name": folder.name.replace(".", "-"),
+        "name": name.replace(".", "-"),
         "fingerprint": str(entry["fingerprint"]),
         "digest": str(manifest.get("digest", "")),
         "path": str(files_of(folder, manifest)),

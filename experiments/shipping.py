@@ -75,7 +75,7 @@ class Run:
     def signature(self) -> str:
         """Changes whenever there is something new to ship."""
         sizes = [(p.parent.name, p.stat().st_size if p.exists() else 0) for p in self.journals]
-        return json.dumps([self.state, self.end_ms, sizes, sorted(self.tags.items()), self.results])
+        return json.dumps([self.state, self.end_ms, sizes, sorted(self.tags.items()), self.results, self.model])
 
 
 def read_runs(
@@ -174,6 +174,8 @@ def _step_run(store: Path, record: Mapping[str, Any], entry: Mapping[str, Any], 
         tags=run_facts.step_tags(store, record, entry, state, mine, manifest, request),
         params=_params(store, record, entry, request),
         results=run_facts.results(folder, manifest),
+        model=run_facts.model(folder, entry, manifest),
+        scored_models=run_facts.models_upstream(record, entry) if entry["kind"] == "scores" else (),
     )
     if not mine:
         return run
@@ -185,8 +187,6 @@ def _step_run(store: Path, record: Mapping[str, Any], entry: Mapping[str, Any], 
         datasets=run_facts.datasets(store, folder, request, manifest),
         uploads=run_facts.uploads(folder, manifest),
         texts=run_facts.texts(folder, request, manifest),
-        model=run_facts.model(folder, entry, manifest),
-        scored_models=run_facts.models_upstream(record, entry) if entry["kind"] == "scores" else (),
     )
 
 

@@ -12,6 +12,7 @@ from mlflow_server import empty_database
 from tracked_store import T0, TrackedStore, lines, write_scores
 
 from experiments import tracking
+from experiments.artifacts import list_outputs
 from experiments.atomic import write_json
 from experiments.tracking import ship
 from maskgit_core.errors import TrackingError
@@ -113,6 +114,38 @@ def test_scores_find_the_checkpoint_they_are_about(store):
     assert found.tags["path"] == str(folder / "attempts" / "0001" / "files")
     assert found.source_run_id == runs(store.root, "train")[0].info.run_id
     assert c.search_logged_models(ids, filter_string="metrics.fid < 2") == []
+
+
+def test_scores_find_a_checkpoint_that_another_experiment_made_or_that_a_training_keeps(store):
+    made = trained(store)
+    ship(store.root)
+    later = TrackedStore(store.root, "20260102-000000-bbbbbbbb", experiment="later")
+    later.steps = [dict(store.steps[0], action="done")]
+    kept = made / "kept" / "000000700"
+    files = kept / "attempts" / "0001" / "files"
+    files.mkdir(parents=True)
+    (files / "model.safetensors").write_bytes(b"halfway")
+    fingerprint = "f" * 64
+    write_json(kept / "request.json", {"fingerprint": fingerprint, "kind": "model", "config": {"lr": 0.1}})
+    mark = {"fingerprint": fingerprint, "kind": "model", "attempt": 1, "outputs": list_outputs(files), "time": T0 + 50}
+    write_json(kept / "manifest.json", {**mark, "facts": {}, "inputs": {}, "digest": "d"})
+    entry = {
+        **later.steps[0],
+        "name": "train@700",
+        "fingerprint": fingerprint,
+        "needs": [later.steps[0]["fingerprint"]],
+    }
+    later.steps.append({**entry, "folder": str(kept.relative_to(store.root))})
+    evaluated(later, [later.steps[0]["fingerprint"]], value=2.0)
+    evaluated(later, [fingerprint], name="evaluate_half", value=2.9)
+    assert ship(store.root).problems == []
+    c = client(store.root)
+    place = c.get_experiment_by_name("later").experiment_id
+    found = c.search_logged_models([place], filter_string="metrics.fid < 3")
+    assert {m.tags["path"] for m in found} == {str(made / "attempts" / "0001" / "files"), str(files)}
+    (best,) = c.search_logged_models([place], filter_string="metrics.fid < 2.5")
+    assert best.tags["path"] == str(made / "attempts" / "0001" / "files")
+    assert {m.name for m in found} == {made.name, f"{made.name}-at-700"}
 
 
 def test_shipping_again_changes_nothing_even_with_all_notes_lost(store):
