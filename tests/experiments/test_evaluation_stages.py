@@ -133,6 +133,36 @@ def test_any_number_of_processes_gives_the_same_numbers(
     }
 
 
+def test_shares_are_tasks_of_their_own_and_the_last_one_only_merges(
+    tmp_path: Path, reference: Input, tokenizer: Input, sample_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tasks in any order that never meet, two networks; whoever merges computes nothing again."""
+    other = ExtractorSpec("tiny_features", {"width": 9}, module="tiny_features")
+    further = run(tmp_path / "further", reference_statistics, dataset=DATA, extractor=other, num_images=80,
+                  protocol="other")  # fmt: skip
+    more: dict[str, Any] = {"further_extractors": {"other": other}, "further_references": [further]}
+    asked: dict[str, Any] = {"extractor": NETWORK, "dataset": DATA, "reference": reference, "protocol": "small", **more}
+    stages: list[tuple[ModuleType, dict[str, Any]]] = [
+        (evaluate, {**asked, "samples": str(sample_file)}),
+        (eval_tokenizer, {**asked, "tokenizer": tokenizer, "num_images": COUNT}),
+    ]
+    from maskgit_core import features
+
+    for stage, options in stages:
+        folder = tmp_path / stage.PRODUCES
+        whole = scores(run(tmp_path / f"{stage.PRODUCES}-whole", stage, **options))
+        for rank in (2, 0, 1):
+            share = Attempt(folder, rank=rank, world_size=3, share=f"task-{rank}")
+            stage.run(share, **options)
+            share.close()
+            assert not (share.files / "scores.json").exists()
+        with monkeypatch.context() as patch:
+            for module in (features, eval_tokenizer):
+                patch.setattr(module, "outputs_of", lambda *args, **kwargs: pytest.fail("computed again"))
+            assert scores(run(folder, stage, **options)) == whole
+        assert {row["protocol"] for row in whole} == {"small", "other"}
+
+
 def test_a_stopped_evaluation_goes_on_with_what_is_missing(
     tmp_path: Path, reference: Input, sample_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
