@@ -36,7 +36,7 @@ class Network(nn.Module):
 
     def __init__(self, net: Literal["alex", "vgg"]) -> None:
         super().__init__()
-        self.taps = TAPS[net]
+        self.net, self.taps = net, TAPS[net]
         self.features = _alexnet() if net == "alex" else _vgg16()
         self.heads = nn.ParameterList([torch.zeros(width) for width in CHANNELS[net]])
         self.shift: Tensor
@@ -156,7 +156,10 @@ def _load_backbone(network: Network, path: Path) -> None:
         tensor = found.get(f"features.{name}")
         if tensor is None or tensor.shape != parameter.shape:
             state = "is missing" if tensor is None else f"has shape {tuple(tensor.shape)}"
-            raise WeightsError(f"{path}: features.{name} {state}; the file is not torchvision's backbone of LPIPS")
+            raise WeightsError(
+                f"{path}: features.{name} {state}; the file is not torchvision's {network.net} backbone of LPIPS; "
+                f"give {REGISTRY[network.net]} or that file"
+            )
         parameter.data.copy_(tensor)
 
 
