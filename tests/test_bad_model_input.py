@@ -64,7 +64,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-def run(place: Path, *arguments: str, launcher: str = "inline") -> subprocess.CompletedProcess[str]:
+def run(place: Path, *arguments: str, launcher: str = "local") -> subprocess.CompletedProcess[str]:
     asked = [f"dataset.root={place / 'data'}", f"import_model.weights={place / 'model.safetensors'}", *arguments]
     return subprocess.run(
         [sys.executable, "-m", "experiments.cli", "run", "experiment=imported", f"launcher={launcher}",
@@ -103,6 +103,6 @@ def test_sampling(place: Path, tmp_path: Path, facts: dict[str, int | None], arg
 @pytest.mark.slow
 def test_a_batch_that_cannot_be_shared(place: Path) -> None:
     asked = ["pipeline.steps.import_model=null", "pipeline.steps.sample=null", "train.batch_size=1"]
-    done = run(place, *asked, "resources.train.ranks=2", launcher="local")
+    done = run(place, *asked, "resources.train.ranks=2")
     refused(done, "train.batch_size: 1 samples cannot be shared by 2 processes; raise it or use fewer")
     assert not list(place.glob("store/train/*/attempts/*/checkpoints/*"))
