@@ -2,7 +2,7 @@
 
 The references are not part of this project. Give their checkouts (`--references DIR` or MASKGIT_REFERENCES, with
 `taming-transformers`, `LlamaGen`, `1d-tokenizer` below it); aMUSEd needs the package diffusers. What is not there is
-passed over and said. Weights are random, in the published layout. Rounds are interleaved; each side keeps its best.
+passed over and said. Weights are random, in the published layout. Rounds are interleaved; medians count.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import time
 import types
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -95,12 +96,12 @@ def save(name: str, net: nn.Module, path: Path) -> None:
     torch.save({key: tensors} if key else tensors, path)
 
 
-def best_of(rounds: int, sides: tuple[Callable[[], Any], Callable[[], Any]]) -> tuple[float, float]:
-    """Seconds of the best round of each side, in turn first and second, after one round that does not count.
+def median_of(rounds: int, sides: tuple[Callable[[], Any], Callable[[], Any]]) -> tuple[float, float, float]:
+    """Median seconds of each side, and the median of theirs over ours within a round; one round does not count.
 
-    On a CPU these are CPU seconds, which other work on the machine disturbs least.
+    The sides go first in turn. On a CPU these are CPU seconds, which other work on the machine disturbs least.
     """
-    best = [float("inf"), float("inf")]
+    spent: tuple[list[float], list[float]] = ([], [])
     clock = time.perf_counter if torch.cuda.is_available() else time.process_time
     for number in range(rounds + 1):
         for place in (0, 1) if number % 2 else (1, 0):
@@ -108,8 +109,9 @@ def best_of(rounds: int, sides: tuple[Callable[[], Any], Callable[[], Any]]) -> 
             sides[place]()
             torch.cuda.synchronize() if torch.cuda.is_available() else None
             if number:
-                best[place] = min(best[place], clock() - start)
-    return best[0], best[1]
+                spent[place].append(clock() - start)
+    ratios = [theirs / mine for mine, theirs in zip(*spent, strict=True)]
+    return median(spent[0]), median(spent[1]), median(ratios)
 
 
 @torch.inference_mode()
@@ -131,10 +133,10 @@ def measure(name: str, folder: Path, size: int, batch: int, rounds: int) -> None
         ("encode", (lambda: ours.encode(images), lambda: encode(images))),
         ("decode", (lambda: ours.decode(tokens), lambda: decode(tokens))),
     ):
-        mine, theirs = best_of(rounds, sides)
+        mine, theirs, ratio = median_of(rounds, sides)
         figure = {"name": f"{name} {what}", "ours": round(mine, 4), "theirs": round(theirs, 4)}
         unit = "s" if device == "cuda" else "CPU s"
-        print(json.dumps({**figure, "ratio": round(theirs / mine, 3), "unit": unit, "note": note}), flush=True)
+        print(json.dumps({**figure, "ratio": round(ratio, 3), "unit": unit, "note": note}), flush=True)
 
 
 def main() -> None:
@@ -144,7 +146,7 @@ def main() -> None:
     parser.add_argument("--references", type=Path, default=Path(os.environ.get("MASKGIT_REFERENCES", ".references")))
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--batch", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--rounds", type=int, default=7)
     args = parser.parse_args()
     if not torch.cuda.is_available():
         torch.set_num_threads(1)
