@@ -16,6 +16,7 @@ import json
 import os
 import uuid
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -193,12 +194,19 @@ def _checked_stems(layout: Layout, samples: Samples) -> list[str]:
         if array is None or array.shape != expected:
             found = None if array is None else tuple(array.shape)
             raise DataError(f"{suffix}: shape {found} does not fit the shard's layout; expected {expected}")
-    if count and not 0 <= int(samples.tokens.min()) <= int(samples.tokens.max()) < layout.codebook_size:
+    if count and not _lie_below(samples.tokens, layout.codebook_size):
         low, high = int(samples.tokens.min()), int(samples.tokens.max())
         raise DataError(
             f"tokens: ids from {low} to {high} do not lie in [0, {layout.codebook_size}); check the tokenizer"
         )
     return stems
+
+
+def _lie_below(tokens: np.ndarray, limit: int) -> bool:
+    """Whether all ids lie in [0, limit); one pass, as a negative number read without its sign is a very large one."""
+    if tokens.dtype.kind == "i" and tokens.flags.c_contiguous:
+        return int(tokens.view(f"u{tokens.dtype.itemsize}").max()) < min(limit, 1 << (8 * tokens.dtype.itemsize - 1))
+    return int(tokens.min()) >= 0 and int(tokens.max()) < limit
 
 
 def _loose_member(name: str, value: Any) -> list[bytes]:
@@ -216,18 +224,25 @@ def write_shard(folder: Path, number: int, layout: Layout, samples: Samples) -> 
     """Publishes shard `number` and its index; returns the index. A shard that is already there is left as it is."""
     path = folder / shard_name(number)
     pieces = build_shard(layout, samples)
-    hashed = hashlib.sha256()
 
     def write(temporary: Path) -> None:
         with open(temporary, "wb") as file:
-            for piece in pieces:
-                file.write(piece)
-                hashed.update(piece)
+            file.writelines(pieces)
 
-    if not publish(path, write, replace=False):
+    with ThreadPoolExecutor(1) as aside:  # hashed while the disk is waited for
+        digest = aside.submit(_sha256, pieces)
+        won = publish(path, write, replace=False)
+    if not won:
         return index_shard(path, layout)  # what the first writer made
     labels = np.asarray(samples.labels, dtype=np.int64)
-    return _publish_index(path, sum(len(piece) for piece in pieces), hashed.hexdigest(), labels)
+    return _publish_index(path, sum(len(piece) for piece in pieces), digest.result(), labels)
+
+
+def _sha256(pieces: Sequence[bytes | memoryview]) -> str:
+    hashed = hashlib.sha256()
+    for piece in pieces:
+        hashed.update(piece)
+    return hashed.hexdigest()
 
 
 def index_shard(path: Path, layout: Layout) -> dict[str, Any]:
