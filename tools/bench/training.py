@@ -5,7 +5,7 @@
 Plain: the same model and batch, attention as softmax(Q K^T) V with dropout, one mask ratio a batch, logits of all
 tokens, AdamW and the moving average parameter by parameter. Ours: the package's trainer. Steps alternate in one
 process, in CPU seconds. With a GPU, the 24 x 768 model at batch 256 in bf16 is also put beside the card's measured
-matrix rate: six operations a parameter and token and 12 L D a token and layer for attention (forward and backward).
+matrix rate; `maskgit_core/utilisation.py` counts the operations and measures the rate.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from maskgit_core.shard_format import Layout
 from maskgit_core.shard_writer import Samples, write_manifest, write_shard
 from maskgit_core.shards import TokenShards
 from maskgit_core.training import Trainer
+from maskgit_core.utilisation import matrix_rate, operations_per_token
 
 SIZE = {"dim": 256, "num_layers": 4, "num_heads": 8}
 FACTS = {"codebook_size": 1024, "num_tokens": 256, "num_classes": 1000}
@@ -149,19 +150,6 @@ def stall() -> None:
     figure("data_wait_share", share, 0.02, "share of the time", "theirs is the limit of 2 %; 12 steps")
 
 
-def matrix_rate() -> float:
-    """The card's bf16 rate in operations a second, on 8192 x 8192 products."""
-    a = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
-    for _ in range(5):
-        a @ a
-    torch.cuda.synchronize()
-    began = time.perf_counter()
-    for _ in range(50):
-        a @ a
-    torch.cuda.synchronize()
-    return 50 * 2 * 8192**3 / (time.perf_counter() - began)
-
-
 def on_gpu() -> None:
     """The ImageNet model at batch 256 in bf16: its share of the card's measured matrix rate."""
     if not torch.cuda.is_available():
@@ -178,10 +166,11 @@ def on_gpu() -> None:
         trainer.train_step(next(ready))
     torch.cuda.synchronize()
     seconds = (time.perf_counter() - began) / count
-    size = sum(p.numel() for block in trainer.model.blocks for p in block.parameters())
-    operations = 256 * 257 * (6 * size + 24 * 12 * 257 * 768)
+    operations = 256 * 256 * operations_per_token(trainer.model)
     note = f"24 x 768, batch 256, bf16, {seconds * 1e3:.1f} ms a step; theirs: half of the measured matrix rate"
-    figure("train_matrix_rate_share", operations / seconds / matrix_rate(), 0.5, "share", note, higher=True)
+    figure(
+        "train_matrix_rate_share", operations / seconds / matrix_rate("cuda", "bf16"), 0.5, "share", note, higher=True
+    )
 
 
 def main() -> None:
