@@ -40,7 +40,7 @@ ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "60",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
 
@@ -163,7 +163,11 @@ class Window:
         again = known.get("run_id") != run_id
         if again or known.get("facts") != facts:
             self._say(run, run_id)
-        sent = self._points(run, run_id, marks)
+        try:
+            sent = self._points(run, run_id, marks)
+        except Exception:  # what has arrived need not be sent again
+            write_json(note, {**known, "run_id": run_id, "signature": "", "marks": marks}, durable=False)
+            raise
         if again or known.get("extras") != extras:
             self._results(run, run_id, experiment)
             self._attach(run, run_id)

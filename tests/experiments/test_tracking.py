@@ -192,6 +192,27 @@ def test_a_reply_lost_after_the_store_committed_doubles_nothing(store, monkeypat
     assert {r.info.status for r in runs(store.root)} == {"FINISHED"}
 
 
+def test_after_a_failure_only_what_has_not_arrived_is_sent(store, monkeypatch):
+    from mlflow import MlflowClient
+
+    folder = store.step("train", "train", "model", {})
+    journal = store.attempt(folder) / "journal.jsonl"
+    lines(journal, [(i, {"loss": float(i)}) for i in range(5000)], int(T0 * 1000) + 11_000)
+    real, batches = MlflowClient.log_batch, []
+
+    def failing(self, run_id, metrics=(), **more):
+        batches.append(len(metrics)) if metrics else None
+        if len(batches) == 4:
+            raise ConnectionResetError("gone")
+        return real(self, run_id, metrics=metrics, **more)
+
+    monkeypatch.setattr(MlflowClient, "log_batch", failing)
+    assert ship(store.root).problems != []
+    monkeypatch.undo()
+    assert ship(store.root).points == 5000 - 3 * batches[0]
+    assert history(store.root, "train", "loss") == [(i, float(i)) for i in range(5000)]
+
+
 def test_twins_made_at_the_same_moment_become_one(store):
     folder = trained(store)
     ship(store.root)
