@@ -29,6 +29,8 @@ from launchers.calls import (
 class Launcher:
     """One process, one call at a time, whatever ranks a call asks for."""
 
+    echoes = True  # what a call prints is seen at once, and kept in its log
+
     def __init__(self) -> None:
         pass
 

@@ -15,7 +15,7 @@ SOURCES = sorted(p for package in PACKAGES for p in (ROOT / package).rglob("*.py
 FLOOR_0 = ("errors", "hints", "rng", "masking", "guidance", "losses", "models", "samplers", "tokenizers")
 FLOOR_3 = ("pipeline", "plan", "sweep", "prepare", "find")
 FLOOR_5 = (
-    *("cli", "job", "commands", "launching", "submission"),
+    *("cli", "job", "sharing", "commands", "launching", "submission"),
     *("cluster_checks", "failing", "selection", "usage_report"),
 )
 FORBIDDEN_IN_CORE = ("hydra", "omegaconf", "submitit", "mlflow", "experiments", "launchers", "tools")

@@ -79,7 +79,7 @@ def _launch(graph: Any, planned: Sequence[Any], store: Any, launcher: Any) -> in
     announce(store.root, uid)
     shipper = _Shipper(store.root, graph)
     outcomes = launcher.launch(todo, on_event=_Teller({s.node.fingerprint: s for s in planned}))
-    code = report(todo, outcomes)
+    code = report(todo, outcomes, echoed=getattr(launcher, "echoes", False))
     shipper.ship()
     return code
 
@@ -121,7 +121,7 @@ def check_datasets(planned: Sequence[Any]) -> None:
                 data.check()
 
 
-def report(todo: Sequence[Any], outcomes: Mapping[str, Any]) -> int:
+def report(todo: Sequence[Any], outcomes: Mapping[str, Any], echoed: bool = False) -> int:
     """Prints headline numbers, or for each failed step its name, its last lines and its log; returns the exit code."""
     from experiments.atomic import read_json
 
@@ -134,7 +134,7 @@ def report(todo: Sequence[Any], outcomes: Mapping[str, Any]) -> int:
             if head:
                 print(f"  {call.name}: {head['name']} = {number(head['value'])}")
         elif outcome.state == "failed":
-            refused = _print_failure(call, outcome)
+            refused = _print_failure(call, outcome, echoed)
             code = 2 if refused and code != 1 else 1
         elif outcome.state == "stopped":
             code = code or 130
@@ -146,8 +146,8 @@ def report(todo: Sequence[Any], outcomes: Mapping[str, Any]) -> int:
     return code
 
 
-def _print_failure(call: Any, outcome: Any) -> bool:
-    """Prints why a step failed; True where the request cannot be met and one line says what to do."""
+def _print_failure(call: Any, outcome: Any, echoed: bool) -> bool:
+    """Prints why a step failed; True where the request cannot be met and one line (perhaps echoed already) says so."""
     from experiments.artifacts import last_end
 
     lines = call.log.read_text(errors="replace").splitlines() if call.log.exists() else []
@@ -157,7 +157,8 @@ def _print_failure(call: Any, outcome: Any) -> bool:
         reason = last_end(Path(call.args[0])).get("reason") or f"{call.log.parent}: the disk is full; free some space"
         told = [f"error: {reason}"]
     if told and (outcome.exit_code == 2 or "No space left" in outcome.message):
-        print(f"{told[-1]} (step {call.name})", file=sys.stderr)
+        if not (echoed and told[-1] in lines):
+            print(f"{told[-1]} (step {call.name})", file=sys.stderr)
         return True
     print(coloured(f"step {call.name} failed: {outcome.message}", "red"), file=sys.stderr)
     for line in lines[-8:]:

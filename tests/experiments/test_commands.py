@@ -157,3 +157,9 @@ def test_help_shows_examples_and_experiments(maskgit: Any) -> None:
     for verb in ("run", "plan", "status", "logs", "adopt", "gc", "doctor"):
         done = maskgit(verb, "--help")
         assert done.returncode == 0 and "examples:" in done.stdout, verb
+
+
+def test_a_refused_step_says_so_once_with_any_launcher(lab: Any) -> None:
+    for launcher in ("inline", "local"):
+        done = lab("run", "experiment=chain", "numbers.fail=refuse", f"launcher={launcher}")
+        assert done.returncode == 2 and done.stderr.count("numbers.txt: cannot be read") == 1, done.stderr
