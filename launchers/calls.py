@@ -83,10 +83,10 @@ class Call:
         args: plain data (JSON).
         log: the file that gets the output; ranks above 0 write to `<stem>.rank<N><suffix>` beside it.
         needs: keys of calls that must have ended well before this one starts; keys not in the launch count as done.
-        after: keys of calls that must only have ended, well or not.
         group: calls of one group with equal resources may be submitted as one array.
         progress: "module:function" that, called with `args`, returns plain data that changes as the call gets on;
             a job restarted again and again without a change is given up (SLURM only).
+        after: keys of calls that must only have ended, well or not (SLURM only).
     """
 
     key: str
@@ -95,10 +95,10 @@ class Call:
     args: Sequence[Any]
     log: Path
     needs: tuple[str, ...] = ()
-    after: tuple[str, ...] = ()
     group: str = ""
     resources: Resources = field(default_factory=Resources)
     progress: str = ""
+    after: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -60,9 +60,12 @@ class Browser:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.driver.pid, signal.SIGKILL)
         self.driver.wait(20)
-        for pid in self.left():  # a browser's children may have left the group
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        until = time.monotonic() + 30
+        while (left := self.left()) and time.monotonic() < until:  # a browser's children may have left the group
+            for pid in left:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.1)  # a process that was killed is there for a moment yet
 
     @property
     def profile(self) -> Path:

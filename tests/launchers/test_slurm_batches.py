@@ -144,3 +144,12 @@ def test_accounting_is_read() -> None:
     assert used.cpu_share == pytest.approx(0.4025)
     assert found["13"].state == "CANCELLED" and found["13"].limit_seconds is None
     assert clock_seconds("1-02:03:04") == 93784.0
+
+
+def test_what_comes_after_shares_waits_for_their_end_and_for_its_needs_to_go_well() -> None:
+    shares = [call(f"step/{i}", "step", ("cache",)) for i in range(3)]
+    whole = Call("step", "step", "m:f", [], Path("log"), ("cache",), "step", after=tuple(c.key for c in shares))
+    batches = make_batches([whole, *shares, call("cache", "cache")], 1000)
+    assert [(b.group, len(b.tasks)) for b in batches] == [("cache", 1), ("step", 3), ("step", 1)]
+    _, expressions = submit(batches)
+    assert expressions[2] == "afterok:100,afterany:200_0,afterany:200_1,afterany:200_2"
