@@ -109,6 +109,11 @@ class Order:
         self.step, self.skip, self.locate = step, skip, locate
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        for chunk in self.chunks():
+            yield from zip(*chunk, strict=True)
+
+    def chunks(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Several batches at once: arrays (batches, B) of indices, samples and variants."""
         low, high = rank_slice(self.batch_size, self.rank, self.world_size)
         # Each epoch has its own permutation, so with few samples the look-ahead is held to a few epochs.
         few_epochs = 8 * self.num_samples // (self.batch_size * self.step)
@@ -117,8 +122,7 @@ class Order:
         while True:
             starts = self.start + self.batch_size * (batch + self.step * np.arange(ahead, dtype=np.int64)) + low
             indices = starts[:, None] + np.arange(high - low, dtype=np.int64)
-            samples, variants = self.at(indices)
-            yield from zip(indices, samples, variants, strict=True)
+            yield indices, *self.at(indices)
             batch += ahead * self.step
 
     def at(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -186,15 +190,21 @@ class Batches:
             yield from self._read(self.order, self.pin_memory)
 
     def _read(self, order: Order, pin_memory: bool = False) -> Iterator[Batch]:
-        pool = Pool()
-        for indices, samples, variants in order:
-            shape = (len(indices), self.shards.num_tokens)
-            if pin_memory:
-                tokens = torch.empty(shape, dtype=torch.int64, pin_memory=True)
-            else:
-                tokens = torch.from_numpy(pool.take(shape))
-            _, labels = self.shards.gather(samples, variants, out=tokens.numpy())
-            yield Batch(tokens, *map(torch.from_numpy, (labels, indices, samples, variants)))
+        pool, shards = Pool(), self.shards
+        for chunk in order.chunks():
+            # Where samples lie is worked out for many batches at once: small arrays cost mostly their calls.
+            places = shards.find(chunk[1]) if isinstance(shards, TokenShards) else chunk[1]
+            for indices, samples, variants, found in zip(*chunk, places, strict=True):
+                shape = (len(indices), shards.num_tokens)
+                if pin_memory:
+                    tokens = torch.empty(shape, dtype=torch.int64, pin_memory=True)
+                else:
+                    tokens = torch.from_numpy(pool.take(shape))
+                if isinstance(shards, TokenShards):
+                    labels = shards.read(samples, found, variants, tokens.numpy())
+                else:
+                    labels = shards.gather(samples, variants, out=tokens.numpy())[1]
+                yield Batch(tokens, *map(torch.from_numpy, (labels, indices, samples, variants)))
 
     def _from_workers(self) -> Iterator[Batch]:
         loader: torch.utils.data.DataLoader[Batch] = torch.utils.data.DataLoader(

@@ -28,6 +28,7 @@ from maskgit_core.shard_writer import Samples, index_shard, read_index, shard_na
 from maskgit_core.variants import Views
 
 POLL_S = 0.5
+NUM_WRITERS = 2  # one shard is built while the other waits for the disk
 LAYOUT = "layout.json"
 
 
@@ -199,11 +200,12 @@ class CacheMaker:
     def _make_available(self, turns: ShardTurns) -> None:
         writes: collections.deque[tuple[_Shard, Future[Any]]] = collections.deque()
         launched: tuple[_Shard, Any] | None = None
-        with ThreadPoolExecutor(max(1, self.settings.num_workers)) as decoders, ThreadPoolExecutor(1) as writer:
+        decoding = max(1, self.settings.num_workers)
+        with ThreadPoolExecutor(decoding) as decoders, ThreadPoolExecutor(NUM_WRITERS) as writer:
             try:
-                for shard, decoding in self._read_ahead(turns, decoders):
+                for shard, pictures in self._read_ahead(turns, decoders):
                     with self.clock.count("decoding_wait_s"):
-                        views = self._views(shard, decoding)
+                        views = self._views(shard, pictures)
                     with self.clock.count("encoding_s"):
                         encoded = None if views is None else (shard, self.encoder(views, self.settings.latents))
                         ready, launched = launched, encoded

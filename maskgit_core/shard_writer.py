@@ -72,10 +72,18 @@ def shard_name(number: int) -> str:
     return f"shard-{number:06d}.tar"
 
 
-def publish(path: Path, write: Callable[[Path], object], *, replace: bool = True) -> bool:
+def publish(
+    path: Path,
+    write: Callable[[Path], object],
+    *,
+    replace: bool = True,
+    sync_content: bool = True,
+    sync_folder: bool = True,
+) -> bool:
     """Calls `write(temporary)`, syncs, and moves the result to `path` in one step; True if this call's file is there.
 
-    With `replace=False` a file that is already there stays: the first writer wins.
+    With `replace=False` a file that is already there stays: the first writer wins. `sync_content=False` is for what can
+    be made again from other files should the power fail, `sync_folder=False` for what is soon followed by another file.
 
     Raises:
         DataError: the disk is full, read-only or not ours; nothing half-written is left.
@@ -84,13 +92,15 @@ def publish(path: Path, write: Callable[[Path], object], *, replace: bool = True
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
-        _sync(temporary)
+        if sync_content:
+            _sync(temporary)
         won = True
         if replace:
             os.replace(temporary, path)
         else:
             won = _link(temporary, path)
-        _sync(path.parent)
+        if sync_folder:
+            _sync(path.parent)
         return won
     except FileNotFoundError as error:
         if not path.exists():  # else others finished the cache and swept leftovers: the same name holds the same bytes
@@ -231,7 +241,7 @@ def write_shard(folder: Path, number: int, layout: Layout, samples: Samples) -> 
 
     with ThreadPoolExecutor(1) as aside:  # hashed while the disk is waited for
         digest = aside.submit(_sha256, pieces)
-        won = publish(path, write, replace=False)
+        won = publish(path, write, replace=False, sync_folder=False)  # the index follows
     if not won:
         return index_shard(path, layout)  # what the first writer made
     labels = np.asarray(samples.labels, dtype=np.int64)
@@ -264,7 +274,9 @@ def _publish_index(path: Path, size: int, digest: str, labels: np.ndarray) -> di
         "sha256": digest,
         "class_counts": {str(v): int(c) for v, c in zip(values.tolist(), counts.tolist(), strict=True)},
     }
-    write_json(path.with_suffix(".json"), index, indent=None)  # without an indent json is ten times as fast
+    text = json.dumps(index, sort_keys=True, ensure_ascii=False) + "\n"  # without an indent json is ten times as fast
+    # An index torn by a power failure is no index, and is derived again from its shard.
+    publish(path.with_suffix(".json"), lambda temporary: temporary.write_text(text), sync_content=False)
     return index
 
 
@@ -278,9 +290,9 @@ def count_samples(data: np.ndarray, layout: Layout) -> int:
     return low
 
 
-def write_json(path: Path, value: Any, indent: int | None = 2) -> None:
+def write_json(path: Path, value: Any) -> None:
     """Publishes JSON with sorted keys."""
-    text = json.dumps(value, indent=indent, sort_keys=True, ensure_ascii=False) + "\n"
+    text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
     publish(path, lambda temporary: temporary.write_text(text))
 
 
