@@ -185,7 +185,12 @@ class TokenShards:
             )
         return self._views[suffix]
 
-    def _block_of(self, indices: np.ndarray) -> np.ndarray:
+    def find(self, indices: np.ndarray) -> np.ndarray:
+        """Where samples lie (for `read`), for any number of them at once: int64 of the same shape.
+
+        Raises:
+            IndexError: an index outside [0, len).
+        """
         indices = np.asarray(indices, dtype=np.int64)
         shard = indices // self._per_shard
         if indices.size and not 0 <= int(indices.min()) <= int(indices.max()) < len(self):
@@ -213,28 +218,19 @@ class TokenShards:
         Returns:
             (tokens (B, L) int64, labels (B,) int64; -1 means no label).
         """
-        blocks = self._block_of(np.asarray(indices))
-        tokens = self._rows("tokens.npy")[blocks, variants]
-        if out is None:
-            return tokens.astype(np.int64), self._labels(blocks)
-        np.copyto(out, tokens, casting="unsafe")
-        return out, self._labels(blocks)
+        indices = np.asarray(indices, dtype=np.int64)
+        out = np.empty((len(indices), self.num_tokens), dtype=np.int64) if out is None else out
+        return out, self.read(indices, self.find(indices), variants, out)
 
-    def find(self, indices: np.ndarray) -> np.ndarray:
-        """Where samples lie (for `read`), for any number of them at once: int64 of the same shape.
-
-        Raises:
-            IndexError: an index outside [0, len).
-        """
-        return self._block_of(indices)
-
-    def read(self, indices: np.ndarray, places: np.ndarray, variants: np.ndarray, out: np.ndarray) -> np.ndarray:
+    def read(
+        self, indices: np.ndarray, places: np.ndarray, variants: np.ndarray | Sequence[int] | int, out: np.ndarray
+    ) -> np.ndarray:
         """Writes the tokens of samples at `places = find(indices)` into `out`; returns their labels.
 
-        The quick way of `gather`: rows are moved whole, and a label is read from the archive once.
+        Rows are moved whole, and a label is read from the archive once.
 
         Args:
-            indices, places, variants: (B,) int64. out: (B, L) int64.
+            indices, places: (B,) int64. variants: (B,) or one number. out: (B, L) int64.
 
         Returns:
             labels (B,) int64; -1 means no label.
@@ -267,11 +263,11 @@ class TokenShards:
 
     def labels(self) -> np.ndarray:
         """Labels of all samples in order: (len,) int64."""
-        return self._labels(self._block_of(np.arange(len(self))))
+        return self._labels(self.find(np.arange(len(self))))
 
     def key(self, index: int) -> str:
         """The name of one sample, as its data set gave it."""
-        first = int(self._block_of(np.array([index]))[0]) * BLOCK
+        first = int(self.find(np.array([index]))[0]) * BLOCK
         name = self._bytes[first : first + 100].tobytes().split(b"\0", 1)[0].decode()
         return decode_key(name.removesuffix(".cls"), self._long_keys(index // self._per_shard) if "~" in name else {})
 
@@ -294,7 +290,7 @@ class TokenShards:
         if suffix not in self.layout.members:
             raise DataError(f"{self.folder}: this cache keeps no {suffix.split('.')[0]}; ask cache_tokens for them")
         shape = self.layout.members[suffix].shape
-        rows = self._rows(suffix)[self._block_of(np.asarray(indices))]
+        rows = self._rows(suffix)[self.find(np.asarray(indices))]
         return rows.reshape(len(rows), *shape)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 # Two workers with a thread a core each would spin against each other; set before anything imports torch.
@@ -73,3 +73,13 @@ def lab(maskgit: Maskgit) -> Maskgit:
         return maskgit(verb, *arguments, *quiet, "--config-dir", str(LAB), **kwargs)
 
     return call
+
+
+def mounted(place: Path, size: str) -> Iterator[Path]:
+    """A file system of its own with `size` bytes ("64m"); skips where mounting is not permitted."""
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)]
+    if os.geteuid() != 0 or subprocess.run(mount).returncode:
+        pytest.skip("mounting a small file system is not permitted here")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import mounted
 from PIL import Image
 
 FOLDER_EXPERIMENT = """\
@@ -132,12 +132,7 @@ def test_a_store_that_is_a_file_is_refused(maskgit: Any, tmp_path: Path) -> None
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of its own with 600 kB; needs the right to mount."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(place)]).returncode:
-        pytest.skip("mounting a small file system is not permitted here")
-    yield place
-    subprocess.run(["umount", "-l", str(place)], check=True)
+    yield from mounted(tmp_path / "disk", "600k")
 
 
 def test_a_read_only_store_is_refused(maskgit: Any, small_disk: Path) -> None:

@@ -37,10 +37,10 @@ def main(args: argparse.Namespace) -> int:
     store = Store(root)
     reached = reachable(store)
     rows, total = [], 0
-    steps = [folder for folder in store.steps() if folder.resolve() not in reached]
-    staying = [folder for folder in store.steps() if folder.resolve() in reached or _kept(folder)]
-    for folder in [*steps, *_unused(root, staying)]:
-        reason = _kept(folder)
+    steps = list(store.steps())
+    unreached = {folder: _kept(folder) for folder in steps if folder.resolve() not in reached}
+    staying = [folder for folder in steps if folder not in unreached or unreached[folder]]
+    for folder, reason in [*unreached.items(), *((place, _kept(place)) for place in _unused(root, staying))]:
         held = _held(folder)
         if reason is None:
             total += held

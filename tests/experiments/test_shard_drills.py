@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Maskgit
+from conftest import Maskgit, mounted
 from PIL import Image
 
 from experiments.cli import main
@@ -77,12 +76,7 @@ def test_verify_names_the_file_in_one_line(damage: str, cache: Path, capsys: pyt
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of its own; needs the right to mount."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(place)]).returncode:
-        pytest.skip("mounting a small file system is not permitted here")
-    yield place
-    subprocess.run(["umount", "-l", str(place)], check=True)
+    yield from mounted(tmp_path / "disk", "64m")
 
 
 @pytest.mark.slow
