@@ -32,7 +32,8 @@ from maskgit_core.checkpoints import (
     save_tensors,
 )
 from maskgit_core.errors import ArtifactError, ConfigError
-from maskgit_core.health import HeldOut, check_loss
+from maskgit_core.health import check_loss
+from maskgit_core.held_out import HeldOut
 from maskgit_core.masked_batches import MaskedBatch, Masker, masked_steps
 from maskgit_core.recipe import Recipe, learning_rate
 from maskgit_core.stop_vote import StopVote

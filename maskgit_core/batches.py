@@ -25,6 +25,8 @@ from maskgit_core.shards import TokenShards
 from maskgit_core.streaming import RemoteShards
 
 T = TypeVar("T")
+#: (seed, positions of the stream) -> (samples, variants)
+Locate = Callable[[int, np.ndarray], tuple[np.ndarray, np.ndarray]]
 LOOK_AHEAD = 8192  # positions whose order is computed at once
 
 
@@ -95,7 +97,7 @@ class Order:
         start: int = 0,
         step: int = 1,
         skip: int = 0,
-        locate: Callable[[int, np.ndarray], tuple[np.ndarray, np.ndarray]] | None = None,
+        locate: Locate | None = None,
     ) -> None:
         if not 0 <= rank < world_size:
             raise DataError(f"rank: {rank} does not lie in [0, {world_size}); check RANK and WORLD_SIZE")
@@ -150,6 +152,7 @@ class Batches:
         num_workers: processes that read ahead (0: read in this process, which is fastest from a local disk).
         prefetch: batches to hold ready; with `num_workers=0` a thread reads them.
         pin_memory: page-locked batches, for asynchronous copies to a GPU.
+        locate: (seed, positions) -> (samples, variants) instead of the shards' own order, as where some are held out.
 
     Raises:
         DataError: an impossible combination; names the argument.
@@ -167,6 +170,7 @@ class Batches:
         num_workers: int = 0,
         prefetch: int = 0,
         pin_memory: bool = False,
+        locate: Locate | None = None,
     ) -> None:
         self.shards = shards
         self.order = Order(
@@ -177,7 +181,7 @@ class Batches:
             rank=rank,
             world_size=world_size,
             start=start,
-            locate=shards.samples_at,
+            locate=locate or shards.samples_at,
         )
         self.num_workers, self.prefetch, self.pin_memory = num_workers, prefetch, pin_memory
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from maskgit_core.batches import Batch, Order
+from maskgit_core.batches import Batch, Locate, Order
 from maskgit_core.encoding import Encoder
 from maskgit_core.variants import Views
 
@@ -26,6 +26,7 @@ class ImageBatches:
         views: the views of each image; one is drawn per epoch, as from a cache that keeps them all.
         batch_size, seed, rank, world_size, start: as for `Batches`.
         num_workers: threads that read pictures.
+        locate: (seed, positions) -> (samples, variants), where some samples are held out.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class ImageBatches:
         world_size: int = 1,
         start: int = 0,
         num_workers: int = 2,
+        locate: Locate | None = None,
     ) -> None:
         self.images, self.encoder, self.views, self.num_workers = images, encoder, views, num_workers
         self.order = Order(
@@ -50,22 +52,29 @@ class ImageBatches:
             rank=rank,
             world_size=world_size,
             start=start,
+            locate=locate,
         )
 
     def __iter__(self) -> Iterator[Batch]:
         with ThreadPoolExecutor(max(self.num_workers, 1), thread_name_prefix="read-images") as pool:
             for indices_B, samples_B, variants_B in self.order:
-                read = list(pool.map(self._view, samples_B.tolist(), variants_B.tolist()))
-                tokens_BHW, _ = self.encoder(np.stack([view for view, _ in read])[:, None])
-                labels_B = torch.tensor([label for _, label in read])
-                yield Batch(
-                    tokens_BHW.cpu()
-                    .flatten(1)
-                    .long()
-                    .clone(),  # a plain tensor: inference tensors cannot be trained on
-                    labels_B,
-                    *map(torch.from_numpy, (indices_B, samples_B, variants_B)),
-                )
+                tokens_BL, labels_B = self._read(pool, samples_B, variants_B)
+                yield Batch(tokens_BL, labels_B, *map(torch.from_numpy, (indices_B, samples_B, variants_B)))
+
+    def gather(self, samples: np.ndarray, batch_size: int = 64) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tokens (N, L) int64 of the first view of any samples, and their labels (N,), -1 where there are none."""
+        parts = [samples[at : at + batch_size] for at in range(0, len(samples), batch_size)]
+        with ThreadPoolExecutor(max(self.num_workers, 1), thread_name_prefix="read-images") as pool:
+            read = [self._read(pool, part, np.zeros_like(part)) for part in parts]
+        return torch.cat([tokens for tokens, _ in read]), torch.cat([labels for _, labels in read])
+
+    def _read(
+        self, pool: ThreadPoolExecutor, samples_B: np.ndarray, variants_B: np.ndarray
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        read = list(pool.map(self._view, samples_B.tolist(), variants_B.tolist()))
+        tokens_BHW, _ = self.encoder(np.stack([view for view, _ in read])[:, None])
+        # cloned to a plain tensor: inference tensors cannot be trained on
+        return tokens_BHW.cpu().flatten(1).long().clone(), torch.tensor([label for _, label in read])
 
     def _view(self, sample: int, variant: int) -> tuple[np.ndarray, int]:
         found = self.images[sample]

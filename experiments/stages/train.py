@@ -17,7 +17,7 @@ a checkpoint holds weights, optimizer and moving average. On a request to stop i
 | precision | of the forward pass (autocast); weights and moments stay fp32 |
 | continue_from | a finished model to go on from, or a kept checkpoint: `train.continue_from=quickstart/train@700` |
 | keep_every | checkpoints of these steps are kept as artifacts: `sample.model=train@50000`, or to continue from |
-| held_out_share | last part of the cache that is not trained on; its likelihood at fixed mask ratios is logged |
+| held_out_share | scattered share that is not trained on; its likelihood at fixed mask ratios is logged |
 | micro_batch_size | samples a process puts through at once; more are accumulated |
 | compile | compile each transformer block |
 | log_every, checkpoint_every, keep_last | in optimizer steps; checkpoints kept while training |
@@ -30,6 +30,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
+import torch
+
 from experiments.attempt import Attempt
 from experiments.components import load_tokenizer
 from experiments.schema import DatasetSpec, Input, ModelSpec, TokenizerSpec
@@ -38,7 +40,7 @@ from experiments.training_run import Cadence, TrainingRun
 from maskgit_core.batches import Batches
 from maskgit_core.encoding import Encoder
 from maskgit_core.errors import ConfigError
-from maskgit_core.health import FirstSamples, HeldOut
+from maskgit_core.held_out import HeldOut, Split
 from maskgit_core.hints import Execution, Kind, Neutral, Range
 from maskgit_core.image_batches import ImageBatches
 from maskgit_core.losses import LossOn
@@ -100,7 +102,9 @@ def run(
     cadence = Cadence(
         log_every, checkpoint_every, keep_last, keep_every, micro_batch_size, compile, samples_every, peak_tflops
     )
-    source = Source(tokens, images, image_tokenizer, image_views, held_out_share, attempt.device, num_workers)
+    source = Source(tokens, images, image_tokenizer, image_views, attempt.device, num_workers)
+    if held_out_share:
+        source.hold_out(held_out_share, is_looked_at=attempt.is_main)
     start = None if continue_from is None else continue_from.files
     TrainingRun(attempt, recipe, model, source, cadence, start).execute()
 
@@ -114,7 +118,6 @@ class Source:
         images: DatasetSpec | None,
         tokenizer: Input | TokenizerSpec | None,
         views: Literal["original", "flip"],
-        held_out_share: float,
         device: str,
         num_workers: int,
     ) -> None:
@@ -122,12 +125,10 @@ class Source:
         self._shards: Any = None
         self._network: Any = None
         self.held_out: HeldOut | None = None
+        self._split: Split | None = None
+        self._device = device
         if images is None and tokens is not None:
             self._shards = shards = TokenShards(tokens.files)
-            if held_out_share:
-                count = max(1, round(len(shards) * (1.0 - held_out_share)))
-                self.held_out = HeldOut(shards, min(count, len(shards) - 1), 0, device)
-                self._shards = FirstSamples(shards, min(count, len(shards) - 1))
             grid, codebook_size, num_classes = shards.grid, shards.codebook_size, shards.num_classes
             names = list(tokens.facts.get("class_names", []))
         elif images is not None and tokenizer is not None:
@@ -156,8 +157,30 @@ class Source:
         """What decodes these tokens: the network that encodes on the fly, or what the cache was made with."""
         return self._network if self._tokens is None else tokenizer_behind(self._tokens)
 
+    def hold_out(self, share: float, *, is_looked_at: bool) -> None:
+        """Keeps a share of the samples from training; the process that logs their likelihood reads them."""
+        if self._shards is not None:
+            self._split = Split(len(self._shards), self._shards.num_variants, share)
+        else:
+            self._split = Split(len(self._images), len(self._views.names), share)
+        if not is_looked_at:
+            return
+        indices_N = self._split.held_out()
+        if self._shards is not None:
+            tokens_NL, labels_N = map(torch.from_numpy, self._shards.gather(indices_N))
+        else:
+            tokens_NL, labels_N = self._images_in_batches(batch_size=1, seed=0).gather(indices_N)
+        self.held_out = HeldOut(tokens_NL, labels_N, indices_N, self._device)
+
     def batches(self, **place: Any) -> Iterable[Any]:
         """Endless batches; `place` is batch_size, seed, rank, world_size and start."""
-        if self._shards is not None:
-            return Batches(self._shards, num_workers=self.num_workers, **place)
-        return ImageBatches(self._images, self._encoder, self._views, num_workers=self.num_workers, **place)
+        if self._shards is None:
+            return self._images_in_batches(**place)
+        locate = None if self._split is None else self._split.samples_at
+        return Batches(self._shards, num_workers=self.num_workers, locate=locate, **place)
+
+    def _images_in_batches(self, **place: Any) -> ImageBatches:
+        locate = None if self._split is None else self._split.samples_at
+        return ImageBatches(
+            self._images, self._encoder, self._views, num_workers=self.num_workers, locate=locate, **place
+        )

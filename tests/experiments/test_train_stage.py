@@ -1,6 +1,7 @@
 """The stage `train`: killed, stopped, continued and spread over processes, it is one and the same training."""
 
 import copy
+import itertools
 import json
 import random
 import shutil
@@ -288,6 +289,12 @@ def test_held_out_samples_are_not_trained_on_and_their_likelihood_is_logged(tmp_
     values = {(p.metric, p.step): p.value for p in read_points(tmp_path / "step") if p.metric.startswith("held_out")}
     assert {step for _, step in values} == {2, 4} and len(values) == 8
     assert all(1 < value < 4 for value in values.values())
+    source = train.Source(tokens_input(str(cache)), None, None, "flip", "cpu", 0)
+    source.hold_out(0.25, is_looked_at=True)
+    stream = itertools.islice(iter(source.batches(batch_size=6, seed=0)), 20)
+    shown = {number for batch in stream for number in batch.samples_B.tolist()}
+    assert source.held_out is not None and len(source.held_out.tokens_NL) == 10
+    assert shown == set(range(40)) - set(source.held_out.indices_N.tolist()), "what is held out is never shown"
 
 
 def test_images_on_the_fly_give_the_losses_of_their_cache(tmp_path: Path) -> None:
