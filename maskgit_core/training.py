@@ -37,6 +37,20 @@ def make_accelerator(precision: str, device: str) -> Accelerator:
     return Accelerator(cpu=device == "cpu", mixed_precision=PRECISIONS[precision])
 
 
+def compile_for_training(block: nn.Module) -> None:
+    """Compiles what `block` does in training mode, where shapes never change from step to step.
+
+    Evaluation asks for other shapes at every call (held-out batches, positions still masked in pictures): it runs as
+    written, as each new shape would be compiled again until the compiler refuses.
+    """
+    plain, compiled = block.forward, torch.compile(block.forward, fullgraph=True)
+
+    def forward(*inputs: torch.Tensor | None) -> torch.Tensor:
+        return compiled(*inputs) if block.training else plain(*inputs)
+
+    block.forward = forward
+
+
 class TokenLoss(nn.Module):
     """The model with its loss in one module, so that a distributed wrapper sees a single forward."""
 
@@ -65,7 +79,7 @@ class Trainer:
         model: a `Model`, on the CPU.
         recipe: what was asked.
         device: "cpu" or "cuda".
-        compile_blocks: compile each transformer block (`model.blocks`) by itself.
+        compile_blocks: compile each transformer block (`model.blocks`) by itself, as it trains.
     """
 
     def __init__(self, model: Any, recipe: Recipe, device: str = "cpu", compile_blocks: bool = False) -> None:
@@ -79,7 +93,7 @@ class Trainer:
         self.model = model.train()
         if compile_blocks:
             for block in model.blocks:
-                block.compile(fullgraph=True)
+                compile_for_training(block)
         loss = TokenLoss(model, recipe.label_smoothing)
         self.parameters = dict(model.named_parameters())
         self._loss = self.accelerator.prepare(loss)
