@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 import shutil
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +18,7 @@ from experiments.attempt import Attempt
 from experiments.components import MODEL_FILE, RAW_FILE, WEIGHTS_FILE, describe
 from experiments.kept import publish_kept
 from experiments.schema import ModelSpec
+from experiments.training_clock import Clock
 from experiments.training_pictures import SampleGrids
 from maskgit_core.batches import ahead
 from maskgit_core.checkpoints import (
@@ -32,7 +31,7 @@ from maskgit_core.checkpoints import (
     save_tensors,
 )
 from maskgit_core.errors import ArtifactError, ConfigError
-from maskgit_core.health import check_loss
+from maskgit_core.health import DivergedError, check_loss
 from maskgit_core.held_out import HeldOut
 from maskgit_core.masked_batches import MaskedBatch, Masker, masked_steps
 from maskgit_core.recipe import Recipe, learning_rate
@@ -95,29 +94,34 @@ class TrainingRun:
             grid = (int(self.facts["grid"][0]), int(self.facts["grid"][1]))
             self.pictures = SampleGrids(attempt, source.tokenizer(), grid)
         self._start = start
-        self._saved_at = -1
+        self._saved_at = self._began_at = -1
 
     def execute(self) -> None:
         """Resumes, trains to the end and publishes; ends early, saved, where a stop is asked for."""
         self.resume()
-        self.train(self.steps())
-        self.publish()
+        try:
+            self.train(self.steps())
+            self.publish()
+        except DivergedError as error:
+            self.writer.wait()
+            raise DivergedError(f"{error}; {self._way_back()}") from None
 
     # -- state on disk -------------------------------------------------------------------------------------------
     def resume(self) -> None:
         """Goes on from the newest readable checkpoint of this step, or from where it was asked to begin."""
-        found = load_newest([self.attempt.checkpoints, *self.attempt.earlier_checkpoints()])
+        found, complaints = load_newest([self.attempt.checkpoints, *self.attempt.earlier_checkpoints()])
+        for complaint in complaints:
+            print(f"{complaint}; going on from {found[2].name if found else 'the beginning'}", flush=True)
         if found is not None:
-            tensors, facts, path, complaints = found
-            for complaint in complaints:
-                print(f"{complaint}; going on from {path.name}", flush=True)
+            tensors, facts, path = found
             self.trainer.load_state(tensors, facts, str(path))
             if self.attempt.is_main and self._is_kept(self.trainer.step):
                 self.keep(path, self.trainer.step)  # killed between saving and keeping, it would be missing for ever
         elif self._start is not None:
             path = find_state(self._start)
             self.trainer.load_state(*load_tensors(path), str(path))
-        self._saved_at = self.trainer.step
+        self._check_all_go_on_from_the_same_step()
+        self._began_at = self._saved_at = self.trainer.step
         if self.trainer.step >= self.recipe.num_train_steps and found is None:
             raise ConfigError(
                 f"train.num_train_steps: {self.recipe.num_train_steps} steps, but it goes on from step "
@@ -126,11 +130,20 @@ class TrainingRun:
         self.attempt.resumed_at(self.trainer.step + 1)  # the point at a step is logged before its checkpoint
 
     def save(self) -> None:
-        """Publishes a checkpoint in the background; the copy is taken now. A state gone wrong is not saved."""
-        if not self.attempt.is_main or self._saved_at == self.trainer.step or not self.trainer.meters.finite():
+        """Publishes a checkpoint in the background; the copy is taken now. Every process must call it.
+
+        Raises:
+            DivergedError: the training has gone wrong; what was saved before stays.
+        """
+        if self._saved_at == self.trainer.step:
             return
-        tensors, facts = self.trainer.state()
+        meters = self.trainer.meters.totals()
+        if meters is not None:
+            self._check(meters["sums"][0] / meters["steps"])
         step = self._saved_at = self.trainer.step
+        if not self.attempt.is_main:
+            return
+        tensors, facts = self.trainer.state(meters)
         path = self.attempt.checkpoints / checkpoint_name(step)
 
         def write() -> None:
@@ -138,11 +151,43 @@ class TrainingRun:
             self.attempt.publish(path, lambda temporary: save_tensors(temporary, tensors, facts))
             if self._is_kept(step):
                 self.keep(path, step)
-            for old in list_checkpoints([self.attempt.checkpoints])[self.cadence.keep_last :]:
-                old.unlink(missing_ok=True)
-            self.attempt.forget_earlier_checkpoints()
+            self._forget_old()
 
         self.writer.submit(write)
+
+    def _forget_old(self) -> None:
+        """Deletes all checkpoints but the last few, whichever attempt made them, and what killed attempts left."""
+        earlier = self.attempt.earlier_checkpoints()
+        found = list_checkpoints([self.attempt.checkpoints, *earlier])
+        # later ones than this attempt began with could not be read
+        good = [p for p in found if p.parent not in earlier or (checkpoint_step(p) or 0) <= self._began_at]
+        kept = set(good[: self.cadence.keep_last])
+        left = [path for folder in earlier for path in folder.iterdir()]
+        for path in {*found, *left} - kept:
+            path.unlink(missing_ok=True)
+
+    def _check_all_go_on_from_the_same_step(self) -> None:
+        accelerator = self.trainer.accelerator
+        own = torch.tensor([self.trainer.step], device=accelerator.device)
+        steps = accelerator.gather(own).tolist()
+        if len(set(steps)) > 1:
+            raise ArtifactError(
+                f"{self.attempt.folder}: the processes read checkpoints of the steps {steps}; "
+                "run again, and look at the disk if it stays so"
+            )
+
+    def _way_back(self) -> str:
+        """Where one can go on after a training went wrong; publishes the last good checkpoint for that."""
+        step = self._saved_at
+        if step <= 0:
+            return "nothing was saved before"
+        paths = list_checkpoints([self.attempt.checkpoints, *self.attempt.earlier_checkpoints()])
+        paths = [path for path in paths if checkpoint_step(path) == step]
+        if not paths:
+            return f"it began with step {step} of train.continue_from, which is as it was"
+        if self.attempt.is_main:
+            self.keep(paths[0], step)
+        return f"the last good state is kept: train.continue_from={self.attempt.folder.name}@{step}"
 
     def _is_kept(self, step: int) -> bool:
         return bool(self.cadence.keep_every) and step % (self.cadence.keep_every or 1) == 0
@@ -180,7 +225,7 @@ class TrainingRun:
     def steps(self) -> Iterator[list[MaskedBatch]]:
         """Masked micro-batches, a list a step, from where the training stands."""
         recipe, accelerator = self.recipe, self.trainer.accelerator
-        own = -(-recipe.batch_size // accelerator.num_processes)
+        own = recipe.batch_size // accelerator.num_processes
         parts = -(-own // (self.cadence.micro_batch_size or own))
         masker = Masker(recipe, self.trainer.model.mask_token_id, self.trainer.model.null_label)
         stream = self.source.batches(
@@ -206,10 +251,10 @@ class TrainingRun:
             step, at_end = self.trainer.step, self.trainer.step == self.recipe.num_train_steps
             if step % cadence.log_every == 0 or at_end:
                 self._log(clock)
+            with clock.aside():
+                self._look(step, at_end)  # before the checkpoint: a resume from it does not look again
             if step % cadence.checkpoint_every == 0 or self._is_kept(step):
                 self.save()
-            with clock.aside():
-                self._look(step, at_end)
             if not at_end and self.vote.agreed(self.attempt.should_stop, step):
                 self.save()
                 self.writer.wait()
@@ -227,9 +272,14 @@ class TrainingRun:
         metrics["model_tflops_per_s"] = rate / 1e12
         metrics["model_flops_utilisation"] = rate / (self._peak() * trainer.accelerator.num_processes)
         self.attempt.log(metrics, step)
-        last = checkpoint_name(self._saved_at) if self._saved_at > 0 else "no checkpoint"
-        loss = metrics["loss"] if math.isfinite(metrics["grad_norm"]) or trainer.accelerator.scaler else math.nan
-        check_loss(loss, step, self.facts["codebook_size"], last)
+        self._check(metrics["loss"])
+
+    def _check(self, loss: float) -> None:
+        """Raises `DivergedError` where the mean loss, or the gradient of this step, has gone wrong."""
+        trainer = self.trainer
+        norm = float(trainer.meters.grad_norm) if trainer.meters.grad_norm is not None else 0.0
+        gone_wrong = not math.isfinite(norm) and trainer.accelerator.scaler is None
+        check_loss(math.nan if gone_wrong else loss, trainer.step, self.facts["codebook_size"])
 
     def _peak(self) -> float:
         """Operations a second of one process's device: as named, else measured."""
@@ -245,39 +295,6 @@ class TrainingRun:
         if self.pictures is not None and (step % cadence.samples_every == 0 or at_end):
             with self.trainer.averaged() as model, self.trainer.accelerator.autocast():
                 self.pictures.draw(model, step)
-
-
-class Clock:
-    """Time since the last log line, and how much of it went into waiting for data."""
-
-    def __init__(self, step: int) -> None:
-        self._began, self._waited, self._step = time.perf_counter(), 0.0, step
-        self._asked = 0.0
-
-    @contextlib.contextmanager
-    def aside(self) -> Iterator[None]:
-        """Leaves the time inside out of account: it is no training."""
-        began = time.perf_counter()
-        yield
-        self._began += time.perf_counter() - began
-
-    def waiting(self) -> Clock:
-        """Counts the time inside as waiting."""
-        return self
-
-    def __enter__(self) -> None:
-        self._asked = time.perf_counter()
-
-    def __exit__(self, *exc: object) -> None:
-        self._waited += time.perf_counter() - self._asked
-
-    def lap(self, step: int) -> tuple[float, float, int]:
-        """(seconds, share of them waited, steps) since the last lap; begins a new one."""
-        now = time.perf_counter()
-        seconds = max(now - self._began, 1e-9)
-        found = seconds, self._waited / seconds, step - self._step
-        self._began, self._waited, self._step = now, 0.0, step
-        return found
 
 
 def find_state(files: Path) -> Path:

@@ -1,9 +1,11 @@
 """Training checkpoints: one safetensors file each, whole or not there; and trained models on disk.
 
 A checkpoint holds `model.*`, `ema.*` and `optimizer.<number>.<name>` tensors and, in its header, plain facts (step,
-gradient scale). Random states and the data position need no place in it: they are functions of the seed and the step.
+gradient scale, sums of the meters) and a sha256 of it all, so that a flipped bit is never trained on. Random states and
+the data position need no place in it: they are functions of the seed and the step.
 """
 
+import hashlib
 import json
 import re
 import threading
@@ -16,6 +18,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from maskgit_core.errors import WeightsError
+
+#: tensors, facts and path of a checkpoint
+Loaded = tuple[dict[str, torch.Tensor], dict[str, Any], Path]
 
 _NAME = re.compile(r"step-(\d{9})\.safetensors")
 
@@ -44,9 +49,20 @@ def list_checkpoints(folders: Iterable[Path]) -> list[Path]:
 
 
 def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) -> None:
-    """Writes tensors and plain facts as safetensors; the caller makes it atomic."""
+    """Writes tensors and plain facts as safetensors, with their sha256; the caller makes it atomic."""
     plain = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-    save_file(plain, path, metadata={"facts": json.dumps(dict(facts), sort_keys=True)})
+    text = json.dumps(dict(facts), sort_keys=True)
+    save_file(plain, path, metadata={"facts": text, "sha256": _digest(plain, text)})
+
+
+def _digest(tensors: Mapping[str, torch.Tensor], facts: str) -> str:
+    """sha256 over names, types, shapes, values and facts."""
+    hashed = hashlib.sha256(facts.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].cpu()
+        hashed.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        hashed.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return hashed.hexdigest()
 
 
 def load_tensors(path: Path, device: str = "cpu") -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -57,8 +73,12 @@ def load_tensors(path: Path, device: str = "cpu") -> tuple[dict[str, torch.Tenso
     """
     try:
         with safe_open(path, framework="pt", device=device) as file:
-            facts = json.loads((file.metadata() or {}).get("facts", "{}"))
-            return {name: file.get_tensor(name) for name in file.keys()}, facts  # noqa: SIM118
+            metadata = file.metadata() or {}
+            facts = json.loads(metadata.get("facts", "{}"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if "sha256" in metadata and metadata["sha256"] != _digest(tensors, metadata.get("facts", "{}")):
+            raise ValueError("its contents are not what was written, by their sha256")
+        return tensors, facts
     except FileNotFoundError:
         raise WeightsError(f"{path}: no such file; give the path of a safetensors file that exists") from None
     except (SafetensorError, OSError, ValueError) as error:
@@ -67,15 +87,15 @@ def load_tensors(path: Path, device: str = "cpu") -> tuple[dict[str, torch.Tenso
         ) from None
 
 
-def load_newest(folders: Iterable[Path]) -> tuple[dict[str, torch.Tensor], dict[str, Any], Path, list[str]] | None:
-    """The newest readable checkpoint: (tensors, facts, path, complaints about damaged newer ones), or None."""
+def load_newest(folders: Iterable[Path]) -> tuple[Loaded | None, list[str]]:
+    """The newest readable checkpoint, or None, and complaints about newer ones that are damaged."""
     complaints: list[str] = []
     for path in list_checkpoints(folders):
         try:
-            return *load_tensors(path), path, complaints
+            return (*load_tensors(path), path), complaints
         except WeightsError as error:
             complaints.append(str(error))
-    return None
+    return None, complaints
 
 
 def load_strictly(module: torch.nn.Module, tensors: Mapping[str, torch.Tensor], source: str) -> None:

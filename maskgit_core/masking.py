@@ -99,7 +99,7 @@ def training_ratios(
     Args:
         numbers_B: int64, the samples' places in the whole training stream.
         samples_per_draw: 1: a ratio per sample; the global batch size: one ratio per batch.
-        min_ratio: progress is drawn so that no ratio falls below it.
+        min_ratio: smaller ratios are raised to it, as open-muse does.
     """
     seeds_B = rng.sample_seeds(seed, numbers_B // samples_per_draw)
     progress_B = rng.uniforms(seeds_B, rng.RATIO, 1)[:, 0].double()

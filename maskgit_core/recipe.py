@@ -4,6 +4,7 @@ Each published implementation is one setting of these switches; see `conf/experi
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,6 +14,7 @@ from maskgit_core.errors import ConfigError
 
 LrSchedule = Literal["constant", "cosine", "last_tenth"]
 EmaWarmup = Literal["none", "inverse_power", "by_ten"]
+DecayOn = Literal["all", "matrices"]
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class Recipe:
     ema_warmup: str
     precision: str
     seed: int
+    decay_on: DecayOn = "all"
 
 
 def learning_rate(recipe: Recipe, step: int) -> float:
@@ -82,8 +85,17 @@ def ema_decay_at(recipe: Recipe, step: int) -> float:
     raise ConfigError(f"ema_warmup: there is no form {recipe.ema_warmup!r}; none, inverse_power or by_ten")
 
 
-def make_optimizer(recipe: Recipe, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
-    """Fused AdamW (decoupled decay) or Adam over all parameters, as the published implementations have it.
+def is_decayed(name: str, parameter: torch.Tensor, decay_on: str) -> bool:
+    """Whether weight decay acts on a parameter.
+
+    `all`: on every one (the PyTorch MaskGIT, Halton-MaskGIT); `matrices`: not on biases, norms, embeddings, positions
+    and learnt tokens (1d-tokenizer, MaskBit, open-muse).
+    """
+    return decay_on == "all" or (parameter.dim() >= 2 and "emb" not in name and "tokens" not in name)
+
+
+def make_optimizer(recipe: Recipe, parameters: Mapping[str, torch.nn.Parameter]) -> torch.optim.Optimizer:
+    """Fused AdamW (decoupled decay) or Adam over the named parameters.
 
     Raises:
         ConfigError: no such optimizer, betas outside [0, 1).
@@ -91,10 +103,16 @@ def make_optimizer(recipe: Recipe, parameters: list[torch.nn.Parameter]) -> torc
     if len(recipe.betas) != 2 or not all(0.0 <= beta < 1.0 for beta in recipe.betas):
         raise ConfigError(f"betas: {list(recipe.betas)} given; give two numbers in [0, 1), such as [0.9, 0.96]")
     betas = (recipe.betas[0], recipe.betas[1])
+    decayed = {name for name, parameter in parameters.items() if is_decayed(name, parameter, recipe.decay_on)}
+    groups = [
+        {"params": [parameters[name] for name in parameters if name in decayed], "weight_decay": recipe.weight_decay},
+        {"params": [parameters[name] for name in parameters if name not in decayed], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
     if recipe.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, lr=recipe.lr, betas=betas, weight_decay=recipe.weight_decay, fused=True)
+        return torch.optim.AdamW(groups, lr=recipe.lr, betas=betas, fused=True)
     if recipe.optimizer == "adam":
-        return torch.optim.Adam(parameters, lr=recipe.lr, betas=betas, weight_decay=recipe.weight_decay, fused=True)
+        return torch.optim.Adam(groups, lr=recipe.lr, betas=betas, fused=True)
     raise ConfigError(f"optimizer: there is no optimizer {recipe.optimizer!r}; adamw or adam")
 
 

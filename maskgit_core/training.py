@@ -21,6 +21,7 @@ from maskgit_core.errors import ConfigError, WeightsError
 from maskgit_core.losses import token_cross_entropy, weighted_mean
 from maskgit_core.masked_batches import NUM_BUCKETS, MaskedBatch
 from maskgit_core.recipe import Ema, Recipe, ema_decay_at, learning_rate, make_optimizer
+from maskgit_core.refusals import check_batch
 
 PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 
@@ -85,11 +86,7 @@ class Trainer:
     def __init__(self, model: Any, recipe: Recipe, device: str = "cpu", compile_blocks: bool = False) -> None:
         self.recipe, self.step = recipe, 0
         self.accelerator = make_accelerator(recipe.precision, device)
-        if recipe.batch_size < self.accelerator.num_processes:
-            raise ConfigError(
-                f"train.batch_size: {recipe.batch_size} samples cannot be shared by {self.accelerator.num_processes} "
-                "processes; raise it or use fewer"
-            )
+        check_batch(recipe.batch_size, self.accelerator.num_processes)
         self.model = model.train()
         if compile_blocks:
             for block in model.blocks:
@@ -97,7 +94,7 @@ class Trainer:
         loss = TokenLoss(model, recipe.label_smoothing)
         self.parameters = dict(model.named_parameters())
         self._loss = self.accelerator.prepare(loss)
-        self.optimizer = self.accelerator.prepare(make_optimizer(recipe, list(self.parameters.values())))
+        self.optimizer = self.accelerator.prepare(make_optimizer(recipe, self.parameters))
         self.ema = Ema(self.parameters) if recipe.ema_decay else None
         self.meters = Meters(self.accelerator)
 
@@ -123,16 +120,18 @@ class Trainer:
         self.step += 1
 
     # -- state -------------------------------------------------------------------------------------------------------
-    def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        """A copy of everything a resume needs, in CPU memory: (tensors, facts)."""
+    def state(self, meters: Mapping[str, Any] | None = None) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """A copy of everything a resume needs, in CPU memory: (tensors, facts); `meters` from `Meters.totals`."""
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         if self.ema is not None:
             tensors |= {f"ema.{name}": value for name, value in self.ema.averages.items()}
-        for number, values in self.optimizer.state_dict()["state"].items():
+        # by the parameter's place in the model: places in the optimizer depend on what weight decay acts on
+        for number, parameter in enumerate(self.parameters.values()):
+            values = self.optimizer.state.get(parameter, {})
             tensors |= {f"optimizer.{number}.{name}": value for name, value in values.items()}
         copied = {name: value.detach().to("cpu", copy=True) for name, value in tensors.items()}
         scaler = self.accelerator.scaler
-        facts = {"step": self.step, "num_processes": self.accelerator.num_processes}
+        facts = {"step": self.step, "num_processes": self.accelerator.num_processes, "meters": meters}
         return copied, facts | ({"scaler": scaler.state_dict()} if scaler is not None else {})
 
     def load_state(self, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any], source: str) -> None:
@@ -148,15 +147,18 @@ class Trainer:
                 raise WeightsError(f"{source}: holds no moving average of this model; it was trained with another ema")
             for name, value in self.ema.averages.items():
                 value.copy_(averages[name])
+        packed = [id(parameter) for group in self.optimizer.param_groups for parameter in group["params"]]
+        places = [packed.index(id(parameter)) for parameter in self.parameters.values()]
         states: dict[int, dict[str, torch.Tensor]] = {}
         for name, value in select(tensors, "optimizer").items():
             number, _, kind = name.partition(".")
-            states.setdefault(int(number), {})[kind] = value
+            states.setdefault(places[int(number)], {})[kind] = value
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": states, "param_groups": groups})
         if self.accelerator.scaler is not None and "scaler" in facts:
             self.accelerator.scaler.load_state_dict(dict(facts["scaler"]))
         self.step = int(facts["step"])
+        self.meters.restore(facts.get("meters"))
 
     @contextlib.contextmanager
     @torch.no_grad()
@@ -200,9 +202,24 @@ class Meters:
         self._steps += is_new_step
         self._sums = sums if self._sums is None else self._sums + sums
 
-    def finite(self) -> bool:
-        """Whether this process's losses since the last `read` are numbers; waits for the device."""
-        return self._sums is None or bool(torch.isfinite(self._sums).all())
+    def totals(self) -> dict[str, Any] | None:
+        """What was added since the last `read`, over all processes: plain data; None for nothing.
+
+        Every process must call it; waits for the device.
+        """
+        if self._sums is None:
+            return None
+        sums = self._sums
+        if self._accelerator.num_processes > 1:
+            sums = self._accelerator.reduce(sums, reduction="sum")  # makes a new tensor
+        return {"sums": sums.tolist(), "steps": self._steps}
+
+    def restore(self, totals: Mapping[str, Any] | None) -> None:
+        """Goes on from `totals`, so that what is read next is what it would have been without a stop between."""
+        self._sums, self._steps = None, 0
+        if totals is not None:
+            sums = torch.tensor(totals["sums"], device=self._accelerator.device)
+            self._sums, self._steps = sums * float(self._accelerator.is_main_process), int(totals["steps"])
 
     def read(self) -> dict[str, float]:
         """Metrics since the last call, over all processes (every process must call it); waits for the device.
@@ -210,14 +227,12 @@ class Meters:
         Keys: loss (nats a weighted token, mean of the steps), masked_accuracy in [0, 1], masked_accuracy_q1 ... q4 by
         quarter of the mask ratio (where there were tokens), grad_norm (of the last step, before clipping).
         """
-        if self._sums is None:
+        totals = self.totals()
+        if totals is None:
             return {}
-        sums = self._sums
-        if self._accelerator.num_processes > 1:
-            sums = self._accelerator.reduce(sums, reduction="sum")
-        values = sums.tolist()
+        values = totals["sums"]
         right, hidden = values[2 : 2 + NUM_BUCKETS], values[2 + NUM_BUCKETS :]
-        metrics = {"loss": values[0] / self._steps}
+        metrics = {"loss": values[0] / totals["steps"]}
         metrics["masked_accuracy"] = sum(right) / max(sum(hidden), 1.0)
         for number in range(NUM_BUCKETS):
             if hidden[number]:

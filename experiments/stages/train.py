@@ -9,6 +9,7 @@ a checkpoint holds weights, optimizer and moving average. On a request to stop i
 | tokens | the cache to train on; or images, image_tokenizer, image_views: what to encode on the fly instead |
 | num_train_steps, batch_size | optimizer steps; samples a step, over all processes |
 | lr, lr_schedule, lr_end, warmup_steps | see `maskgit_core.recipe.learning_rate` |
+| weight_decay, decay_on | of all parameters, or of matrices alone: not of biases, norms, embeddings |
 | grad_clip | largest gradient norm; null for no limit |
 | label_drop | share of labels replaced by "no class", for guidance |
 | loss_on, unmasked_weight | see `maskgit_core.losses.token_weights` |
@@ -45,7 +46,7 @@ from maskgit_core.hints import Execution, Kind, Neutral, Range
 from maskgit_core.image_batches import ImageBatches
 from maskgit_core.losses import LossOn
 from maskgit_core.masking import Schedule
-from maskgit_core.recipe import EmaWarmup, LrSchedule, Recipe
+from maskgit_core.recipe import DecayOn, EmaWarmup, LrSchedule, Recipe
 from maskgit_core.shards import TokenShards
 from maskgit_core.variants import Views
 
@@ -88,6 +89,7 @@ def run(
     continue_from: Annotated[Input | None, Kind("model")] = None,
     keep_every: Annotated[int | None, Range(1), Neutral(None)] = None,
     held_out_share: Annotated[float, Range(0.0, 0.9), Neutral(0.0)] = 0.0,
+    decay_on: Annotated[DecayOn, Neutral("all")] = "all",
     num_workers: Execution[int] = 0,
     micro_batch_size: Annotated[Execution[int | None], Range(1)] = None,
     compile: Execution[bool] = False,

@@ -1,0 +1,207 @@
+"""A training that is stopped at bad moments, whose checkpoints get damaged, or that goes wrong: nothing is lost."""
+
+import itertools
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from train_processes import tokens_input
+
+from experiments.attempt import Attempt, Stopped
+from experiments.journal import read_points
+from experiments.kept import kept_steps
+from experiments.schema import ModelSpec
+from experiments.signals import StopFlag
+from experiments.stages import train
+from experiments.training_run import TrainingRun
+from maskgit_core.checkpoints import list_checkpoints, load_tensors, save_tensors
+from maskgit_core.errors import WeightsError
+from maskgit_core.health import DivergedError
+from maskgit_core.shard_format import Layout
+from maskgit_core.shard_writer import Samples, write_manifest, write_shard
+from maskgit_core.training import Trainer
+
+VALUES: dict[str, Any] = {
+    "num_train_steps": 12, "batch_size": 4, "lr": 3e-3, "warmup_steps": 2, "ema_decay": 0.9, "log_every": 1,
+    "checkpoint_every": 3, "seed": 3,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cache")
+    layout = Layout(codebook_size=11, grid=(2, 3), num_variants=2)
+    ids = np.random.default_rng(0).integers(0, 11, (20, 2, 2, 3))
+    samples = Samples([f"s{i}" for i in range(20)], np.arange(20) % 4, ids)
+    write_manifest(folder / "files", layout, [write_shard(folder / "files", 0, layout, samples)], num_classes=4)
+    return folder
+
+
+def trained(folder: Path, cache: Path, *, number: int = 1, stop_at: int | None = None, **changed: Any) -> Attempt:
+    """One attempt; asked to stop during step `stop_at`, it ends saved after that step."""
+    stop = StopFlag()
+    original = Trainer.train_step
+
+    def watched(self: Trainer, pieces: Any) -> None:
+        if self.step + 1 == stop_at:
+            stop.signal = signal.SIGTERM
+        original(self, pieces)
+
+    attempt = Attempt(folder, number, stop=stop)
+    model = ModelSpec("prenorm", {"dim": 16, "num_layers": 1, "num_heads": 2, "dropout": 0.1})
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Trainer, "train_step", watched)
+        try:
+            train.run(attempt, tokens=tokens_input(str(cache)), model=model, **{**VALUES, **changed})
+        except Stopped:
+            assert stop_at is not None
+        finally:
+            attempt.close()
+    return attempt
+
+
+def points(folder: Path, *names: str) -> dict[tuple[str, int], float]:
+    return {(p.metric, p.step): p.value for p in read_points(folder) if p.metric.startswith(names)}
+
+
+def same_weights(one: Attempt, other: Attempt) -> bool:
+    found = [load_tensors(attempt.files / "raw.safetensors")[0] for attempt in (one, other)]
+    return found[0].keys() == found[1].keys() and all(torch.equal(found[0][key], found[1][key]) for key in found[0])
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Attempt:
+    return trained(tmp_path_factory.mktemp("whole"), cache)
+
+
+def flip(path: Path, at: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[at] ^= 0x10
+    path.write_bytes(data)
+
+
+DAMAGES = {
+    "cut off": lambda path: path.write_bytes(path.read_bytes()[:-100]),
+    "empty": lambda path: path.write_bytes(b""),
+    "a bit of the last value": lambda path: flip(path, -2),
+    "a bit in the middle": lambda path: flip(path, path.stat().st_size // 2),
+    "a bit of the header": lambda path: flip(path, 300),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_checkpoint_is_told_and_the_one_before_is_used(
+    tmp_path: Path, cache: Path, whole: Attempt, damage: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = trained(tmp_path, cache, stop_at=8)
+    saved = list_checkpoints([first.checkpoints])
+    assert [path.name for path in saved] == ["step-000000008.safetensors", "step-000000006.safetensors"]
+    damage(saved[0])
+    again = trained(tmp_path, cache, number=2)
+    assert same_weights(whole, again) and points(tmp_path, "loss") == points(whole.folder, "loss")
+    told = [line for line in capsys.readouterr().out.splitlines() if "step-000000008" in line]
+    assert len(told) == 1 and told[0].endswith("going on from step-000000006.safetensors")
+    assert not saved[0].exists(), "it does not come up again"
+
+
+def test_with_all_checkpoints_damaged_it_says_so_and_begins_again(
+    tmp_path: Path, cache: Path, whole: Attempt, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = trained(tmp_path, cache, stop_at=8)
+    for path in list_checkpoints([first.checkpoints]):
+        path.write_bytes(b"")
+    assert same_weights(whole, trained(tmp_path, cache, number=2))
+    assert capsys.readouterr().out.count("going on from the beginning") == 2
+
+
+def test_a_flipped_bit_of_any_byte_is_found(tmp_path: Path) -> None:
+    """But for what changes nothing: the spaces that pad the header, and the name of the sum itself."""
+    path, tensors = tmp_path / "x.safetensors", {"a": torch.arange(6.0), "b": torch.tensor(7, dtype=torch.int32)}
+    save_tensors(path, tensors, {"step": 5})
+    data = path.read_bytes()
+    for place in range(len(data)):
+        damaged = bytearray(data)
+        damaged[place] ^= 1 << place % 8
+        path.write_bytes(damaged)
+        try:
+            found, facts = load_tensors(path)
+        except WeightsError:
+            continue
+        assert facts == {"step": 5} and found.keys() == tensors.keys(), place
+        assert all(torch.equal(found[key], value) for key, value in tensors.items()), place
+
+
+def test_the_last_checkpoints_are_kept_whichever_attempt_made_them(tmp_path: Path, cache: Path) -> None:
+    first = trained(tmp_path, cache, stop_at=7)
+    (first.checkpoints / ".step-000000009.safetensors.1a2b.tmp").write_bytes(b"killed while writing")
+    second = trained(tmp_path, cache, number=2, stop_at=8)
+    found = list_checkpoints([second.checkpoints, first.checkpoints])
+    assert [path.parent.parent.name + "/" + path.name[9:14] for path in found] == ["0002/00008", "0001/00007"]
+    assert len(list(first.checkpoints.iterdir())) == 1, "what a killed attempt left is cleared away"
+
+
+def test_between_two_log_lines_a_stop_changes_no_figure(tmp_path: Path, cache: Path) -> None:
+    changed = {"log_every": 5, "checkpoint_every": 4}
+    one = trained(tmp_path / "one", cache, **changed)
+    for number, stop_at in enumerate((2, 7, 8, 11, None), start=1):
+        other = trained(tmp_path / "other", cache, number=number, stop_at=stop_at, **changed)
+    names = ("loss", "masked_accuracy", "grad_norm", "lr", "ema")
+    found = points(one.folder, *names)
+    assert same_weights(one, other) and found == points(other.folder, *names)
+    assert {step for _, step in found} == {5, 10, 12}
+    plain = points(trained(tmp_path / "plain", cache).folder, "loss")
+    for last, steps in {5: range(1, 6), 10: range(6, 11), 12: range(11, 13)}.items():
+        assert found["loss", last] == pytest.approx(np.mean([plain["loss", step] for step in steps]), rel=1e-5)
+
+
+def test_killed_while_it_looks_at_held_out_samples_they_are_looked_at_again(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changed = {"held_out_share": 0.2, "checkpoint_every": 3}
+    whole = trained(tmp_path / "whole", cache, **changed)
+    original, calls = TrainingRun._look, itertools.count()
+
+    def killed(self: TrainingRun, step: int, at_end: bool) -> None:
+        if step == 6 and next(calls) == 0:
+            self.writer.wait()
+            raise KeyboardInterrupt
+        original(self, step, at_end)
+
+    monkeypatch.setattr(TrainingRun, "_look", killed)
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path / "torn", cache, **changed)
+    again = trained(tmp_path / "torn", cache, number=2, **changed)
+    assert same_weights(whole, again)
+    found = points(again.folder, "held_out", "loss")
+    assert found == points(whole.folder, "held_out", "loss") and len(found) == 12 + 4 * 4
+
+
+def test_what_says_how_a_training_runs_may_change_between_attempts(tmp_path: Path, cache: Path, whole: Attempt) -> None:
+    """Not in this list: what cuts the batch, as dropout is drawn piece by piece."""
+    trained(tmp_path, cache, stop_at=2, checkpoint_every=1, keep_last=1)
+    trained(tmp_path, cache, number=2, stop_at=5, checkpoint_every=100, log_every=7, peak_tflops=1.0)
+    last = trained(tmp_path, cache, number=3, checkpoint_every=2, log_every=4, keep_last=5, num_workers=1)
+    assert same_weights(whole, last)
+
+
+def test_a_state_gone_wrong_is_never_saved_and_the_last_good_one_can_be_gone_on_from(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gradient is no number at a step whose loss still is one; the log would look at it only much later."""
+    original = Trainer.train_step
+
+    def poisoned(self: Trainer, pieces: Any) -> None:
+        if self.step == 5:
+            next(iter(self.parameters.values())).register_hook(lambda grad: grad * torch.nan)
+        original(self, pieces)
+
+    monkeypatch.setattr(Trainer, "train_step", poisoned)
+    expected = rf"^train: the loss is nan at step 6 .*: train.continue_from={tmp_path.name}@4$"
+    with pytest.raises(DivergedError, match=expected):
+        trained(tmp_path, cache, log_every=100, checkpoint_every=2, keep_last=1)
+    assert kept_steps(tmp_path) == [4]
+    state, facts = load_tensors(next((tmp_path / "kept" / "000000004" / "files").glob("step-*")))
+    assert facts["step"] == 4 and all(torch.isfinite(value).all() for value in state.values())
