@@ -14,7 +14,8 @@ from typing import Any
 
 from experiments.atomic import read_json
 from experiments.schema import Input, ModelSpec, Spec, TokenizerSpec
-from maskgit_core.errors import ArtifactError, ConfigError, WeightsError
+from maskgit_core.errors import ArtifactError, WeightsError
+from maskgit_core.refusals import check_codebooks
 
 MODEL_FILE, WEIGHTS_FILE, RAW_FILE = "model.json", "model.safetensors", "raw.safetensors"
 
@@ -80,11 +81,7 @@ def _averaged(raw: dict[str, Any], averages: dict[str, Any], model: Any) -> dict
 
 def check_pair(model: Any, tokenizer: Any, key: str) -> None:
     """Raises `ConfigError` where a transformer and a tokenizer do not speak of the same codebook."""
-    if tokenizer.codebook_size != model.codebook_size:
-        raise ConfigError(
-            f"{key}: its codebook has {tokenizer.codebook_size} entries but the model draws from "
-            f"{model.codebook_size}; use the tokenizer the model was trained with"
-        )
+    check_codebooks(key, tokenizer.codebook_size, model.codebook_size)
 
 
 def manifest_digests(*sources: Any) -> str:

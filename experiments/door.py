@@ -250,6 +250,8 @@ class Door:
             inner.identity["version"] = version
         for option in signature.params.values():
             self._take(option, f"{key}.{option.name}", value.get(option.name, MISSING), option.name, inner, False)
+        for option in signature.params.values():
+            _refuse_remainder(option, key, inner.config)
         parts.config[path], parts.identity[path] = inner.config, inner.identity
         parts.modules[path] = signature.module
         for mine, theirs in ((parts.execution, inner.execution), (parts.content, inner.content),
@@ -288,6 +290,14 @@ def _refuse_unknown(key: str, block: Any, signature: Signature) -> None:
         if inner not in signature.params:
             shown = [p.name for p in signature.params.values() if "derived" not in p.marks]
             raise unknown_key(f"{key}.{inner}", str(inner), shown)
+
+
+def _refuse_remainder(param: Param, key: str, values: Mapping[str, Any]) -> None:
+    if param.divides is not None and values[param.divides] % values[param.name]:
+        raise ConfigError(
+            f"{key}.{param.name}: {values[param.name]} does not divide {key}.{param.divides} "
+            f"({values[param.divides]}); give a divisor of it"
+        )
 
 
 def _find(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments import config as configs
+from experiments import foresight
 from experiments import sweep as sweeps
 from experiments.artifacts import Store, fingerprint
 from experiments.door import Door, StepRequest
@@ -196,6 +197,7 @@ def build(
     if resolved[0]["pipeline"].get("optional"):
         requests, left_out = _without_weights(requests, digest)
     nodes, items = _Builder(store, digest).build(points, requests)
+    foresight.check(nodes, ranks_count=settings["launcher"].get("name") != "inline")
     return Graph(
         experiment=str(asked.choice("experiment")),
         description=str(resolved[0].get("description") or ""),

@@ -59,6 +59,7 @@ class Param:
     low: float | None = None
     high: float | None = None
     low_open: bool = False
+    divides: str | None = None  # another parameter
     neutral: Any = MISSING
 
     @property
@@ -194,7 +195,7 @@ def _marked(param: Param, mark: ast.expr, module: str) -> Param:
     if isinstance(mark, ast.Constant) and isinstance(mark.value, str):
         return replace(param, marks=param.marks | {mark.value})
     if not (isinstance(mark, ast.Call) and isinstance(mark.func, ast.Name)):
-        raise ValueError(f"the mark {ast.unparse(mark)} is not known; use Range, Neutral or Kind")
+        raise ValueError(f"the mark {ast.unparse(mark)} is not known; use Range, Divides, Neutral or Kind")
     values = [_literal(a, module) for a in mark.args]
     named = {k.arg: _literal(k.value, module) for k in mark.keywords}
     if mark.func.id == "Range":
@@ -204,7 +205,9 @@ def _marked(param: Param, mark: ast.expr, module: str) -> Param:
         return replace(param, neutral=values[0] if values else named["value"])
     if mark.func.id == "Kind":
         return replace(param, kind=values[0] if values else named["name"])
-    raise ValueError(f"the mark {mark.func.id} is not known; use Range, Neutral or Kind")
+    if mark.func.id == "Divides":
+        return replace(param, divides=values[0] if values else named["name"])
+    raise ValueError(f"the mark {mark.func.id} is not known; use Range, Divides, Neutral or Kind")
 
 
 def _hint(node: ast.expr, module: str) -> Hint:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 
 from maskgit_core.errors import ConfigError
 from maskgit_core.guidance import guidance_scale, guided
+from maskgit_core.refusals import check_guidance, check_steps
 
 #: Matrix products of fewer rows take other kernels on CPUs, whose sums round differently; small batches are padded to
 #: this many rows, so that a sample does not depend on how many others are drawn with it.
@@ -77,16 +78,8 @@ class Decoder:
         model, (height, width) = self.model, self.grid
         if height * width != model.num_tokens:
             raise ConfigError(f"grid: {height} x {width} cells do not fit a model of {model.num_tokens} tokens")
-        if self.num_steps > model.num_tokens:
-            raise ConfigError(
-                f"sampler.num_steps: {self.num_steps} steps for {model.num_tokens} tokens; "
-                "every step reveals at least one token, so give at most that many"
-            )
-        if model.num_classes is None and self.guidance.scale != 1.0:
-            raise ConfigError(
-                f"sampler.guidance_scale: {self.guidance.scale} with an unconditional model; there is no class "
-                "to guide towards, set it to 1.0"
-            )
+        check_steps(self.num_steps, model.num_tokens)
+        check_guidance(self.guidance.scale, model.num_classes)
         if model.num_classes is not None and labels_B is not None and len(labels_B):
             low, high = int(labels_B.min()), int(labels_B.max())
             if low < 0 or high > model.num_classes:

@@ -40,6 +40,13 @@ class Range:
 
 
 @dataclass(frozen=True)
+class Divides:
+    """Another option of the same component, which this number must divide."""
+
+    name: str
+
+
+@dataclass(frozen=True)
 class Neutral:
     """The value under which an option added later is left out of the fingerprint (the old behaviour)."""
 

@@ -11,7 +11,8 @@ import difflib
 import hashlib
 import json
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -41,6 +42,7 @@ class Entry:
     sha256_prefix: str = ""
     torch_hub: bool = False
     component: str = ""
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def source(self) -> str:

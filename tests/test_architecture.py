@@ -13,7 +13,7 @@ from conftest import ROOT
 PACKAGES = ("maskgit_core", "experiments", "launchers", "tools")
 SOURCES = sorted(p for package in PACKAGES for p in (ROOT / package).rglob("*.py"))
 FLOOR_0 = ("errors", "hints", "rng", "masking", "guidance", "losses", "models", "samplers", "tokenizers")
-FLOOR_3 = ("pipeline", "plan", "sweep", "prepare", "find")
+FLOOR_3 = ("pipeline", "foresight", "plan", "sweep", "prepare", "find")
 FLOOR_5 = (
     *("cli", "job", "sharing", "commands", "launching", "submission"),
     *("cluster_checks", "failing", "selection", "usage_report"),

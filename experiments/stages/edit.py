@@ -31,6 +31,7 @@ from maskgit_core.editing import composed, edited_tokens, outpainted_tokens, reg
 from maskgit_core.errors import ConfigError, DataError
 from maskgit_core.hints import Content, Execution, Kind, Range
 from maskgit_core.pixels import picture_grid, stack, to_nhwc, to_signed, to_uint8, to_unit
+from maskgit_core.refusals import check_classes
 from maskgit_core.sample_files import read_piece, write_joined
 
 VERSION = 1
@@ -66,9 +67,7 @@ def run(
         raise ConfigError("edit.left: outpaint with no columns to add; set edit.left or edit.right")
     transformer, network = load_model(model, attempt.device), load_tokenizer(tokenizer, attempt.device)
     check_pair(transformer, network, "edit.tokenizer")
-    if label is not None and (transformer.num_classes is None or label >= transformer.num_classes):
-        known = "no classes" if transformer.num_classes is None else f"classes 0 to {transformer.num_classes - 1}"
-        raise ConfigError(f"edit.label: {label} given but the model knows {known}; set it to null or to one of them")
+    check_classes("edit.label", None if label is None else [label], transformer.num_classes)
     maker = Editor(transformer, network, sampler.build(), images, seed, label, attempt.device)
     maker.pixels, maker.columns, maker.grow, maker.feather = pixels, (left, right), grow, feather
     maker.origin = f"edits-{manifest_digests(model, tokenizer)}"

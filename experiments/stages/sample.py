@@ -33,9 +33,9 @@ from experiments.attempt import Attempt, iterate
 from experiments.components import build_model, check_pair, load_model, load_tokenizer, manifest_digests
 from experiments.schema import Input, SamplerSpec, TokenizerSpec
 from maskgit_core import rng
-from maskgit_core.errors import ConfigError
 from maskgit_core.hints import Execution, Kind, Range
 from maskgit_core.pixels import picture_grid, to_nhwc, to_uint8, to_unit
+from maskgit_core.refusals import check_classes
 from maskgit_core.sample_files import piece_name, piece_ranges, read_piece, write_joined, write_piece
 
 VERSION = 1
@@ -64,7 +64,8 @@ def run(
     """Samples; see the table above."""
     transformer = _transformer(model, weights, untrained, seed, attempt.device)
     decoder = load_tokenizer(tokenizer, attempt.device)
-    _check(transformer, decoder, classes)
+    check_pair(transformer, decoder, "sample.tokenizer")
+    check_classes("sample.classes", classes, transformer.num_classes)
     grid = (int(model.facts["grid"][0]), int(model.facts["grid"][1]))
     origin = f"samples-{manifest_digests(model, tokenizer)}"
     maker = Maker(transformer, decoder, sampler.build(), grid, classes, seed, precision, attempt.device, origin)
@@ -81,19 +82,6 @@ def _transformer(model: Input, weights: str, untrained: bool, seed: int, device:
             torch.manual_seed(seed)
             return build_model(model).to(device).eval().requires_grad_(False)
     return load_model(model, device, weights=weights)
-
-
-def _check(model: Any, tokenizer: Any, classes: list[int] | None) -> None:
-    check_pair(model, tokenizer, "sample.tokenizer")
-    if classes is not None:
-        if model.num_classes is None:
-            raise ConfigError("sample.classes: the model is unconditional; leave classes at null")
-        wrong = [c for c in classes if not 0 <= c < model.num_classes]
-        if wrong or not classes:
-            raise ConfigError(
-                f"sample.classes: {wrong[0] if wrong else 'an empty list'} given; the model knows classes 0 to "
-                f"{model.num_classes - 1}"
-            )
 
 
 class Maker:

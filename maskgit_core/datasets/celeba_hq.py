@@ -9,6 +9,7 @@ from maskgit_core.flat_pictures import FlatPictures
 from maskgit_core.hints import Content, Range
 
 COUNT = 30_000
+NUM_CLASSES = None
 
 
 class Dataset(FlatPictures):

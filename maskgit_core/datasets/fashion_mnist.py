@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 CLASS_NAMES = ["T-shirt", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
+NUM_CLASSES = 10
 _PREFIX = {"train": "train", "test": "t10k"}
 _SIDE = 28
 
@@ -49,10 +50,10 @@ class Dataset:
         self.folder = _find(resolve(root), _PREFIX[split])
         self.split, self.image_size, self.channels = split, image_size, channels
         self.class_names = list(CLASS_NAMES)
-        self.num_classes: int | None = len(CLASS_NAMES)
+        self.num_classes: int | None = NUM_CLASSES
         self._labels = _read(self.folder, f"{_PREFIX[split]}-labels-idx1-ubyte", ())
         self._images: np.ndarray | None = None
-        if self._labels.size and int(self._labels.max()) >= len(CLASS_NAMES):
+        if self._labels.size and int(self._labels.max()) >= NUM_CLASSES:
             raise DataError(f"{self.folder}: a label above 9 was found; these are not Fashion-MNIST's files")
 
     def __len__(self) -> int:

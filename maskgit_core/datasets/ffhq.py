@@ -9,6 +9,7 @@ from maskgit_core.flat_pictures import FlatPictures
 from maskgit_core.hints import Content, Range
 
 COUNT = 70_000
+NUM_CLASSES = None
 
 
 class Dataset(FlatPictures):

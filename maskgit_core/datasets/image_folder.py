@@ -136,6 +136,11 @@ def class_folders(folder: Path) -> list[str]:
     return sorted(e.name for e in os.scandir(folder) if e.is_dir() and not e.name.startswith("."))
 
 
+def count_classes(root: Path, split: str = "") -> int | None:
+    """The number of classes of a folder of pictures; None where they lie in no class folders."""
+    return len(class_folders(split_folder(root, split))) or None
+
+
 def split_folder(root: Path, split: str) -> Path:
     folder = root / split if split else root
     if Path(split).is_absolute() or ".." in Path(split).parts:

@@ -21,7 +21,7 @@ from torch import nn
 from maskgit_core.dropout import attention
 from maskgit_core.dropout import dropout as dropped
 from maskgit_core.errors import ConfigError
-from maskgit_core.hints import Derived, Range
+from maskgit_core.hints import Derived, Divides, Range
 
 EPSILON = 1e-12
 
@@ -80,7 +80,7 @@ class Model(nn.Module):
         num_classes: Derived[int | None] = None,
         dim: Annotated[int, Range(8, 8192)] = 768,
         num_layers: Annotated[int, Range(1, 128)] = 24,
-        num_heads: Annotated[int, Range(1, 128)] = 16,
+        num_heads: Annotated[int, Range(1, 128), Divides("dim")] = 16,
         mlp_dim: Annotated[int | None, Range(1, 32768)] = None,
         dropout: Annotated[float, Range(0.0, 0.9)] = 0.1,
         gelu: Literal["tanh", "erf"] = "tanh",

@@ -16,7 +16,7 @@ from torch import nn
 from maskgit_core.dropout import attention
 from maskgit_core.dropout import dropout as dropped
 from maskgit_core.errors import ConfigError
-from maskgit_core.hints import Derived, Range
+from maskgit_core.hints import Derived, Divides, Range
 
 
 class Attention(nn.Module):
@@ -67,7 +67,7 @@ class Model(nn.Module):
         num_classes: Derived[int | None] = None,
         dim: Annotated[int, Range(8, 8192)] = 768,
         num_layers: Annotated[int, Range(1, 128)] = 24,
-        num_heads: Annotated[int, Range(1, 128)] = 8,
+        num_heads: Annotated[int, Range(1, 128), Divides("dim")] = 8,
         mlp_dim: Annotated[int | None, Range(1, 32768)] = None,
         dropout: Annotated[float, Range(0.0, 0.9)] = 0.1,
     ) -> None:

@@ -126,7 +126,7 @@ def test_masks_grow_and_seams_fade() -> None:
     [
         ({"region": "mask"}, "edit.mask: region is `mask` but no picture is given"),
         ({"region": "outpaint"}, "edit.left: outpaint with no columns to add"),
-        ({"label": 3}, "edit.label: 3 given but the model knows classes 0 to 2"),
+        ({"label": 3}, "edit.label: 3 is out of range; the model knows classes 0 to 2"),
     ],
 )
 def test_bad_requests_are_one_line(run: Any, changed: dict[str, Any], message: str) -> None:

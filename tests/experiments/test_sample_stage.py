@@ -103,7 +103,7 @@ def test_classes_seeds_and_untrained_weights(tmp_path: Path, inputs: tuple[Input
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"classes": [3]}, "sample.classes: 3 given; the model knows classes 0 to 2"),
+        ({"classes": [3]}, "sample.classes: 3 is out of range; the model knows classes 0 to 2"),
         ({"sampler": {"num_steps": 21}}, "sampler.num_steps: 21 steps for 20 tokens"),
     ],
 )

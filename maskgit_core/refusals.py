@@ -1,0 +1,60 @@
+"""Requests that cannot work, each refused in one line: asked before a plan and again by who does the work.
+
+Light: numbers in, `ConfigError` out; nothing here imports torch. `num_classes=None` is a model without classes.
+"""
+
+from collections.abc import Sequence
+
+from maskgit_core.errors import ConfigError
+
+
+def check_classes(key: str, classes: Sequence[int] | None, num_classes: int | None) -> None:
+    """Raises `ConfigError` where a class to sample is none of the model's; None asks for all there are."""
+    if classes is None:
+        return
+    if num_classes is None:
+        raise ConfigError(f"{key}: the model is unconditional; leave it at null")
+    if not classes:
+        raise ConfigError(f"{key}: an empty list; name classes from 0 to {num_classes - 1}, or null for all")
+    wrong = [number for number in classes if not 0 <= number < num_classes]
+    if wrong:
+        raise ConfigError(
+            f"{key}: {wrong[0]} is out of range; the model knows classes 0 to {num_classes - 1}, give one of them"
+        )
+
+
+def check_steps(num_steps: int, num_tokens: int, key: str = "sampler.num_steps") -> None:
+    """Raises `ConfigError` where there are more reveal steps than tokens to reveal."""
+    if num_steps > num_tokens:
+        raise ConfigError(
+            f"{key}: {num_steps} steps for {num_tokens} tokens; every step reveals at least one token, "
+            "so give at most that many"
+        )
+
+
+def check_guidance(scale: float, num_classes: int | None, key: str = "sampler.guidance_scale") -> None:
+    """Raises `ConfigError` where guidance is asked of a model without classes."""
+    if num_classes is None and scale != 1.0:
+        raise ConfigError(
+            f"{key}: {scale} with an unconditional model; there is no class to guide towards, set it to 1.0"
+        )
+
+
+def check_codebooks(key: str, codebook_size: int, known: int) -> None:
+    """Raises `ConfigError` where a tokenizer's codebook is not the one that the model draws from."""
+    if codebook_size != known:
+        raise ConfigError(
+            f"{key}: its codebook has {codebook_size} entries but the model draws from {known}; "
+            "use the tokenizer the model was trained with"
+        )
+
+
+def check_batch(batch_size: int, num_processes: int, key: str = "train.batch_size") -> None:
+    """Raises `ConfigError` where processes cannot take equal parts of the batch."""
+    if batch_size % num_processes:
+        below = batch_size - batch_size % num_processes
+        near = " or ".join(str(size) for size in (below, below + num_processes) if size)
+        raise ConfigError(
+            f"{key}: {batch_size} samples cannot be shared evenly by {num_processes} processes; give {near}, "
+            f"or another number of processes (resources.train.ranks)"
+        )
