@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any
 
 from experiments.needs import Need, match_needs, reference
@@ -147,6 +148,8 @@ class Door:
         stages = {node["stage"] for node in nodes.values()}
         # A block for a step that another file removed from the DAG is no mistake.
         named = set(config["pipeline"]["steps"])
+        stage_files = self._names("stages", "experiments")
+        removed = [self._stage(name, name).params for name in sorted(named - {*nodes}) if name in stage_files]
         params = {p for s in signatures.values() for p, param in s.params.items() if "derived" not in param.marks}
         allowed = {
             *RESERVED,
@@ -154,15 +157,16 @@ class Door:
             *named,
             *stages,
             *params,
+            *chain.from_iterable(removed),
             *self.known_groups,
-            *self._names("stages", "experiments"),
+            *stage_files,
         }
         for key in config:
             if key not in allowed:
                 raise unknown_key(str(key), str(key), {*RESERVED, *nodes, *stages, *params})
         resources = config.get("resources") or {}
         for key in resources:
-            if key not in {*nodes, *named, *stages, *self._names("stages", "experiments")}:
+            if key not in {*nodes, *named, *stages, *stage_files}:
                 raise unknown_key(f"resources.{key}", str(key), {*nodes, *stages})
 
     # -- one step -------------------------------------------------------------------------------------------------

@@ -120,3 +120,11 @@ def test_a_fact_that_cannot_be_known_refuses_nothing(tmp_path: Path) -> None:
     assert foresight.Foresight(graph.nodes).fact(evaluate, "downsample_side") is MISSING
     with pytest.raises(MaskgitError, match=r"dataset.root: \S+nowhere: there is no such"):
         planned(tmp_path, "experiment=pictures", f"dataset.root={tmp_path / 'nowhere'}")
+
+
+def test_what_only_a_removed_step_would_read_is_no_mistake(tmp_path: Path) -> None:
+    scoring = ("evaluate", "eval_tokenizer", "reference_statistics", "report")
+    without = ["experiment=quickstart", "protocol=adm", *(f"pipeline.steps.{step}=null" for step in scoring)]
+    assert len(planned(tmp_path, *without).nodes) == 5
+    with pytest.raises(ConfigError, match="metricz: unknown key"):
+        planned(tmp_path, *without, "metricz=[]")
