@@ -29,6 +29,7 @@ from experiments.queue_hint import job_alive
 from experiments.signals import StopFlag
 from experiments.system_metrics import system_metrics
 from maskgit_core.errors import ArtifactError, MaskgitError
+from maskgit_core.health import DivergedError
 
 DONE, FAILED, REFUSED, CONTINUE, STOPPED = 0, 1, 2, 75, 143
 
@@ -166,7 +167,8 @@ class Job:
             return FAILED
         except MaskgitError as error:
             say(f"error: {error}")
-            return self._ended(attempt, "failed", str(error), REFUSED)
+            # a training that went wrong was asked for rightly
+            return self._ended(attempt, "failed", str(error), FAILED if isinstance(error, DivergedError) else REFUSED)
         except KeyboardInterrupt:
             return self._ended(attempt, "stopped", "interrupted", STOPPED)
         except Exception as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import shutil
 from collections.abc import Iterator
@@ -31,7 +30,7 @@ from maskgit_core.checkpoints import (
     save_tensors,
 )
 from maskgit_core.errors import ArtifactError, ConfigError
-from maskgit_core.health import DivergedError, check_loss
+from maskgit_core.health import DivergedError, check_health
 from maskgit_core.held_out import HeldOut
 from maskgit_core.masked_batches import MaskedBatch, Masker, masked_steps
 from maskgit_core.recipe import Recipe, learning_rate
@@ -178,16 +177,17 @@ class TrainingRun:
 
     def _way_back(self) -> str:
         """Where one can go on after a training went wrong; publishes the last good checkpoint for that."""
-        step = self._saved_at
-        if step <= 0:
+        if self._saved_at <= 0:
             return "nothing was saved before"
         paths = list_checkpoints([self.attempt.checkpoints, *self.attempt.earlier_checkpoints()])
-        paths = [path for path in paths if checkpoint_step(path) == step]
-        if not paths:
-            return f"it began with step {step} of train.continue_from, which is as it was"
-        if self.attempt.is_main:
-            self.keep(paths[0], step)
-        return f"the last good state is kept: train.continue_from={self.attempt.folder.name}@{step}"
+        found = {step: path for path in paths if (step := checkpoint_step(path)) and step <= self._saved_at}
+        if not found:
+            return f"it began with step {self._saved_at} of train.continue_from, which is as it was"
+        for step, path in found.items() if self.attempt.is_main else ():
+            self.keep(path, step)
+        last, *before = found
+        older = f", or @{' or @'.join(map(str, before))} should it go wrong from there too" if before else ""
+        return f"the last good state is kept: train.continue_from={self.attempt.folder.name}@{last}{older}"
 
     def _is_kept(self, step: int) -> bool:
         return bool(self.cadence.keep_every) and step % (self.cadence.keep_every or 1) == 0
@@ -278,8 +278,10 @@ class TrainingRun:
         """Raises `DivergedError` where the mean loss, or the gradient of this step, has gone wrong."""
         trainer = self.trainer
         norm = float(trainer.meters.grad_norm) if trainer.meters.grad_norm is not None else 0.0
-        gone_wrong = not math.isfinite(norm) and trainer.accelerator.scaler is None
-        check_loss(math.nan if gone_wrong else loss, trainer.step, self.facts["codebook_size"])
+        # with a gradient scaler the step is left out instead
+        check_health(
+            loss, norm if trainer.accelerator.scaler is None else 0.0, trainer.step, self.facts["codebook_size"]
+        )
 
     def _peak(self) -> float:
         """Operations a second of one process's device: as named, else measured."""

@@ -9,12 +9,19 @@ class DivergedError(MaskgitError):
     """The loss is not a number or far above that of guessing; the last good checkpoint is kept."""
 
 
-def check_loss(loss: float, step: int, codebook_size: int) -> None:
-    """Raises `DivergedError` for a loss that is not finite, or half again as high as that of uniform guessing."""
-    limit = 1.5 * math.log(codebook_size) + 1.0
-    if math.isfinite(loss) and loss <= limit:
+def check_health(loss: float, grad_norm: float, step: int, codebook_size: int) -> None:
+    """Raises `DivergedError` for what is no finite number, or a loss half again as high as that of uniform guessing.
+
+    Args:
+        loss: nats a token, mean of the last steps. grad_norm: of step `step`, before clipping.
+    """
+    guessing = math.log(codebook_size)
+    if not math.isfinite(loss) or loss > 1.5 * guessing + 1.0:
+        found = f"the loss is {loss:.4g} at step {step} (uniform guessing has {guessing:.4g})"
+    elif not math.isfinite(grad_norm):
+        found = f"the norm of the gradient is {grad_norm:.4g} at step {step} (the loss was {loss:.4g})"
+    else:
         return
     raise DivergedError(
-        f"train: the loss is {loss:.4g} at step {step} (uniform guessing has {math.log(codebook_size):.4g}); stopped; "
-        "lower train.lr, or set train.grad_clip or a longer train.warmup_steps"
+        f"train: {found}; stopped; lower train.lr, or set train.grad_clip or a longer train.warmup_steps"
     )

@@ -11,6 +11,7 @@ import os
 import signal
 import socket
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,8 @@ def run(launch: dict[str, Any]) -> list[int]:
             code = 1
             try:
                 code = one_process(launch, rank)
+            except Exception:
+                traceback.print_exc()
             finally:
                 sys.stdout.flush()
                 sys.stderr.flush()

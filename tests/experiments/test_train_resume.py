@@ -199,7 +199,7 @@ def test_a_state_gone_wrong_is_never_saved_and_the_last_good_one_can_be_gone_on_
         original(self, pieces)
 
     monkeypatch.setattr(Trainer, "train_step", poisoned)
-    expected = rf"^train: the loss is nan at step 6 .*: train.continue_from={tmp_path.name}@4$"
+    expected = rf"^train: the norm of the gradient is nan at step 6 .*: train.continue_from={tmp_path.name}@4$"
     with pytest.raises(DivergedError, match=expected):
         trained(tmp_path, cache, log_every=100, checkpoint_every=2, keep_last=1)
     assert kept_steps(tmp_path) == [4]
