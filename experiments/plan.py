@@ -170,7 +170,7 @@ def request_of(node: Node) -> dict[str, Any]:
     """What `request.json` says of a node, as far as identity goes."""
     return {
         "version": node.request.version,
-        "config": dict(node.request.config),
+        "identity": dict(node.request.identity),
         "outside": dict(node.outside),
         "inputs": {k: [{"fingerprint": p} for p in v] for k, v in node.inputs.items()},
     }
@@ -187,7 +187,7 @@ def flat_request(request: Mapping[str, Any]) -> dict[str, Any]:
         else:
             flat[prefix] = value
 
-    walk("", request.get("config", {}))
+    walk("", request.get("identity") or request.get("config", {}))  # without options at their neutral values
     for key, digest in request.get("outside", {}).items():
         flat[f"content of {key}"] = digest[:8]
     for key, entries in request.get("inputs", {}).items():

@@ -278,9 +278,7 @@ def test_killed_between_saving_and_keeping_a_checkpoint_it_is_kept_at_the_resume
 
 
 def test_a_loss_gone_wrong_stops_the_run_and_keeps_the_last_good_state(tmp_path: Path, cache: Path) -> None:
-    with pytest.raises(
-        DivergedError, match=r"train: the (loss|norm of the gradient) is \S+ at step \d+ .* lower train.lr"
-    ):
+    with pytest.raises(DivergedError, match=r"train: the .* is \S+ at step \d+ .* lower train.lr"):
         trained(tmp_path / "step", cache, num_train_steps=60, lr=1e6, grad_clip=None, checkpoint_every=1, dropout=0.0)
     kept = sorted((tmp_path / "step" / "attempts" / "0001" / "checkpoints").iterdir())
     assert kept and all(torch.isfinite(t).all() for t in load_tensors(kept[-1])[0].values())
