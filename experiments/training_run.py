@@ -25,8 +25,8 @@ from maskgit_core.checkpoints import (
     checkpoint_name,
     checkpoint_step,
     list_checkpoints,
+    load_checkpoint,
     load_newest,
-    load_tensors,
     save_tensors,
 )
 from maskgit_core.errors import ArtifactError, ConfigError
@@ -117,8 +117,8 @@ class TrainingRun:
             if self.attempt.is_main and self._is_kept(self.trainer.step):
                 self.keep(path, self.trainer.step)  # killed between saving and keeping, it would be missing for ever
         elif self._start is not None:
-            path = find_state(self._start)
-            self.trainer.load_state(*load_tensors(path), str(path))
+            tensors, facts, path = load_checkpoint(find_state(self._start))
+            self.trainer.load_state(tensors, facts, str(path))
         self._check_all_go_on_from_the_same_step()
         self._began_at = self._saved_at = self.trainer.step
         if self.trainer.step >= self.recipe.num_train_steps and found is None:

@@ -51,13 +51,14 @@ def list_checkpoints(folders: Iterable[Path]) -> list[Path]:
 def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) -> None:
     """Writes tensors and plain facts as safetensors, with their sha256; the caller makes it atomic."""
     plain = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-    text = json.dumps(dict(facts), sort_keys=True)
-    save_file(plain, path, metadata={"facts": text, "sha256": _digest(plain, text)})
+    # in one entry: safetensors writes several in any order, and the same state is to give the same bytes
+    signed = {**facts, "sha256": _digest(plain, facts)}
+    save_file(plain, path, metadata={"facts": json.dumps(signed, sort_keys=True)})
 
 
-def _digest(tensors: Mapping[str, torch.Tensor], facts: str) -> str:
+def _digest(tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) -> str:
     """sha256 over names, types, shapes, values and facts."""
-    hashed = hashlib.sha256(facts.encode())
+    hashed = hashlib.sha256(json.dumps(dict(facts), sort_keys=True).encode())
     for name in sorted(tensors):
         tensor = tensors[name].cpu()
         hashed.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
@@ -73,10 +74,10 @@ def load_tensors(path: Path, device: str = "cpu") -> tuple[dict[str, torch.Tenso
     """
     try:
         with safe_open(path, framework="pt", device=device) as file:
-            metadata = file.metadata() or {}
-            facts = json.loads(metadata.get("facts", "{}"))
+            facts = json.loads((file.metadata() or {}).get("facts", "{}"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if "sha256" in metadata and metadata["sha256"] != _digest(tensors, metadata.get("facts", "{}")):
+        written = facts.pop("sha256", None)
+        if written is not None and written != _digest(tensors, facts):
             raise ValueError("its contents are not what was written, by their sha256")
         return tensors, facts
     except FileNotFoundError:
@@ -87,12 +88,24 @@ def load_tensors(path: Path, device: str = "cpu") -> tuple[dict[str, torch.Tenso
         ) from None
 
 
+def load_checkpoint(path: Path) -> Loaded:
+    """Tensors and facts of a training state, and where they came from.
+
+    Raises:
+        WeightsError: the file is missing or damaged, or no training state.
+    """
+    tensors, facts = load_tensors(path)
+    if "step" not in facts:
+        raise WeightsError(f"{path}: does not say of which step it is; it is damaged, or no training state")
+    return tensors, facts, path
+
+
 def load_newest(folders: Iterable[Path]) -> tuple[Loaded | None, list[str]]:
     """The newest readable checkpoint, or None, and complaints about newer ones that are damaged."""
     complaints: list[str] = []
     for path in list_checkpoints(folders):
         try:
-            return (*load_tensors(path), path), complaints
+            return load_checkpoint(path), complaints
         except WeightsError as error:
             complaints.append(str(error))
     return None, complaints
