@@ -33,6 +33,7 @@ from maskgit_core.hints import Content, Execution, Kind, Range
 from maskgit_core.pixels import picture_grid, stack, to_nhwc, to_signed, to_uint8, to_unit
 from maskgit_core.refusals import check_classes
 from maskgit_core.sample_files import read_piece, write_joined
+from maskgit_core.steady import decoded
 
 VERSION = 1
 PRODUCES = "samples"
@@ -124,14 +125,14 @@ class Editor:
         asked = (None if self.model.num_classes is None else labels_N.to(self.device), seeds_N.to(self.device))
         if self.pixels is None:
             tokens_Nhw = outpainted_tokens(self.model, self.sampler, tokens_Nhw, *self.columns, *asked)
-            after_NCHW = to_uint8(to_unit(self.tokenizer.decode(tokens_Nhw))).cpu()
+            after_NCHW = to_uint8(to_unit(decoded(self.tokenizer, tokens_Nhw))).cpu()
             masked_NCHW = self._widened(before_NCHW, after_NCHW)
         else:
             pixels_NHW = self.pixels.expand(len(before_NCHW), -1, -1)
             grid = (tokens_Nhw.shape[1], tokens_Nhw.shape[2])
             unknown_Nhw = unknown_tokens(pixels_NHW, grid, self.grow).to(self.device)
             tokens_Nhw = edited_tokens(self.model, self.sampler, tokens_Nhw, unknown_Nhw, *asked)
-            after_NCHW = to_uint8(to_unit(self.tokenizer.decode(tokens_Nhw))).cpu()
+            after_NCHW = to_uint8(to_unit(decoded(self.tokenizer, tokens_Nhw))).cpu()
             if self.feather is not None:
                 mixed = composed(before_NCHW.expand_as(after_NCHW), after_NCHW, pixels_NHW, self.feather)
                 after_NCHW = mixed.round().clamp(0, 255).to(torch.uint8)

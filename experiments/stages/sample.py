@@ -37,6 +37,7 @@ from maskgit_core.hints import Execution, Kind, Range
 from maskgit_core.pixels import picture_grid, to_nhwc, to_uint8, to_unit
 from maskgit_core.refusals import check_classes
 from maskgit_core.sample_files import piece_name, piece_ranges, read_piece, write_joined, write_piece
+from maskgit_core.steady import decoded
 
 VERSION = 1
 PRODUCES = "samples"
@@ -121,7 +122,7 @@ class Maker:
                 grid=self.grid,
                 seeds_B=seeds_N.to(self.device),
             )
-        images_NCHW = to_uint8(to_unit(self.tokenizer.decode(tokens_NL.unflatten(1, self.grid))))
+        images_NCHW = to_uint8(to_unit(decoded(self.tokenizer, tokens_NL.unflatten(1, self.grid))))
         return {
             "tokens": tokens_NL.cpu().numpy().astype(np.int32),
             "labels": labels_N.numpy(),

@@ -22,6 +22,7 @@ from maskgit_core.dropout import attention
 from maskgit_core.dropout import dropout as dropped
 from maskgit_core.errors import ConfigError
 from maskgit_core.hints import Derived, Range
+from maskgit_core.steady import SiLU, silu
 
 EPSILON = 1e-5
 #: The modulation of a batch is one product over its samples; with few rows CPUs sum in another order, so that a sample
@@ -78,7 +79,7 @@ class FeedForward(nn.Module):
         self.w3 = nn.Linear(dim, width, bias=False)
 
     def forward(self, x_BLD: torch.Tensor) -> torch.Tensor:
-        gated = F.silu(self.w1(x_BLD)) * self.w3(x_BLD)
+        gated = silu(self.w1(x_BLD)) * self.w3(x_BLD)
         out_BLD: torch.Tensor = self.w2(dropped(gated, self.dropout, self.training))
         return out_BLD
 
@@ -98,7 +99,7 @@ class Block(nn.Module):
 
     def __init__(self, dim: int, num_heads: int, mlp_dim: int, dropout: float) -> None:
         super().__init__()
-        self.mlp = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
+        self.mlp = nn.Sequential(SiLU(), nn.Linear(dim, 6 * dim))
         self.ln1, self.ln2 = Norm(dim), Norm(dim)
         self.attn = Attention(dim, num_heads, dropout)
         self.ff = FeedForward(dim, mlp_dim, dropout)
@@ -125,7 +126,7 @@ class LastNorm(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.norm_final = Norm(dim, bias=True)
-        self.mlp = nn.Sequential(nn.SiLU(), nn.Linear(dim, 2 * dim))
+        self.mlp = nn.Sequential(SiLU(), nn.Linear(dim, 2 * dim))
 
     def forward(self, x: torch.Tensor, class_BD: torch.Tensor, wanted_BL: torch.Tensor | None = None) -> torch.Tensor:
         count = len(x) if wanted_BL is None else len(wanted_BL)

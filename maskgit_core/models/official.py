@@ -22,6 +22,7 @@ from maskgit_core.dropout import attention
 from maskgit_core.dropout import dropout as dropped
 from maskgit_core.errors import ConfigError
 from maskgit_core.hints import Derived, Divides, Range
+from maskgit_core.steady import GELU
 
 EPSILON = 1e-12
 
@@ -53,7 +54,7 @@ class Block(nn.Module):
         self.MultiHeadAttention = Attention(dim, num_heads, dropout)
         self.AttentionLN = nn.LayerNorm(dim, eps=EPSILON)
         self.MlpLN = nn.LayerNorm(dim, eps=EPSILON)
-        self.MLP = nn.Sequential(nn.Linear(dim, mlp_dim), nn.GELU(gelu), nn.Linear(mlp_dim, dim))
+        self.MLP = nn.Sequential(nn.Linear(dim, mlp_dim), GELU(gelu), nn.Linear(mlp_dim, dim))
 
     def forward(self, x_BLD: torch.Tensor, wanted_BL: torch.Tensor | None = None) -> torch.Tensor:
         x_BLD = x_BLD + dropped(self.MultiHeadAttention(x_BLD), self.dropout, self.training)
@@ -98,7 +99,7 @@ class Model(nn.Module):
         self.pos_emb = nn.Parameter(torch.zeros(num_tokens + (num_classes is not None), dim))
         blocks = (Block(dim, num_heads, mlp_dim or 4 * dim, dropout, form) for _ in range(num_layers))
         self.blocks = nn.ModuleList(blocks)
-        self.Token_Prediction = nn.Sequential(nn.Linear(dim, dim), nn.GELU(form), nn.LayerNorm(dim, eps=EPSILON))
+        self.Token_Prediction = nn.Sequential(nn.Linear(dim, dim), GELU(form), nn.LayerNorm(dim, eps=EPSILON))
         self.bias = nn.Parameter(torch.zeros(vocabulary))
         self.emb_ln = nn.LayerNorm(dim, eps=EPSILON)
         for name, parameter in self.named_parameters():

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from maskgit_core.errors import DataError
 from maskgit_core.hints import Derived, Range
+from maskgit_core.steady import SiLU
 
 
 class Reconstruction(NamedTuple):
@@ -58,10 +59,10 @@ class Tokenizer(nn.Module):
         down: list[nn.Module] = []
         for before, after in zip([in_channels, *widths], widths, strict=False):
             down += [nn.Conv2d(before, after, 4, stride=2, padding=1), *(Block(after) for _ in range(num_blocks))]
-        self.encoder = nn.Sequential(*down, _norm(widths[-1]), nn.SiLU(), nn.Conv2d(widths[-1], code_dim, 1))
+        self.encoder = nn.Sequential(*down, _norm(widths[-1]), SiLU(), nn.Conv2d(widths[-1], code_dim, 1))
         up: list[nn.Module] = [nn.Conv2d(code_dim, widths[-1], 3, padding=1)]
         for here, finer in zip(widths[::-1], [*widths[-2::-1], in_channels], strict=True):
-            up += [*(Block(here) for _ in range(num_blocks)), _norm(here), nn.SiLU()]
+            up += [*(Block(here) for _ in range(num_blocks)), _norm(here), SiLU()]
             up += [nn.Conv2d(here, 4 * finer, 3, padding=1), nn.PixelShuffle(2)]
         self.decoder = nn.Sequential(*up)
         self.register_buffer("codebook", torch.randn(codebook_size, code_dim))
@@ -129,9 +130,9 @@ class Block(nn.Module):
         super().__init__()
         self.body = nn.Sequential(
             _norm(width),
-            nn.SiLU(),
+            SiLU(),
             nn.Conv2d(width, width, 3, padding=1),
-            nn.SiLU(),
+            SiLU(),
             nn.Conv2d(width, width, 3, padding=1),
         )
 

@@ -1,0 +1,71 @@
+"""Elementwise functions and decoders whose results do not depend on what else is in the batch, on CPUs.
+
+PyTorch shares the elements of an array among threads and computes the last few of each share with other instructions,
+which round differently; and convolutions take another kernel for a single image.
+
+Shapes: N images, h × w tokens, C channels, H × W pixels.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+#: Fewest elements of a share in PyTorch (GELU alone always takes all threads), and elements of its widest vector loop.
+SHARE, VECTOR = 32768, 64
+#: Tokens that are decoded at once.
+GROUP_TOKENS = 1024
+
+
+class SiLU(nn.Module):
+    """x * sigmoid(x)."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return silu(x)
+
+
+class GELU(nn.Module):
+    """GELU, `tanh` or `none` (erf)."""
+
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self.form = form
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return gelu(x, self.form)
+
+
+def silu(x: torch.Tensor) -> torch.Tensor:
+    """x * sigmoid(x); each element by itself."""
+    return _evenly(F.silu, x, min(torch.get_num_threads(), -(-x.numel() // SHARE)))
+
+
+def gelu(x: torch.Tensor, form: str) -> torch.Tensor:
+    """GELU in the form `tanh` or `none` (erf); each element by itself."""
+    return _evenly(partial(F.gelu, approximate=form), x, torch.get_num_threads())
+
+
+def _evenly(function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, shares: int) -> torch.Tensor:
+    """The function of x, filled up so that each of the shares that threads take is a multiple of their vectors."""
+    if x.device.type != "cpu" or x.requires_grad or torch.compiler.is_compiling():
+        return function(x)
+    spare = -x.numel() % (VECTOR * max(shares, 1))
+    if spare == 0:
+        return function(x)
+    return function(F.pad(x.flatten(), (0, spare)))[: x.numel()].view_as(x)
+
+
+def decoded(tokenizer: Any, tokens_Nhw: torch.Tensor) -> torch.Tensor:
+    """Images (N, C, H, W) of tokens, decoded in groups of one size, the last filled up.
+
+    So an image does not depend on the batch size (at a given number of threads), and memory does not grow with it.
+    """
+    count, cells = len(tokens_Nhw), tokens_Nhw[0].numel()
+    group = 2
+    while group * 2 * cells <= GROUP_TOKENS:
+        group *= 2
+    full_Nhw = torch.cat([tokens_Nhw, tokens_Nhw[:1].expand(-count % group, -1, -1)])
+    return torch.cat([tokenizer.decode(part) for part in full_Nhw.split(group)])[:count]
