@@ -59,6 +59,7 @@ class Param:
     low: float | None = None
     high: float | None = None
     low_open: bool = False
+    high_open: bool = False
     divides: str | None = None  # another parameter
     neutral: Any = MISSING
 
@@ -199,7 +200,7 @@ def _marked(param: Param, mark: ast.expr, module: str) -> Param:
     values = [_literal(a, module) for a in mark.args]
     named = {k.arg: _literal(k.value, module) for k in mark.keywords}
     if mark.func.id == "Range":
-        bounds: dict[str, Any] = dict(zip(("low", "high", "low_open"), values, strict=False))
+        bounds: dict[str, Any] = dict(zip(("low", "high", "low_open", "high_open"), values, strict=False))
         return replace(param, **bounds, **{str(k): v for k, v in named.items()})
     if mark.func.id == "Neutral":
         return replace(param, neutral=values[0] if values else named["value"])

@@ -46,10 +46,10 @@ def _check_range(param: Param, number: float, key: str) -> None:
     if param.low is None and param.high is None:
         return
     too_low = param.low is not None and (number <= param.low if param.low_open else number < param.low)
-    too_high = param.high is not None and number > param.high
+    too_high = param.high is not None and (number >= param.high if param.high_open else number > param.high)
     if too_low or too_high or math.isnan(number):
         left = "" if param.low is None else f"{param.low:g} {'<' if param.low_open else '<='} "
-        right = "" if param.high is None else f" <= {param.high:g}"
+        right = "" if param.high is None else f" {'<' if param.high_open else '<='} {param.high:g}"
         raise ConfigError(f"{key}: {number:g} is out of range; allowed: {left}{param.name}{right}")
 
 

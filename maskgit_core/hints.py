@@ -32,11 +32,12 @@ Weights = Annotated[T, "weights"]
 
 @dataclass(frozen=True)
 class Range:
-    """Closed interval of allowed numbers; `None` leaves that side open. `low_open` excludes `low` itself."""
+    """Closed interval of allowed numbers; `None`: no limit there. `low_open`, `high_open` exclude the limit itself."""
 
     low: float | None = None
     high: float | None = None
     low_open: bool = False
+    high_open: bool = False
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,7 @@ def run(
     warmup_steps: Annotated[int, Range(0)] = 5000,
     optimizer: Literal["adamw", "adam"] = "adamw",
     weight_decay: Annotated[float, Range(0.0)] = 0.045,
-    betas: tuple[float, float] = (0.9, 0.96),
+    betas: Annotated[tuple[float, float], Range(0.0, 1.0, high_open=True)] = (0.9, 0.96),
     grad_clip: Annotated[float | None, Range(0.0, low_open=True)] = 1.0,
     label_drop: Annotated[float, Range(0.0, 1.0)] = 0.1,
     label_smoothing: Annotated[float, Range(0.0, 0.99)] = 0.1,
@@ -81,8 +81,8 @@ def run(
     mask_kind: Literal["exact", "bernoulli"] = "exact",
     mask_rounding: Literal["ceil", "round"] = "ceil",
     mask_ratio_per: Literal["sample", "batch"] = "sample",
-    min_mask_ratio: Annotated[float, Range(0.0, 1.0)] = 0.0,
-    ema_decay: Annotated[float | None, Range(0.0, 1.0)] = 0.9999,
+    min_mask_ratio: Annotated[float, Range(0.0, 1.0, high_open=True)] = 0.0,
+    ema_decay: Annotated[float | None, Range(0.0, 1.0, high_open=True)] = 0.9999,
     ema_warmup: EmaWarmup = "inverse_power",
     precision: Literal["fp32", "bf16", "fp16"] = "fp32",
     seed: int = 0,
@@ -90,7 +90,7 @@ def run(
     keep_every: Annotated[int | None, Range(1), Neutral(None)] = None,
     held_out_share: Annotated[float, Range(0.0, 0.9), Neutral(0.0)] = 0.0,
     decay_on: Annotated[DecayOn, Neutral("all")] = "all",
-    num_workers: Execution[int] = 0,
+    num_workers: Annotated[Execution[int], Range(0, 256)] = 0,
     micro_batch_size: Annotated[Execution[int | None], Range(1)] = None,
     compile: Execution[bool] = False,
     log_every: Annotated[Execution[int], Range(1)] = 50,
@@ -107,6 +107,8 @@ def run(
     source = Source(tokens, images, image_tokenizer, image_views, attempt.device, num_workers)
     if held_out_share:
         source.hold_out(held_out_share, is_looked_at=attempt.is_main)
+    if warmup_steps > num_train_steps and attempt.is_main:
+        print(f"train.warmup_steps: {warmup_steps} of {num_train_steps} steps; train.lr is never reached", flush=True)
     start = None if continue_from is None else continue_from.files
     TrainingRun(attempt, recipe, model, source, cadence, start).execute()
 
