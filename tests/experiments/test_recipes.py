@@ -25,7 +25,8 @@ PUBLISHED = {
     "halton 2025": "loss_on=all mask_kind=bernoulli mask_schedule=arccos label_smoothing=0.0 betas=[0.9,0.999] "
     "weight_decay=0.03 lr_schedule=last_tenth ema_decay=0.999 ema_warmup=none",
     "titok": "loss_on=weighted unmasked_weight=0.1 mask_schedule=arccos mask_rounding=round lr=2.0e-4 "
-    "weight_decay=0.03 lr_end=1.0e-5 warmup_steps=10000 batch_size=2048 ema_decay=0.999 ema_warmup=by_ten decay_on=matrices",
+    "weight_decay=0.03 lr_end=1.0e-5 warmup_steps=10000 batch_size=2048 ema_decay=0.999 ema_warmup=by_ten "
+    "decay_on=matrices",
     "maskbit": "loss_on=all mask_kind=bernoulli mask_schedule=arccos ema_decay=0.999 ema_warmup=by_ten "
     "decay_on=matrices",
     "open-muse": "mask_rounding=round label_smoothing=0.0 label_drop=0.0 betas=[0.9,0.999] weight_decay=0.01 "
@@ -56,10 +57,11 @@ def asked(store: Path, *overrides: str) -> tuple[dict[str, Any], str]:
 def recipe(**changed: Any) -> Recipe:
     values: dict[str, Any] = {
         "num_train_steps": 1000, "batch_size": 8, "lr": 1e-3, "lr_schedule": "cosine", "lr_end": 0.0,
-        "warmup_steps": 10, "optimizer": "adamw", "weight_decay": 0.1, "betas": (0.9, 0.96), "grad_clip": 1.0, "label_drop": 0.1,
-        "label_smoothing": 0.1, "loss_on": "masked", "unmasked_weight": 0.1, "mask_schedule": "cosine",
-        "mask_schedule_power": 1.0, "mask_kind": "exact", "mask_rounding": "ceil", "mask_ratio_per": "sample",
-        "min_mask_ratio": 0.0, "ema_decay": 0.999, "ema_warmup": "none", "precision": "fp32", "seed": 0,
+        "warmup_steps": 10, "optimizer": "adamw", "weight_decay": 0.1, "betas": (0.9, 0.96),
+        "grad_clip": 1.0, "label_drop": 0.1, "label_smoothing": 0.1, "loss_on": "masked", "unmasked_weight": 0.1,
+        "mask_schedule": "cosine", "mask_schedule_power": 1.0, "mask_kind": "exact", "mask_rounding": "ceil",
+        "mask_ratio_per": "sample", "min_mask_ratio": 0.0, "ema_decay": 0.999, "ema_warmup": "none",
+        "precision": "fp32", "seed": 0,
     }  # fmt: skip
     return Recipe(**{**values, **changed})
 
