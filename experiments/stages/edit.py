@@ -11,7 +11,7 @@ The tokens of a masked region are drawn anew given the rest (MaskGIT, section 4.
 | left, right | for `outpaint`: token columns to add on each side |
 | label | class to edit towards; null keeps each picture's own |
 | grow | tokens around the region that change too |
-| feather | width in pixels of the seam between old and new; null pastes nothing back |
+| feather | the given pixels are pasted back, with a seam of so many pixels; null pastes nothing back |
 """
 
 from __future__ import annotations
@@ -60,12 +60,11 @@ def run(
     piece_size: Annotated[Execution[int], Range(1)] = 64,
 ) -> None:
     """Edits; see the table above."""
+    _check(region, mask, left, right)
     images = dataset.build()
     count = min(num_images, len(images))
     size = images[0].image.shape[:2]
     pixels = None if region == "outpaint" else _mask(region, mask, (int(size[0]), int(size[1])))
-    if region == "outpaint" and left + right == 0:
-        raise ConfigError("edit.left: outpaint with no columns to add; set edit.left or edit.right")
     transformer, network = load_model(model, attempt.device), load_tokenizer(tokenizer, attempt.device)
     check_pair(transformer, network, "edit.tokenizer")
     check_classes("edit.label", None if label is None else [label], transformer.num_classes)
@@ -78,11 +77,24 @@ def run(
         attempt.fact(num_samples=count, num_classes=transformer.num_classes, region=region)
 
 
-def _mask(region: str, path: str | None, size: tuple[int, int]) -> torch.Tensor:
-    if region != "mask":
-        return region_mask(region, size)
-    if path is None:
+def _check(region: str, mask: str | None, left: int, right: int) -> None:
+    """Refuses what would be passed over in silence."""
+    if region == "mask" and mask is None:
         raise ConfigError("edit.mask: region is `mask` but no picture is given; set edit.mask to its path")
+    if region != "mask" and mask is not None:
+        raise ConfigError(
+            f"edit.mask: a picture is given but region is `{region}`; set edit.region=mask or mask to null"
+        )
+    if region == "outpaint" and left + right == 0:
+        raise ConfigError("edit.left: outpaint with no columns to add; set edit.left or edit.right")
+    if region != "outpaint" and left + right > 0:
+        key = "edit.left" if left else "edit.right"
+        raise ConfigError(f"{key}: columns to add but region is `{region}`; set edit.region=outpaint or 0")
+
+
+def _mask(region: str, path: str | None, size: tuple[int, int]) -> torch.Tensor:
+    if region != "mask" or path is None:
+        return region_mask(region, size)
     from PIL import Image
 
     try:
@@ -125,18 +137,16 @@ class Editor:
         asked = (None if self.model.num_classes is None else labels_N.to(self.device), seeds_N.to(self.device))
         if self.pixels is None:
             tokens_Nhw = outpainted_tokens(self.model, self.sampler, tokens_Nhw, *self.columns, *asked)
-            after_NCHW = to_uint8(to_unit(decoded(self.tokenizer, tokens_Nhw))).cpu()
-            masked_NCHW = self._widened(before_NCHW, after_NCHW)
         else:
-            pixels_NHW = self.pixels.expand(len(before_NCHW), -1, -1)
             grid = (tokens_Nhw.shape[1], tokens_Nhw.shape[2])
-            unknown_Nhw = unknown_tokens(pixels_NHW, grid, self.grow).to(self.device)
+            unknown_Nhw = unknown_tokens(self.pixels[None], grid, self.grow).expand_as(tokens_Nhw).to(self.device)
             tokens_Nhw = edited_tokens(self.model, self.sampler, tokens_Nhw, unknown_Nhw, *asked)
-            after_NCHW = to_uint8(to_unit(decoded(self.tokenizer, tokens_Nhw))).cpu()
-            if self.feather is not None:
-                mixed = composed(before_NCHW.expand_as(after_NCHW), after_NCHW, pixels_NHW, self.feather)
-                after_NCHW = mixed.round().clamp(0, 255).to(torch.uint8)
-            masked_NCHW = torch.where(pixels_NHW[:, None], 128, before_NCHW).to(torch.uint8)
+        after_NCHW = to_uint8(to_unit(decoded(self.tokenizer, tokens_Nhw))).cpu()
+        given_NCHW, pixels_NHW = self._given(before_NCHW, after_NCHW)
+        if self.feather is not None:
+            mixed = composed(given_NCHW, after_NCHW, pixels_NHW, self.feather)
+            after_NCHW = mixed.round().clamp(0, 255).to(torch.uint8)
+        masked_NCHW = torch.where(pixels_NHW[:, None], 128, given_NCHW).to(torch.uint8)
         return {
             "tokens": tokens_Nhw.flatten(1).cpu().numpy().astype(np.int32),
             "labels": labels_N.numpy(),
@@ -145,12 +155,16 @@ class Editor:
             "masked": to_nhwc(masked_NCHW),
         }
 
-    def _widened(self, before_NCHW: torch.Tensor, after_NCHW: torch.Tensor) -> torch.Tensor:
-        """The given pictures on grey, as wide as the outpainted ones."""
-        canvas = torch.full_like(after_NCHW, 128)
+    def _given(self, before_NCHW: torch.Tensor, after_NCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The given pictures in the shape of the edited ones, and where they change: bool (N, H, W)."""
+        count, _, height, width = after_NCHW.shape
+        if self.pixels is not None:
+            return before_NCHW.expand_as(after_NCHW), self.pixels.expand(count, -1, -1)
         begin = self.columns[0] * self.tokenizer.downsample_factor
-        canvas[..., begin : begin + before_NCHW.shape[-1]] = before_NCHW
-        return canvas
+        inside = slice(begin, begin + before_NCHW.shape[-1])
+        canvas, pixels = torch.zeros_like(after_NCHW), torch.ones(height, width, dtype=torch.bool)
+        canvas[..., inside], pixels[:, inside] = before_NCHW, False
+        return canvas, pixels.expand(count, -1, -1)
 
 
 def publish(attempt: Attempt, pieces: list[Path]) -> None:

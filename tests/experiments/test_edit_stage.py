@@ -99,6 +99,17 @@ def test_outpainting_is_wider_than_the_grid_and_keeps_the_middle(run: Any, input
         assert (attempt.files / name).read_bytes() == (again.files / name).read_bytes()
 
 
+def test_outpainting_pastes_the_given_picture_back_where_a_seam_is_asked_for(run: Any) -> None:
+    plain = read_piece(run(region="outpaint", left=1, right=2).files / "images.npz")
+    pasted = read_piece(run("pasted", region="outpaint", left=1, right=2, feather=2).files / "images.npz")
+    middle = slice(4 + 2, 24 - 2)
+    assert np.array_equal(pasted["arr_0"][:, :, middle], pasted["masked"][:, :, middle])
+    assert not np.array_equal(plain["arr_0"][:, :, middle], plain["masked"][:, :, middle])
+    for new in (slice(0, 4), slice(24, None)):
+        assert np.array_equal(pasted["arr_0"][:, :, new], plain["arr_0"][:, :, new])
+        assert (pasted["masked"][:, :, new] == 128).all()
+
+
 @pytest.mark.parametrize(("width", "left", "right"), [(5, 0, 0), (5, 3, 6), (16, 16, 16), (2, 1, 0), (7, 0, 20)])
 def test_windows_cover_the_canvas_and_always_see_something(width: int, left: int, right: int) -> None:
     known = [False] * left + [True] * width + [False] * right
@@ -126,6 +137,11 @@ def test_masks_grow_and_seams_fade() -> None:
     [
         ({"region": "mask"}, "edit.mask: region is `mask` but no picture is given"),
         ({"region": "outpaint"}, "edit.left: outpaint with no columns to add"),
+        (
+            {"region": "top", "right": 2},
+            "edit.right: columns to add but region is `top`; set edit.region=outpaint or 0",
+        ),
+        ({"mask": "m.png"}, "edit.mask: a picture is given but region is `center`; set edit.region=mask"),
         ({"label": 3}, "edit.label: 3 is out of range; the model knows classes 0 to 2"),
     ],
 )
