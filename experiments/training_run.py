@@ -98,6 +98,9 @@ class TrainingRun:
     def execute(self) -> None:
         """Resumes, trains to the end and publishes; ends early, saved, where a stop is asked for."""
         self.resume()
+        warm, steps = self.recipe.warmup_steps, self.recipe.num_train_steps
+        if warm > steps and self.attempt.is_main:
+            print(f"train.warmup_steps: {warm} of {steps} steps, so train.lr is never reached", flush=True)
         try:
             self.train(self.steps())
             self.publish()

@@ -78,5 +78,5 @@ class ImageBatches:
 
     def _view(self, sample: int, variant: int) -> tuple[np.ndarray, int]:
         found = self.images[sample]
-        views, _ = self.views.of(found.image, sample)
-        return views[variant], -1 if found.label is None else int(found.label)
+        view = self.views.one(found.image, sample, variant)
+        return view, -1 if found.label is None else int(found.label)

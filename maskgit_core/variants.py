@@ -68,15 +68,21 @@ class Views:
         Raises:
             DataError: the image is smaller than the crops of `ten_crop`.
         """
-        height, width = image.shape[:2]
-        if self.kind == "ten_crop":
-            boxes = self._ten(height, width)
-        elif self.kind == "random_resized_crop":
-            boxes = self._random(height, width, index)
-        else:
-            boxes = [(0, 0, width, height, flip) for flip in range(len(self.names))]
+        boxes = self._boxes(image, index)
         views = [self._cut(image, box) for box in boxes]
         return np.stack(views), np.array(boxes, dtype=np.int32)
+
+    def one(self, image: np.ndarray, index: int, number: int) -> np.ndarray:
+        """View `number` of `of`, uint8 (H, W, C), without the others."""
+        return self._cut(image, self._boxes(image, index)[number])
+
+    def _boxes(self, image: np.ndarray, index: int) -> list[tuple[int, ...]]:
+        height, width = image.shape[:2]
+        if self.kind == "ten_crop":
+            return self._ten(height, width)
+        if self.kind == "random_resized_crop":
+            return self._random(height, width, index)
+        return [(0, 0, width, height, flip) for flip in range(len(self.names))]
 
     def _cut(self, image: np.ndarray, box: tuple[int, ...]) -> np.ndarray:
         left, top, width, height, flip = box

@@ -6,7 +6,8 @@ a checkpoint holds weights, optimizer and moving average. On a request to stop i
 
 | keyword | meaning |
 |---|---|
-| tokens | the cache to train on; or images, image_tokenizer, image_views: what to encode on the fly instead |
+| tokens | the cache to train on; or images, image_tokenizer: what to encode on the fly instead |
+| image_views, image_crop_size, image_num_crops, image_crop_scale | of images on the fly; as of `cache_tokens` |
 | num_train_steps, batch_size | optimizer steps; samples a step, over all processes |
 | lr, lr_schedule, lr_end, warmup_steps | see `maskgit_core.recipe.learning_rate` |
 | weight_decay, decay_on | of all parameters, or of matrices alone: not of biases, norms, embeddings |
@@ -61,7 +62,10 @@ def run(
     tokens: Annotated[Input | None, Kind("tokens")] = None,
     images: DatasetSpec | None = None,
     image_tokenizer: Annotated[Input | TokenizerSpec | None, Kind("tokenizer")] = None,
-    image_views: Literal["original", "flip"] = "flip",
+    image_views: Literal["original", "flip", "ten_crop", "random_resized_crop"] = "flip",
+    image_crop_size: Annotated[int | None, Range(8, 4096), Neutral(None)] = None,
+    image_num_crops: Annotated[int, Range(1, 1000), Neutral(10)] = 10,
+    image_crop_scale: Annotated[tuple[float, float], Range(0.0, 1.0, low_open=True), Neutral((0.8, 1.0))] = (0.8, 1.0),
     num_train_steps: Annotated[int, Range(1)],
     batch_size: Annotated[int, Range(1)] = 256,
     lr: Annotated[float, Range(0.0, low_open=True)] = 1e-4,
@@ -104,11 +108,10 @@ def run(
     cadence = Cadence(
         log_every, checkpoint_every, keep_last, keep_every, micro_batch_size, compile, samples_every, peak_tflops
     )
-    source = Source(tokens, images, image_tokenizer, image_views, attempt.device, num_workers)
+    views = Views(image_views, image_crop_size, image_num_crops, (image_crop_scale[0], image_crop_scale[1]))
+    source = Source(tokens, images, image_tokenizer, views, attempt.device, num_workers)
     if held_out_share:
         source.hold_out(held_out_share, is_looked_at=attempt.is_main)
-    if warmup_steps > num_train_steps and attempt.is_main:
-        print(f"train.warmup_steps: {warmup_steps} of {num_train_steps} steps; train.lr is never reached", flush=True)
     start = None if continue_from is None else continue_from.files
     TrainingRun(attempt, recipe, model, source, cadence, start).execute()
 
@@ -121,7 +124,7 @@ class Source:
         tokens: Input | None,
         images: DatasetSpec | None,
         tokenizer: Input | TokenizerSpec | None,
-        views: Literal["original", "flip"],
+        views: Views,
         device: str,
         num_workers: int,
     ) -> None:
@@ -138,8 +141,8 @@ class Source:
         elif images is not None and tokenizer is not None:
             self._images, self._network = images.build(), load_tokenizer(tokenizer, device)
             network = self._network
-            self._encoder, self._views = Encoder(network, device, "fp32"), Views(views)
-            height, width = self._images[0].image.shape[:2]
+            self._encoder, self._views = Encoder(network, device, "fp32"), views
+            height, width = views.one(self._images[0].image, 0, 0).shape[:2]
             factor = network.downsample_factor
             grid = (height // factor, width // factor)
             codebook_size, num_classes = network.codebook_size, self._images.num_classes

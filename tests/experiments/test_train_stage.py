@@ -27,6 +27,7 @@ from maskgit_core.errors import ArtifactError, ConfigError
 from maskgit_core.health import DivergedError
 from maskgit_core.shard_format import Layout
 from maskgit_core.shard_writer import Samples, write_manifest, write_shard
+from maskgit_core.variants import Views
 
 MODEL = {"name": "prenorm", "dim": 16, "num_layers": 2, "num_heads": 2, "dropout": 0.1}
 VALUES: dict[str, Any] = {
@@ -289,7 +290,7 @@ def test_held_out_samples_are_not_trained_on_and_their_likelihood_is_logged(tmp_
     values = {(p.metric, p.step): p.value for p in read_points(tmp_path / "step") if p.metric.startswith("held_out")}
     assert {step for _, step in values} == {2, 4} and len(values) == 8
     assert all(1 < value < 4 for value in values.values())
-    source = train.Source(tokens_input(str(cache)), None, None, "flip", "cpu", 0)
+    source = train.Source(tokens_input(str(cache)), None, None, Views(), "cpu", 0)
     source.hold_out(0.25, is_looked_at=True)
     stream = itertools.islice(iter(source.batches(batch_size=6, seed=0)), 20)
     shown = {number for batch in stream for number in batch.samples_B.tolist()}
@@ -297,7 +298,23 @@ def test_held_out_samples_are_not_trained_on_and_their_likelihood_is_logged(tmp_
     assert shown == set(range(40)) - set(source.held_out.indices_N.tolist()), "what is held out is never shown"
 
 
-def test_images_on_the_fly_give_the_losses_of_their_cache(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("cache_options", "options"),
+    [
+        ({}, {}),
+        (
+            {"variants": "random_resized_crop", "crop_size": 16, "num_crops": 3, "crop_scale": (0.3, 1.0)},
+            {
+                "image_views": "random_resized_crop",
+                "image_crop_size": 16,
+                "image_num_crops": 3,
+                "image_crop_scale": (0.3, 1.0),
+            },
+        ),
+    ],
+    ids=["mirrored", "cropped"],
+)
+def test_images_on_the_fly_give_the_losses_of_their_cache(tmp_path: Path, cache_options: Any, options: Any) -> None:
     """Views, order and tokens are those of a cache made with the same tokenizer."""
     from experiments.stages import cache_tokens
 
@@ -306,7 +323,7 @@ def test_images_on_the_fly_give_the_losses_of_their_cache(tmp_path: Path) -> Non
         (tmp_path / "pictures" / f"c{number % 2}").mkdir(parents=True, exist_ok=True)
         pixels = rng.integers(0, 255, (16, 16, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / "pictures" / f"c{number % 2}" / f"{number}.png")
-    images = DatasetSpec("image_folder", {"root": str(tmp_path / "pictures"), "image_size": 16})
+    images = DatasetSpec("image_folder", {"root": str(tmp_path / "pictures"), "image_size": 20 if options else 16})
     torch.manual_seed(0)
     spec = TokenizerSpec("vq", {"codebook_size": 8, "code_dim": 4, "width": 8})
     tokenizer = spec.build(in_channels=3)
@@ -316,16 +333,17 @@ def test_images_on_the_fly_give_the_losses_of_their_cache(tmp_path: Path) -> Non
     save_tensors(tmp_path / "tokenizer" / "files" / "weights.safetensors", tokenizer.state_dict(), {})
     upstream = Input("train_tokenizer", "tokenizer", tmp_path / "tokenizer", "f" * 64, {}, {})
     cached = Attempt(tmp_path / "cache")
-    cache_tokens.run(cached, tokenizer=upstream, dataset=images, num_workers=1)
+    cache_tokens.run(cached, tokenizer=upstream, dataset=images, num_workers=1, **cache_options)
     (tmp_path / "cache" / "files").symlink_to(cached.files)
-    trained(tmp_path / "cached", tmp_path / "cache")
+    trained(tmp_path / "cached", tmp_path / "cache", held_out_share=0.2, checkpoint_every=2)
     attempt = Attempt(tmp_path / "fly")
     model = ModelSpec("prenorm", {"dim": 16, "num_layers": 2, "num_heads": 2, "dropout": 0.1})
-    values = {**VALUES, "num_train_steps": 4}
+    values = {**VALUES, "num_train_steps": 4, "held_out_share": 0.2, "checkpoint_every": 2, **options}
     train.run(attempt, images=images, image_tokenizer=upstream, model=model, samples_every=2, **values)
     attempt.close()
-    found = [[p.value for p in read_points(tmp_path / n) if p.metric == "loss"] for n in ("cached", "fly")]
-    assert found[0] == found[1] and len(found[0]) == 4, "pictures on the way change nothing"
+    names = ("loss", "held_out")
+    found = [[p.value for p in read_points(tmp_path / n) if p.metric.startswith(names)] for n in ("cached", "fly")]
+    assert found[0] == found[1] and len(found[0]) == 4 + 2 * 4, "pictures on the way change nothing"
     grids = [f"samples/step-{step:09d}.png" for step in (2, 4)]
     assert attempt.notes["shown"] == grids
     pictures = [np.asarray(Image.open(attempt.files / name)) for name in grids]
