@@ -1,8 +1,8 @@
 """Stage `train`: a masked transformer on cached tokens, or on images encoded on the fly.
 
 Publishes `model.safetensors` (the moving average where there is one), `raw.safetensors` and `model.json`. Resumes
-exactly: batches, masks and dropped labels are functions of the seed and of places in the training stream, dropout of the
-seed, the step and the process, and a checkpoint holds weights, optimizer and moving average. So another number of
+exactly: batches, masks and dropped labels are functions of the seed and of places in the training stream, dropout of
+the seed, the step and the process, and a checkpoint holds weights, optimizer and moving average. So another number of
 processes sees the same losses but for rounding and for what dropout draws. On a request to stop it finishes the step,
 saves and ends.
 
