@@ -51,6 +51,8 @@ def check(nodes: Mapping[str, Node], *, ranks_count: bool = True) -> None:
 
 def _check_sampling(node: Node, foresight: Foresight) -> None:
     step, config = node.request.name, node.request.config
+    if node.request.stage == "edit":
+        refusals.check_region(config["region"], "mask" in node.request.content, config["left"], config["right"])
     (model,) = node.inputs["model"]
     num_classes, num_tokens = (foresight.fact(model, name) for name in ("num_classes", "num_tokens"))
     sampler = config["sampler"]

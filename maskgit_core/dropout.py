@@ -2,17 +2,46 @@
 
 PyTorch's CPU kernels draw a float per element and convert masks to floats; in a small transformer that is a quarter of
 a training step. On GPUs, and in compiled blocks, PyTorch's own fused kernels are used. The rate is exact to 2^-16.
+
+Inside `per_sample` what is dropped of a sample is a function of its own seed: the same in any batch and any process.
 """
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
 
 import torch
 import torch.nn.functional as F
 
+_generators: ContextVar[tuple[torch.Generator, ...]] = ContextVar("generators", default=())
+
+
+@contextlib.contextmanager
+def per_sample(seeds: Sequence[int]) -> Iterator[None]:
+    """On CPUs, draws for each of `len(seeds)` samples (the first dimension) from a generator of its own.
+
+    Args:
+        seeds: in [0, 2^63), one a sample.
+    """
+    token = _generators.set(tuple(torch.Generator().manual_seed(seed) for seed in seeds))
+    try:
+        yield
+    finally:
+        _generators.reset(token)
+
 
 def drop_mask(shape: torch.Size, rate: float) -> torch.Tensor:
-    """True, with probability `rate`, where an element is dropped: bool on the CPU, from the global generator."""
-    count = shape.numel()
-    words = torch.empty((count + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
-    return (words.view(torch.int16)[:count] < round(rate * 65536) - 32768).view(shape)
+    """True, with probability `rate`, where an element is dropped: bool on the CPU; see `per_sample`."""
+    generators = _generators.get()
+    rows = len(generators) if generators and len(generators) == shape[0] else 1
+    count = shape.numel() // rows  # elements of a row: a sample, or all of them
+    words = torch.empty((rows, (count + 3) // 4), dtype=torch.int64)
+    if rows == len(generators):
+        for row, generator in zip(words.unbind(), generators, strict=True):
+            row.random_(-(2**63), None, generator=generator)
+    else:
+        words.random_(-(2**63), None)
+    return (words.view(torch.int16)[:, :count] < round(rate * 65536) - 32768).view(shape)
 
 
 def dropout(x: torch.Tensor, rate: float, training: bool) -> torch.Tensor:

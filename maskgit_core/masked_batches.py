@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from maskgit_core import rng
 from maskgit_core.losses import token_weights
 from maskgit_core.masking import dropped_labels, training_masks, training_ratios
 from maskgit_core.recipe import Recipe
@@ -32,6 +33,7 @@ class MaskedBatch:
         hidden_M: float32, 1 where the token was masked.
         buckets_M: int64 quarter of the sample's mask ratio.
         total_weight: sum of weights over the *global* batch.
+        dropout_seeds: one for each sample.
     """
 
     inputs_BL: torch.Tensor
@@ -42,6 +44,7 @@ class MaskedBatch:
     hidden_M: torch.Tensor
     buckets_M: torch.Tensor
     total_weight: float
+    dropout_seeds: tuple[int, ...]
 
     def to(self, device: str) -> "MaskedBatch":
         """The batch on `device`; from pinned memory the copy does not wait."""
@@ -107,6 +110,7 @@ class Masker:
             hidden_M=masked_BL.flatten()[places_M].float(),
             buckets_M=buckets_B[places_M // num_tokens],
             total_weight=max(total, 1e-6),
+            dropout_seeds=tuple(rng.dropout_seeds(recipe.seed, numbers_B)),
         )
 
     def split(self, batch: Any, parts: int) -> list[MaskedBatch]:

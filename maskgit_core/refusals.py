@@ -49,6 +49,21 @@ def check_codebooks(key: str, codebook_size: int, known: int) -> None:
         )
 
 
+def check_region(region: str, has_mask: bool, left: int, right: int) -> None:
+    """Raises `ConfigError` where a region to edit lacks what it is made of, or has something it never uses."""
+    if region == "mask" and not has_mask:
+        raise ConfigError("edit.mask: region is `mask` but no picture is given; set edit.mask to its path")
+    if region != "mask" and has_mask:
+        raise ConfigError(
+            f"edit.mask: a picture is given but region is `{region}`; set edit.region=mask or mask to null"
+        )
+    if region == "outpaint" and left + right == 0:
+        raise ConfigError("edit.left: outpaint with no columns to add; set edit.left or edit.right")
+    if region != "outpaint" and left + right > 0:
+        key = "edit.left" if left else "edit.right"
+        raise ConfigError(f"{key}: columns to add but region is `{region}`; set edit.region=outpaint or 0")
+
+
 def check_batch(batch_size: int, num_processes: int, key: str = "train.batch_size") -> None:
     """Raises `ConfigError` where processes cannot take equal parts of the batch."""
     if batch_size % num_processes:

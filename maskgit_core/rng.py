@@ -10,7 +10,7 @@ Shapes: B samples, N draws per sample.
 import torch
 
 #: Streams: what a draw is for. Two streams of one sample are independent.
-RATIO, MASK, LABEL_DROP, TOKEN, CHOICE, ORDER, INIT, STEP = range(8)
+RATIO, MASK, LABEL_DROP, TOKEN, CHOICE, ORDER, INIT, STEP, DROPOUT = range(9)
 
 _GOLDEN = 0x9E3779B97F4A7C15
 _FIRST, _SECOND = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
@@ -46,8 +46,13 @@ def sample_seeds(seed: int, numbers_B: torch.Tensor) -> torch.Tensor:
     return fold(base, numbers_B)
 
 
+def dropout_seeds(seed: int, numbers_B: torch.Tensor) -> list[int]:
+    """One seed in [0, 2**63) for the dropout of each sample, from its place in the training stream (int64 (B,))."""
+    return [value & 0x7FFFFFFFFFFFFFFF for value in fold(sample_seeds(seed, numbers_B), DROPOUT).tolist()]
+
+
 def step_seed(seed: int, step: int, rank: int = 0) -> int:
-    """A seed in [0, 2**63) for `torch.manual_seed` at one optimizer step of one process (dropout)."""
+    """A seed in [0, 2**63) for `torch.manual_seed` at one optimizer step of one process (dropout on GPUs)."""
     key = fold(fold(fold(torch.tensor(_signed(seed)), STEP), step), rank)
     return int(key) & 0x7FFFFFFFFFFFFFFF
 

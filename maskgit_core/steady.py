@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-#: Fewest elements of a share in PyTorch (GELU alone always takes all threads), and elements of its widest vector loop.
+#: Fewest elements of a share in PyTorch, and elements of its widest vector loop.
 SHARE, VECTOR = 32768, 64
 #: Tokens that are decoded at once.
 GROUP_TOKENS = 1024
@@ -40,19 +40,23 @@ class GELU(nn.Module):
 
 def silu(x: torch.Tensor) -> torch.Tensor:
     """x * sigmoid(x); each element by itself."""
-    return _evenly(F.silu, x, min(torch.get_num_threads(), -(-x.numel() // SHARE)))
+    return _evenly(F.silu, x, SHARE)
 
 
 def gelu(x: torch.Tensor, form: str) -> torch.Tensor:
     """GELU in the form `tanh` or `none` (erf); each element by itself."""
-    return _evenly(partial(F.gelu, approximate=form), x, torch.get_num_threads())
+    return _evenly(partial(F.gelu, approximate=form), x, 1)  # takes all threads, however few the elements
 
 
-def _evenly(function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, shares: int) -> torch.Tensor:
-    """The function of x, filled up so that each of the shares that threads take is a multiple of their vectors."""
+def _evenly(function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, least: int) -> torch.Tensor:
+    """The function of x, filled up so that each of the shares that threads take is a multiple of their vectors.
+
+    A share has at least `least` elements.
+    """
     if x.device.type != "cpu" or x.requires_grad or torch.compiler.is_compiling():
         return function(x)
-    spare = -x.numel() % (VECTOR * max(shares, 1))
+    shares = max(1, min(torch.get_num_threads(), -(-x.numel() // least)))
+    spare = -x.numel() % (VECTOR * shares)
     if spare == 0:
         return function(x)
     return function(F.pad(x.flatten(), (0, spare)))[: x.numel()].view_as(x)

@@ -17,6 +17,7 @@ from torch import nn
 
 from maskgit_core import rng
 from maskgit_core.checkpoints import load_strictly, select
+from maskgit_core.dropout import per_sample
 from maskgit_core.errors import ConfigError, WeightsError
 from maskgit_core.losses import token_cross_entropy, weighted_mean
 from maskgit_core.masked_batches import NUM_BUCKETS, MaskedBatch
@@ -84,11 +85,12 @@ class Trainer:
     """
 
     def __init__(self, model: Any, recipe: Recipe, device: str = "cpu", compile_blocks: bool = False) -> None:
-        self.recipe, self.step = recipe, 0
+        self.recipe, self.step, self.on_cpu = recipe, 0, device == "cpu"
         self.accelerator = make_accelerator(recipe.precision, device)
         check_batch(recipe.batch_size, self.accelerator.num_processes)
         self.model = model.train()
         if compile_blocks:
+            torch.compiler.reset()  # what was compiled for an earlier training counts towards the compiler's limit
             for block in model.blocks:
                 compile_for_training(block)
         loss = TokenLoss(model, recipe.label_smoothing)
@@ -104,7 +106,8 @@ class Trainer:
         torch.manual_seed(rng.step_seed(recipe.seed, step, self.accelerator.process_index))
         for number, piece in enumerate(pieces):
             last = number == len(pieces) - 1
-            with contextlib.nullcontext() if last else self.accelerator.no_sync(self._loss):
+            waits = contextlib.nullcontext() if last else self.accelerator.no_sync(self._loss)
+            with waits, per_sample(piece.dropout_seeds) if self.on_cpu else contextlib.nullcontext():
                 loss, sums = self._loss(piece)
                 # a distributed wrapper averages gradients over processes; the parts of the loss are to be summed
                 self.accelerator.backward(loss * self.accelerator.num_processes)

@@ -28,10 +28,10 @@ from experiments.schema import DatasetSpec, Input, SamplerSpec, TokenizerSpec
 from experiments.stages.sample import share
 from maskgit_core import rng
 from maskgit_core.editing import composed, edited_tokens, outpainted_tokens, region_mask, unknown_tokens
-from maskgit_core.errors import ConfigError, DataError
+from maskgit_core.errors import DataError
 from maskgit_core.hints import Content, Execution, Kind, Range
 from maskgit_core.pixels import picture_grid, stack, to_nhwc, to_signed, to_uint8, to_unit
-from maskgit_core.refusals import check_classes
+from maskgit_core.refusals import check_classes, check_region
 from maskgit_core.sample_files import read_piece, write_joined
 from maskgit_core.steady import decoded
 
@@ -60,7 +60,7 @@ def run(
     piece_size: Annotated[Execution[int], Range(1)] = 64,
 ) -> None:
     """Edits; see the table above."""
-    _check(region, mask, left, right)
+    check_region(region, mask is not None, left, right)
     images = dataset.build()
     count = min(num_images, len(images))
     size = images[0].image.shape[:2]
@@ -75,21 +75,6 @@ def run(
     if attempt.is_main:
         publish(attempt, pieces)
         attempt.fact(num_samples=count, num_classes=transformer.num_classes, region=region)
-
-
-def _check(region: str, mask: str | None, left: int, right: int) -> None:
-    """Refuses what would be passed over in silence."""
-    if region == "mask" and mask is None:
-        raise ConfigError("edit.mask: region is `mask` but no picture is given; set edit.mask to its path")
-    if region != "mask" and mask is not None:
-        raise ConfigError(
-            f"edit.mask: a picture is given but region is `{region}`; set edit.region=mask or mask to null"
-        )
-    if region == "outpaint" and left + right == 0:
-        raise ConfigError("edit.left: outpaint with no columns to add; set edit.left or edit.right")
-    if region != "outpaint" and left + right > 0:
-        key = "edit.left" if left else "edit.right"
-        raise ConfigError(f"{key}: columns to add but region is `{region}`; set edit.region=outpaint or 0")
 
 
 def _mask(region: str, path: str | None, size: tuple[int, int]) -> torch.Tensor:

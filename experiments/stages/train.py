@@ -1,10 +1,10 @@
 """Stage `train`: a masked transformer on cached tokens, or on images encoded on the fly.
 
 Publishes `model.safetensors` (the moving average where there is one), `raw.safetensors` and `model.json`. Resumes
-exactly: batches, masks and dropped labels are functions of the seed and of places in the training stream, dropout of
-the seed, the step and the process, and a checkpoint holds weights, optimizer and moving average. So another number of
-processes sees the same losses but for rounding and for what dropout draws. On a request to stop it finishes the step,
-saves and ends.
+exactly: batches, masks, dropped labels and, on CPUs, dropout are functions of the seed and of places in the training
+stream, and a checkpoint holds weights, optimizer and moving average. So another number of processes sees the same
+losses but for rounding, and on GPUs for what dropout draws: there the step and the process seed it. On a request to
+stop it finishes the step, saves and ends.
 
 A training that goes on from another's step N (`continue_from`) takes its weights, moments and average, and stands at
 place N * batch_size of the stream that its own seed, batch size and tokens define: with the same ones it is the same

@@ -128,3 +128,18 @@ def test_what_only_a_removed_step_would_read_is_no_mistake(tmp_path: Path) -> No
     assert len(planned(tmp_path, *without).nodes) == 5
     with pytest.raises(ConfigError, match="metricz: unknown key"):
         planned(tmp_path, *without, "metricz=[]")
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ("edit.region=outpaint", "edit.left: outpaint with no columns to add; set edit.left or edit.right"),
+        ("edit.region=mask", "edit.mask: region is `mask` but no picture is given"),
+        ("edit.right=2", "edit.right: columns to add but region is `bottom`"),
+        ("edit.label=10", "edit.label: 10 is out of range; the model knows classes 0 to 9"),
+        ("sampler.num_steps=50", "sampler.num_steps: 50 steps for 49 tokens"),
+    ],
+)
+def test_edits_that_cannot_work_are_refused(tmp_path: Path, asked: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        planned(tmp_path, "experiment=edit", asked)

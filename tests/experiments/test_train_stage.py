@@ -120,21 +120,22 @@ def test_twenty_kills_give_the_same_bits(tmp_path: Path, cache: Path) -> None:
 
 
 def test_processes_that_come_and_go_see_the_same_losses(tmp_path: Path, cache: Path) -> None:
-    """Dropout is off here: its draws are per process."""
-    plain = {"model": {"dropout": 0.0}}
-    one, two, mixed, stopped = (tmp_path / name for name in ("one", "two", "mixed", "stopped"))
+    """With dropout, whose draws belong to the samples, and any micro-batches."""
+    one, two, mixed, stopped, small = (tmp_path / name for name in ("one", "two", "mixed", "stopped", "small"))
     codes = run_all(
         tmp_path,
         [
-            launch(one, cache, **plain),
-            launch(two, cache, world=2, **plain),
-            launch(mixed, cache, 1, term_at=8, **plain),
-            launch(mixed, cache, 2, world=2, **plain),
-            launch(stopped, cache, 1, world=2, term_at=3, **plain),
-            launch(stopped, cache, 2, world=2, **plain),
+            launch(one, cache),
+            launch(two, cache, world=2),
+            launch(small, cache, values={"micro_batch_size": 4}),
+            launch(mixed, cache, 1, term_at=8),
+            launch(mixed, cache, 2, world=2),
+            launch(stopped, cache, 1, world=2, term_at=3),
+            launch(stopped, cache, 2, world=2),
         ],
     )
-    assert codes == [[0], [0, 0], [143], [0, 0], [143, 143], [0, 0]]
+    assert codes == [[0], [0, 0], [0], [143], [0, 0], [143, 143], [0, 0]]
+    assert np.allclose(losses(one), losses(small), atol=1e-5)
     assert np.allclose(losses(one), losses(two), atol=1e-5)
     assert np.allclose(losses(one), losses(mixed), atol=1e-5)
     assert losses(one)[:8] == losses(mixed)[:8]

@@ -16,7 +16,7 @@ from made_weights import fill, made_inputs
 
 import maskgit_core.models
 from maskgit_core.checkpoints import load_strictly
-from maskgit_core.dropout import attention, dropout
+from maskgit_core.dropout import attention, dropout, per_sample
 from maskgit_core.errors import ConfigError, WeightsError
 
 NAMES = sorted(p.stem for p in Path(maskgit_core.models.__path__[0]).glob("*.py") if p.stem != "__init__")
@@ -223,6 +223,20 @@ def test_cheap_dropout_drops_the_asked_share_and_keeps_the_mean() -> None:
         (gradient,) = torch.autograd.grad(out.sum(), x)
         assert torch.equal(gradient, out.detach())
     assert torch.equal(dropout(x, 0.3, False), x) and torch.equal(dropout(x, 0.0, True), x)
+
+
+def test_dropout_of_a_sample_is_the_same_in_any_batch() -> None:
+    torch.manual_seed(0)
+    x, seeds = torch.ones(5, 7, 9), [3, 1, 4, 15, 9]
+    with per_sample(seeds):
+        whole = [dropout(x, 0.3, True), dropout(x, 0.3, True)]
+    for first, end in ((0, 2), (2, 5)):
+        with per_sample(seeds[first:end]):
+            part = [dropout(x[first:end], 0.3, True), dropout(x[first:end], 0.3, True)]
+        assert all(torch.equal(one[first:end], other) for one, other in zip(whole, part, strict=True))
+    assert not torch.equal(*whole) and not torch.equal(whole[0][0], whole[0][1])
+    with per_sample(list(range(300))):
+        assert abs((dropout(torch.ones(300, 301), 0.1, True) == 0).float().mean().item() - 0.1) < 0.01
 
 
 def test_attention_with_dropout_has_the_mean_of_attention_without() -> None:
