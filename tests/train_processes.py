@@ -2,7 +2,8 @@
 
 `python train_processes.py PLAN.json`: torch is imported once, then each launch of the plan forks its processes.
 A launch is {"folder", "number", "world", "tokens", "model", "values", "kill_at", "term_at"}: `kill_at` is [step,
-"before" or "after"] at which rank 0 kills itself with SIGKILL, `term_at` a step before which every rank gets SIGTERM.
+"before" or "after"] at which rank 0 kills itself with SIGKILL, `term_at` a step before which every rank gets SIGTERM,
+`signal_after` [seconds, signal] for all ranks, at whatever they are then.
 Exit codes of all processes are printed as a list per launch.
 """
 
@@ -11,6 +12,7 @@ import os
 import signal
 import socket
 import sys
+import time
 import traceback
 from pathlib import Path
 from typing import Any
@@ -80,6 +82,11 @@ def run(launch: dict[str, Any]) -> list[int]:
                 sys.stderr.flush()
                 os._exit(code)
         children.append(child)
+    if "signal_after" in launch:
+        seconds, number = launch["signal_after"]
+        time.sleep(seconds)
+        for child in children:
+            os.kill(child, number)  # a child that has ended is not yet waited for, so its id is still its own
     return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
 
 

@@ -1,7 +1,11 @@
 """A training that is stopped at bad moments, whose checkpoints get damaged, or that goes wrong: nothing is lost."""
 
 import itertools
+import json
+import random
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +28,8 @@ from maskgit_core.shard_format import Layout
 from maskgit_core.shard_writer import Samples, write_manifest, write_shard
 from maskgit_core.training import Trainer
 
+DRIVER = Path(__file__).resolve().parent.parent / "train_processes.py"
+MODEL = {"name": "prenorm", "dim": 16, "num_layers": 1, "num_heads": 2}
 VALUES: dict[str, Any] = {
     "num_train_steps": 12, "batch_size": 4, "lr": 3e-3, "warmup_steps": 2, "ema_decay": 0.9, "log_every": 1,
     "checkpoint_every": 3, "seed": 3,
@@ -208,3 +214,78 @@ def test_a_state_gone_wrong_is_never_saved_and_the_last_good_one_can_be_gone_on_
     assert kept_steps(tmp_path) == [4]
     state, facts = load_tensors(next((tmp_path / "kept" / "000000004" / "files").glob("step-*")))
     assert facts["step"] == 4 and all(torch.isfinite(value).all() for value in state.values())
+
+
+def run_all(tmp_path: Path, launches: list[dict[str, Any]]) -> list[list[int]]:
+    """Runs launches in real processes, one after the other; their exit codes."""
+    plan = tmp_path / "plan.json"
+    plan.write_text(json.dumps(launches))
+    done = subprocess.run([sys.executable, str(DRIVER), str(plan)], capture_output=True, text=True, timeout=800)
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr[-3000:]
+    codes: list[list[int]] = json.loads(done.stdout.splitlines()[-1])
+    return codes
+
+
+def figures(folder: Path) -> dict[tuple[str, int], float]:
+    """All but what depends on the machine."""
+    names = ("tokens_per_s", "data_wait", "model_")
+    return {(p.metric, p.step): p.value for p in read_points(folder) if not p.metric.startswith(names)}
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    last = sorted((folder / "attempts").iterdir())[-1] / "files"
+    return {path.name: path.read_bytes() for path in last.iterdir()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1])
+def test_signals_at_any_moment_cost_no_bit_of_any_file(tmp_path: Path, cache: Path, seed: int) -> None:
+    """Not at steps but at times: while building, loading, stepping, looking, saving, publishing, keeping."""
+    values = {**VALUES, "num_train_steps": 60, "log_every": 7, "checkpoint_every": 1, "keep_every": 15}
+    common = {"world": 1, "tokens": str(cache), "model": MODEL, "values": {**values, "held_out_share": 0.2}}
+    draws, seconds = random.Random(seed), 0.35
+    signals = [signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGUSR2]
+    torn = [
+        {**common, "folder": str(tmp_path / "torn"), "number": number,
+         "signal_after": [draws.uniform(0, seconds), draws.choice(signals)]}
+        for number in range(1, 31)
+    ]  # fmt: skip
+    last = {**common, "folder": str(tmp_path / "torn"), "number": 31}
+    codes = run_all(tmp_path, [{**common, "folder": str(tmp_path / "whole"), "number": 1}, *torn, last])
+    print(codes)
+    assert codes[0] == codes[-1] == [0] and {code for (code,) in codes} <= {0, -9, -12, -15, 75, 143}
+    assert files_of(tmp_path / "whole") == files_of(tmp_path / "torn")
+    assert figures(tmp_path / "whole") == figures(tmp_path / "torn")
+    assert kept_steps(tmp_path / "whole") == kept_steps(tmp_path / "torn") == [15, 30, 45, 60]
+    assert not list((tmp_path / "torn").rglob("*.tmp"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"loss_on": "all", "mask_kind": "bernoulli", "label_drop": 0.5, "mask_schedule": "arccos"},
+        {"loss_on": "weighted", "mask_ratio_per": "batch", "label_smoothing": 0.0, "ema_warmup": "by_ten"},
+        {"micro_batch_size": 5, "mask_kind": "bernoulli", "decay_on": "matrices", "lr_schedule": "last_tenth"},
+        {"held_out_share": 0.2, "ema_decay": None, "log_every": 4},
+        {"batch_size": 6, "mask_kind": "bernoulli", "mask_schedule": "log", "ema_warmup": "none", "optimizer": "adam"},
+    ],
+    ids=lambda values: " ".join(map(str, values.values())),
+)
+def test_every_recipe_has_the_same_figures_on_processes_that_come_and_go(
+    tmp_path: Path, cache: Path, values: dict[str, Any]
+) -> None:
+    """Two, told to stop; one, killed; three to the end: against one alone."""
+    values = {**VALUES, "num_train_steps": 40, "batch_size": 12, **values}
+    common = {"tokens": str(cache), "model": {**MODEL, "dropout": 0.0}, "values": values}
+    mixed = {**common, "folder": str(tmp_path / "mixed")}
+    launches = [
+        {**common, "folder": str(tmp_path / "one"), "number": 1, "world": 1},
+        {**mixed, "number": 1, "world": 2, "term_at": 2},
+        {**mixed, "number": 2, "world": 1, "kill_at": [27, "after"]},
+        {**mixed, "number": 3, "world": 3},
+    ]
+    assert run_all(tmp_path, launches) == [[0], [143, 143], [-9], [0, 0, 0]]
+    one, other = figures(tmp_path / "one"), figures(tmp_path / "mixed")
+    assert one.keys() == other.keys()
+    assert max(abs(one[key] - other[key]) for key in one) < 1e-5
