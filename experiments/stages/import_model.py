@@ -20,6 +20,8 @@ from maskgit_core.published import read
 
 VERSION = 1
 PRODUCES = "model"
+#: What DistributedDataParallel (and averaged models) and torch.compile put before names.
+WRAPPERS = ("module.", "_orig_mod.")
 CONTAINERS = ("state_dict", "model_state_dict", "model")
 
 
@@ -36,7 +38,8 @@ def run(
     """Loads strictly and publishes.
 
     Args:
-        weights: a name in the registry (`maskgit weights list`) or a file; a `module.` before its names is dropped.
+        weights: a name in the registry (`maskgit weights list`) or a file; the `module.` and `_orig_mod.` that
+            parallel and compiled training put before names are dropped.
         codebook_size, grid_height, grid_width: of the tokenizer the model was trained with.
         num_classes: None for an unconditional model.
     """
@@ -47,9 +50,16 @@ def run(
         "grid": [grid_height, grid_width],
     }
     transformer = new_model(model, facts, seed=0)
-    tensors = {name.removeprefix("module."): tensor for name, tensor in read(weights, containers=CONTAINERS).items()}
+    tensors = {_plain(name): tensor for name, tensor in read(weights, containers=CONTAINERS).items()}
     load_strictly(transformer, tensors, weights)
     state = {name: tensor.float().clone() for name, tensor in transformer.state_dict().items()}
     attempt.publish(attempt.files / WEIGHTS_FILE, partial(save_tensors, tensors=state, facts={}))
     write_json(attempt.files / MODEL_FILE, describe(model, facts))
     attempt.fact(**facts, class_names=[])
+
+
+def _plain(name: str) -> str:
+    """The name without what wrappers put before it, in either order."""
+    while name.startswith(WRAPPERS):
+        name = name.partition(".")[2]
+    return name

@@ -17,7 +17,11 @@ FACTS = {"codebook_size": 8, "grid_height": 2, "grid_width": 3, "num_classes": 4
 
 @pytest.mark.parametrize(
     ("name", "container", "prefix"),
-    [("halton", "model_state_dict", "module."), ("official", "state_dict", ""), ("prenorm", "model", "")],
+    [
+        ("halton", "model_state_dict", "module."),
+        ("official", "state_dict", "_orig_mod.module."),
+        ("prenorm", "model", ""),
+    ],
 )
 def test_checkpoints_load_strictly(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, container: str, prefix: str
