@@ -20,6 +20,9 @@ from maskgit_core.refusals import check_guidance, check_steps
 #: Matrix products of fewer rows take other kernels on CPUs, whose sums round differently; small batches are padded to
 #: this many rows, so that a sample does not depend on how many others are drawn with it.
 MIN_ROWS = 64
+#: Draws at a lower temperature are made at this one, where the most probable token is all but certain: below, logits
+#: would overflow.
+LEAST_TEMPERATURE = 1e-6
 
 
 @dataclass(frozen=True)
@@ -171,7 +174,7 @@ def draw_tokens(
     left).
     """
     if temperature != 1.0:
-        logits_MK = logits_MK / temperature
+        logits_MK = logits_MK / max(temperature, LEAST_TEMPERATURE)
     if top_k is not None and top_k < logits_MK.shape[1]:
         least_M1 = logits_MK.topk(top_k, dim=1).values[:, -1:]
         logits_MK = logits_MK.masked_fill(logits_MK < least_M1, -torch.inf)

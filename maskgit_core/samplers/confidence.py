@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import torch
 
 from maskgit_core import rng
-from maskgit_core.decoding import Decoder, Guidance, chosen, draw_tokens, log_probabilities
+from maskgit_core.decoding import LEAST_TEMPERATURE, Decoder, Guidance, chosen, draw_tokens, log_probabilities
 from maskgit_core.guidance import GuidanceSchedule
 from maskgit_core.hints import Range
 from maskgit_core.masking import Schedule, masked_counts
@@ -71,7 +71,7 @@ class Sampler:
             temperature = self.temperatures[1] + (self.temperatures[0] - self.temperatures[1]) * anneal
             logits_MK = state.logits(state.masked_BL, step, counts_TB[step])
             if temperature != 1.0:
-                logits_MK = logits_MK / temperature
+                logits_MK = logits_MK / max(temperature, LEAST_TEMPERATURE)
             drawn_M = self._drawn(logits_MK, state, step, anneal)
             drawn_BL = torch.zeros_like(state.tokens_BL).masked_scatter(state.masked_BL, drawn_M)
             sure_M = logits_MK.gather(1, drawn_M[:, None])[:, 0]

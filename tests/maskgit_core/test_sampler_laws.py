@@ -13,6 +13,7 @@ import maskgit_core.samplers
 from maskgit_core import rng
 from maskgit_core.decoding import Decoder, Guidance, draw_tokens
 from maskgit_core.errors import ConfigError
+from maskgit_core.masking import SCHEDULES
 from maskgit_core.models.prenorm import Model
 from maskgit_core.samplers.halton import halton_cells
 
@@ -114,6 +115,43 @@ def test_token_draw_follows_the_distribution_and_its_limits() -> None:
     assert draw_tokens(logits.expand(20000, -1), points, top_k=2).unique().tolist() == [0, 1]
     assert draw_tokens(logits.expand(20000, -1), points, top_p=0.6).unique().tolist() == [0]
     assert draw_tokens(logits.expand(20000, -1), points, top_p=0.7).unique().tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("num_steps", [1, 20])
+def test_limits_of_the_draw_leave_the_most_probable_token(name: str, num_steps: int, model: Model) -> None:
+    seeds, labels = rng.sample_seeds(3, torch.arange(4)), torch.arange(4)
+    key = "logit_scale" if name == "halton" else "temperature"
+
+    def tokens(**options: Any) -> torch.Tensor:
+        drawn: torch.Tensor = built(name, num_steps=num_steps, **options).sample(
+            model, labels, grid=GRID, seeds_B=seeds
+        )
+        return drawn
+
+    greedy = tokens(top_k=1)
+    assert torch.equal(tokens(top_p=1e-9), greedy)
+    for value in (1e-7, 1e-40, 1e-300):
+        sharp = tokens(**{key: 1 / value if name == "halton" else value})
+        assert sharp.min() >= 0 and sharp.max() < 17
+        # with one step every token sees nothing but masks; later ones see what was revealed, in an order of its own
+        assert num_steps > 1 or torch.equal(sharp, greedy)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_few_unknown_tokens_and_none_with_more_steps_than_they_are(name: str, schedule: str, model: Model) -> None:
+    known = torch.full((4, 20), 5)
+    known[1, 3], known[2, :3] = -1, -1
+    known[3] = -1
+    options = {"num_steps": 12, "schedule": schedule, "guidance_scale": 2.0, "guidance_schedule": "linear-r"}
+    seeds = rng.sample_seeds(0, torch.arange(4))
+    tokens = built(name, **options).sample(model, torch.arange(4), grid=GRID, seeds_B=seeds, known_BL=known)
+    assert torch.equal(tokens[known >= 0], known[known >= 0]) and tokens.min() >= 0 and tokens.max() < 17
+    whole = built(name, **options).sample(
+        model, torch.arange(2), grid=GRID, seeds_B=seeds[:2], known_BL=known[:1].repeat(2, 1)
+    )
+    assert torch.equal(whole, known[:1].repeat(2, 1))
 
 
 HALTON_SHA = {8: "411ce5960c47d2aa", 16: "a7891aecf281de78", 24: "e87f7cbbe627d776", 32: "fff26f8fdb4bda29"}
