@@ -183,9 +183,13 @@ class TrainingRun:
         if self._saved_at <= 0:
             return "nothing was saved before"
         paths = list_checkpoints([self.attempt.checkpoints, *self.attempt.earlier_checkpoints()])
-        found = {step: path for path in paths if (step := checkpoint_step(path)) and step <= self._saved_at}
-        if not found:
+        if not paths and self._start is not None:
             return f"it began with step {self._saved_at} of train.continue_from, which is as it was"
+        # the weights of the step before are those with which it went wrong
+        limit = min(self._saved_at, self.trainer.step - 2)
+        found = {step: path for path in paths if (step := checkpoint_step(path)) and step <= limit}
+        if not found:
+            return "nothing good was saved before"
         for step, path in found.items() if self.attempt.is_main else ():
             self.keep(path, step)
         last, *before = found

@@ -147,7 +147,7 @@ class Trainer:
         if self.ema is not None:
             averages = select(tensors, "ema")
             if set(averages) != set(self.ema.averages):
-                raise WeightsError(f"{source}: holds no moving average of this model; it was trained with another ema")
+                raise WeightsError(f"{source}: holds no moving average of this model; set train.ema_decay=null")
             for name, value in self.ema.averages.items():
                 value.copy_(averages[name])
         packed = [id(parameter) for group in self.optimizer.param_groups for parameter in group["params"]]

@@ -211,9 +211,24 @@ def test_a_state_gone_wrong_is_never_saved_and_the_last_good_one_can_be_gone_on_
     expected = rf"^train: the norm of the gradient is nan at step 6 .*: train.continue_from={tmp_path.name}@4$"
     with pytest.raises(DivergedError, match=expected):
         trained(tmp_path, cache, log_every=100, checkpoint_every=2, keep_last=1)
-    assert kept_steps(tmp_path) == [4]
+    assert kept_steps(tmp_path) == [4], "the next checkpoint would be that of step 6"
     state, facts = load_tensors(next((tmp_path / "kept" / "000000004" / "files").glob("step-*")))
     assert facts["step"] == 4 and all(torch.isfinite(value).all() for value in state.values())
+
+
+def test_weights_with_which_it_went_wrong_are_not_called_good(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("experiments.training_run.check_health", lambda loss, norm, step, k: stop_at_six(step))
+    expected = r"@4, or @3 should it go wrong from there too$"
+    with pytest.raises(DivergedError, match=expected):
+        trained(tmp_path, cache, checkpoint_every=1, keep_last=3)
+    assert kept_steps(tmp_path) == [3, 4]
+
+
+def stop_at_six(step: int) -> None:
+    if step == 6:
+        raise DivergedError("train: gone wrong")
 
 
 def run_all(tmp_path: Path, launches: list[dict[str, Any]]) -> list[list[int]]:
