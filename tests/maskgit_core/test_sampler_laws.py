@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 
 import maskgit_core.samplers
 from maskgit_core import rng
 from maskgit_core.decoding import Decoder, Guidance, draw_tokens
 from maskgit_core.errors import ConfigError
+from maskgit_core.guidance import guidance_scale
 from maskgit_core.masking import SCHEDULES
 from maskgit_core.models.prenorm import Model
 from maskgit_core.samplers.halton import halton_cells
@@ -170,3 +172,12 @@ def test_published_halton_orders(size: int) -> None:
 def test_halton_order_covers_every_cell_of_any_grid(grid: tuple[int, int]) -> None:
     cells = halton_cells(*grid)
     assert sorted(cells) == [(y, x) for y in range(grid[0]) for x in range(grid[1])]
+
+
+def test_settings_of_halton_maskgits_first_version_give_its_values_at_every_step() -> None:
+    settings = yaml.safe_load((Path(__file__).parents[2] / "conf/sampler/halton_confidence.yaml").read_text())
+    steps, scale, choice = settings["num_steps"], settings["guidance_scale"], settings["choice_temperature"]
+    for t in range(steps):
+        w = guidance_scale(settings["guidance_schedule"], scale, t, steps, revealed=0.0) - 1
+        assert w == pytest.approx(3 * t / (steps - 1), abs=1e-5)
+        assert choice * (1 - (t + 1) / steps) == pytest.approx(4.5 * (1 - t / (steps - 1)), abs=1e-5)
