@@ -21,7 +21,7 @@ from torch import nn
 from maskgit_core.dropout import attention
 from maskgit_core.dropout import dropout as dropped
 from maskgit_core.errors import ConfigError
-from maskgit_core.hints import Derived, Range
+from maskgit_core.hints import Derived, Neutral, Range
 from maskgit_core.steady import SiLU, silu
 
 EPSILON = 1e-5
@@ -150,6 +150,8 @@ class Model(nn.Module):
         dim: width D. num_layers: blocks. num_heads: heads of floor(dim / num_heads) columns.
         mlp_dim: width of the MLP before the rule of `FeedForward`; None for 4 D.
         num_registers: R. dropout: on attention and both branches while training.
+        mask_logit: in training the mask is one of the K + 1 tokens that could be predicted, as published; it never is
+            what was hidden, so this only pushes its logit down. Sampling never draws it.
     """
 
     def __init__(
@@ -164,12 +166,13 @@ class Model(nn.Module):
         mlp_dim: Annotated[int | None, Range(1, 32768)] = None,
         num_registers: Annotated[int, Range(0, 64)] = 1,
         dropout: Annotated[float, Range(0.0, 0.9)] = 0.1,
+        mask_logit: Annotated[bool, Neutral(False)] = False,
     ) -> None:
         super().__init__()
         if dim < num_heads:
             raise ConfigError(f"model.num_heads: {num_heads} heads for a width of {dim}; give at most dim heads")
         self.codebook_size, self.num_tokens, self.num_classes = codebook_size, num_tokens, num_classes
-        self.mask_token_id, self.null_label = codebook_size, num_classes
+        self.mask_token_id, self.null_label, self.mask_logit = codebook_size, num_classes, mask_logit
         self.cls_emb = nn.Embedding((num_classes or 0) + 1, dim)
         self.tok_emb = nn.Embedding(codebook_size + 1, dim)
         self.pos_emb = nn.Embedding(num_tokens, dim)
@@ -220,8 +223,11 @@ class Model(nn.Module):
         return out
 
     def logits(self, features: torch.Tensor) -> torch.Tensor:
-        """Logits (..., K) of features (..., D); each token by itself, so only those needed need be passed."""
-        size = self.codebook_size
+        """Logits (..., K) of features (..., D); each token by itself, so only those needed need be passed.
+
+        While training with `mask_logit`: (..., K + 1).
+        """
+        size = self.codebook_size + (self.training and self.mask_logit)
         return F.linear(features, self.tok_emb.weight[:size], self.head.bias[:size])
 
     def forward(self, tokens_BL: torch.Tensor, labels_B: torch.Tensor | None = None) -> torch.Tensor:

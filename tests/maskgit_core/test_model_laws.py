@@ -202,6 +202,17 @@ def test_logits_of_the_reference_implementations_at_full_size(case: str) -> None
     assert logits.double().std().item() == pytest.approx(deviation, abs=1e-4)
 
 
+def test_haltons_loss_may_count_the_masks_own_logit_and_sampling_never_does() -> None:
+    torch.manual_seed(0)
+    model = built("halton", **SMALL, mask_logit=True)
+    plain = built("halton", **SMALL)
+    plain.load_state_dict(model.state_dict())
+    tokens, labels = torch.randint(0, 33, (2, 16)), torch.tensor([1, 2])
+    logits = model.train()(tokens, labels)
+    assert logits.shape == (2, 16, 33) and plain.train()(tokens, labels).shape == (2, 16, 32)
+    assert torch.equal(model.eval()(tokens, labels), plain.eval()(tokens, labels))
+
+
 def test_weights_of_another_model_are_refused_by_name() -> None:
     model, other = built("prenorm", **SMALL), built("prenorm", **{**SMALL, "num_layers": 3}).state_dict()
     with pytest.raises(WeightsError, match=r"w.safetensors: holds blocks.2\S+ \(and \d+ more\)"):
