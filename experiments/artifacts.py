@@ -127,11 +127,13 @@ def status(folder: Path, job_alive: JobAlive | None = None) -> Status:
         return Status("running", number, owner, {}, start)
     if (folder / "cancelled").exists():
         return Status("cancelled", number, None, end, start)
-    if end:
+    if end and end.get("state") != "done":
         return Status(end.get("state", "failed"), number, None, end, start)
     if last is not None:
         dead = Claim(folder, job_alive).owner()
-        return Status("killed", number, dead, {"state": "killed", "reason": "ended without a word"}, start)
+        # an attempt says that it is done just before it is published; between the two it may be killed
+        reason = "ended before it was published" if end else "ended without a word"
+        return Status("killed", number, dead, {"state": "killed", "reason": reason}, start)
     return Status("waiting" if (folder / "request.json").exists() else "absent", 0)
 
 

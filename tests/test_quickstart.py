@@ -102,7 +102,10 @@ def killed_in(store: Path, stage: str, generator: random.Random) -> bool:
     process = command(store)
     deadline = time.monotonic() + 600
     while not list((store / stage).glob("*/claim.json")):
-        if process.poll() is not None or time.monotonic() > deadline:
+        if process.poll() is not None:
+            assert process.returncode == 0, process.communicate()[0]  # what was killed before must not stand in the way
+            return False
+        if time.monotonic() > deadline:
             return False
         time.sleep(0.005)
     time.sleep(generator.uniform(0.0, 0.8))

@@ -116,6 +116,19 @@ def test_unfinished_work_from_an_input_rebuilt_since_is_dropped(store: Path) -> 
     assert read_json(step / "made_from.json") == {"upstream": "new"}
 
 
+def test_killed_between_saying_done_and_publishing_it_runs_again(store: Path) -> None:
+    execute(store)
+    numbers = folder(store, "numbers")
+    before = json.loads((numbers / "manifest.json").read_text())
+    (numbers / "manifest.json").rename(numbers / ".manifest.json.0a1b2c3d.tmp")
+    assert status(numbers).state == "killed"
+    (step,) = (s for s in planned(store) if s.node.name == "numbers")
+    assert step.action == "run" and "ended before it was published" in step.reason
+    assert set(execute(store).values()) == {0}
+    assert json.loads((numbers / "manifest.json").read_text())["digest"] == before["digest"]
+    assert set(actions(planned(store)).values()) == {"done"}
+
+
 def test_a_touched_output_is_refused_with_its_name(store: Path) -> None:
     execute(store)
     path = folder(store, "numbers") / "files" / "numbers.json"
