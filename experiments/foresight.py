@@ -18,7 +18,7 @@ from experiments.atomic import read_json
 from experiments.signatures import MISSING, read_component
 from maskgit_core import refusals
 from maskgit_core.content import resolve
-from maskgit_core.errors import ConfigError, DataError
+from maskgit_core.errors import DataError
 
 if TYPE_CHECKING:
     from experiments.pipeline import Node
@@ -57,8 +57,10 @@ def _check_sampling(node: Node, foresight: Foresight) -> None:
     num_classes, num_tokens = (foresight.fact(model, name) for name in ("num_classes", "num_tokens"))
     sampler = config["sampler"]
     if num_classes is not MISSING:
-        asked = config.get("classes") if node.request.stage == "sample" else _label(config)
-        refusals.check_classes(f"{step}.{'classes' if node.request.stage == 'sample' else 'label'}", asked, num_classes)
+        if node.request.stage == "sample":
+            refusals.check_classes(f"{step}.classes", config["classes"], num_classes)
+        elif config["label"] is not None:
+            refusals.check_classes(f"{step}.label", [config["label"]], num_classes)
         refusals.check_guidance(sampler.get("guidance_scale", 1.0), num_classes)
     if num_tokens is not MISSING:
         refusals.check_steps(sampler.get("num_steps", 1), num_tokens)
@@ -70,20 +72,14 @@ def _check_sampling(node: Node, foresight: Foresight) -> None:
         refusals.check_codebooks(f"{step}.tokenizer", codebook_size, known)
 
 
-def _label(config: Mapping[str, Any]) -> list[int] | None:
-    return None if config.get("label") is None else [config["label"]]
-
-
 def _check_training(node: Node, foresight: Foresight, ranks_count: bool) -> None:
     step, config = node.request.name, node.request.config
     if ranks_count:
         refusals.check_batch(config["batch_size"], int(node.request.resources.get("ranks") or 1), f"{step}.batch_size")
     for source in node.inputs.get("continue_from", ()):
         done = foresight.num_train_steps(source)
-        if done is not MISSING and done >= config["num_train_steps"]:
-            raise ConfigError(
-                f"{step}.num_train_steps: {config['num_train_steps']} steps, but it goes on from step {done}; give more"
-            )
+        if done is not MISSING:
+            refusals.check_goes_on(config["num_train_steps"], done, f"{step}.num_train_steps")
 
 
 class Foresight:

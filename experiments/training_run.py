@@ -34,6 +34,7 @@ from maskgit_core.health import DivergedError, check_health
 from maskgit_core.held_out import HeldOut
 from maskgit_core.masked_batches import MaskedBatch, Masker, masked_steps
 from maskgit_core.recipe import Recipe, learning_rate
+from maskgit_core.refusals import check_goes_on
 from maskgit_core.stop_vote import StopVote
 from maskgit_core.training import Trainer
 from maskgit_core.utilisation import matrix_rate, operations_per_token
@@ -124,11 +125,8 @@ class TrainingRun:
             self.trainer.load_state(tensors, facts, str(path))
         self._check_all_go_on_from_the_same_step()
         self._began_at = self._saved_at = self.trainer.step
-        if self.trainer.step >= self.recipe.num_train_steps and found is None:
-            raise ConfigError(
-                f"train.num_train_steps: {self.recipe.num_train_steps} steps, but it goes on from step "
-                f"{self.trainer.step}; give more"
-            )
+        if found is None:
+            check_goes_on(self.recipe.num_train_steps, self.trainer.step)
         self.attempt.resumed_at(self.trainer.step + 1)  # the point at a step is logged before its checkpoint
 
     def save(self) -> None:

@@ -49,6 +49,12 @@ def check_codebooks(key: str, codebook_size: int, known: int) -> None:
         )
 
 
+def check_goes_on(num_train_steps: int, done: int, key: str = "train.num_train_steps") -> None:
+    """Raises `ConfigError` where a training that continues another has no step left to make."""
+    if done >= num_train_steps:
+        raise ConfigError(f"{key}: {num_train_steps} steps, but it goes on from step {done}; give more")
+
+
 def check_region(region: str, has_mask: bool, left: int, right: int) -> None:
     """Raises `ConfigError` where a region to edit lacks what it is made of, or has something it never uses."""
     if region == "mask" and not has_mask:

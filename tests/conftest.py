@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 # Two workers with a thread a core each would spin against each other; set before anything imports torch.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -24,6 +25,28 @@ LEAKY = ("SLURM_", "MASKGIT_", "MLFLOW_", "RANK", "WORLD_SIZE", "LOCAL_RANK")
 LAB = TESTS / "toylab" / "conf"
 
 sys.path.insert(0, str(TESTS))
+
+
+@pytest.fixture(scope="module")
+def composed_configs() -> dict[tuple[Any, ...], dict[str, Any]]:
+    """What Hydra composed for the tests of one file."""
+    return {}
+
+
+@pytest.fixture
+def composed_once(monkeypatch: pytest.MonkeyPatch, composed_configs: dict[tuple[Any, ...], dict[str, Any]]) -> None:
+    """Composes equal choices once a file; many tests ask for the same experiment with other values."""
+    from experiments import config
+
+    compose = config.compose
+
+    def once(choices: Any, config_dirs: Any = ()) -> dict[str, Any]:
+        key = (tuple(choices), tuple(config_dirs))
+        if key not in composed_configs:
+            composed_configs[key] = compose(choices, config_dirs)
+        return composed_configs[key]
+
+    monkeypatch.setattr(config, "compose", once)
 
 
 @pytest.fixture(autouse=True)

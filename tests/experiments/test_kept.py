@@ -1,12 +1,10 @@
 """Kept checkpoints by name: what `train@700` means in a pipeline, in a store, before and after it is there."""
 
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from experiments import config
 from experiments.artifacts import Store, fingerprint, finish, list_outputs, new_attempt
 from experiments.atomic import read_json, write_json
 from experiments.attempt import Attempt, SupersededError
@@ -18,18 +16,8 @@ from experiments.plan import PlannedStep, Planner
 from experiments.prepare import prepare
 from maskgit_core.errors import ArtifactError, ConfigError
 
-composed = config.compose
+pytestmark = pytest.mark.usefixtures("composed_once")
 ASKED = ["experiment=quickstart", "train.keep_every=100"]
-
-
-@pytest.fixture(autouse=True)
-def _composed_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(config, "compose", compose_once)
-
-
-@cache
-def compose_once(choices: Any, config_dirs: Any = ()) -> dict[str, Any]:
-    return composed(choices, config_dirs)
 
 
 def graph_of(store: Path, *arguments: str) -> Graph:

@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,6 @@ import pytest
 import torch
 import yaml
 
-from experiments import config
 from experiments.pipeline import build
 from maskgit_core.errors import ConfigError
 from maskgit_core.models import halton, official, prenorm
@@ -33,17 +31,7 @@ PUBLISHED = {
     "lr_schedule=constant ema_decay=null decay_on=matrices",
 }
 
-composed = config.compose
-
-
-@pytest.fixture(autouse=True)
-def _composed_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(config, "compose", compose_once)
-
-
-@cache
-def compose_once(choices: Any, config_dirs: Any = ()) -> dict[str, Any]:
-    return composed(choices, config_dirs)
+pytestmark = pytest.mark.usefixtures("composed_once")
 
 
 def asked(store: Path, *overrides: str) -> tuple[dict[str, Any], str]:
