@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import ast
 import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
+from experiments.commands import command_names, help_line, parse_arguments
 from maskgit_core.errors import MaskgitError
 
-COMMANDS = Path(__file__).resolve().parent / "commands"
-ORDER = ("run", "plan", "status", "logs", "cancel", "retry", "failures", "config", "compare", "table", "reproduce",
-         "ui", "sync", "adopt", "gc", "doctor", "shards", "weights", "completion")  # fmt: skip
 EXAMPLES = """\
 examples:
   maskgit run experiment=quickstart                       the whole walk on bundled pictures
@@ -25,23 +22,9 @@ examples:
 """
 
 
-def command_names() -> list[str]:
-    """The verbs there are, in the order people meet them."""
-    found = [p.stem for p in COMMANDS.glob("*.py") if not p.stem.startswith("_")]
-    return sorted(found, key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name))
-
-
-def help_line(name: str) -> str:
-    """A command's HELP, read from source so that `--help` imports none of them."""
-    for node in ast.parse((COMMANDS / f"{name}.py").read_text()).body:
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id == "HELP":
-            return str(ast.literal_eval(node.value))
-    return ""
-
-
 def overview() -> argparse.ArgumentParser:
     """The parser of bare `maskgit`: lists the verbs and the experiments."""
-    from experiments.config import CONF
+    from experiments.config.compose import CONF
 
     names = [
         p.relative_to(CONF / "experiment").with_suffix("").as_posix() for p in (CONF / "experiment").rglob("*.yaml")
@@ -61,7 +44,7 @@ def overview() -> argparse.ArgumentParser:
 
 def parse(argv: Sequence[str]) -> tuple[str, argparse.Namespace]:
     """The verb and its parsed arguments; `key=value` may stand anywhere among the options."""
-    from experiments.values import suggestion
+    from maskgit_core.errors import suggestion
 
     if not argv or argv[0] in ("-h", "--help"):
         overview().print_help()
@@ -70,21 +53,7 @@ def parse(argv: Sequence[str]) -> tuple[str, argparse.Namespace]:
     if name not in command_names():
         near = suggestion(name, command_names())
         raise MaskgitError(f"{name}: unknown command; {near}One of [{', '.join(command_names())}]")
-    module = import_module(f"experiments.commands.{name}")
-    parser = argparse.ArgumentParser(
-        prog=f"maskgit {name}",
-        description=module.HELP,
-        epilog=getattr(module, "EPILOG", None),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    module.arguments(parser)
-    args, rest = parser.parse_known_args(list(argv[1:]))
-    if rest:
-        loose = [r for r in rest if not r.startswith("-") and ("=" in r or r.startswith("~"))]
-        if len(loose) < len(rest) or not isinstance(getattr(args, "overrides", None), list):
-            parser.error(f"unrecognized arguments: {' '.join(r for r in rest if r not in loose) or ' '.join(rest)}")
-        args.overrides = [*args.overrides, *loose]
-    return name, args
+    return name, parse_arguments(name, argv[1:])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -100,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        from experiments.atomic import explain
+        from maskgit_core.files import explain
 
         if os.environ.get("MASKGIT_DEBUG"):
             raise

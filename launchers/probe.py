@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from launchers.files import write_json
+from maskgit_core.files import write_json
 
 
 def probe(folder: str, modules: Sequence[str]) -> int:

@@ -13,6 +13,9 @@ it without a traceback and exits with code 2. Anything else that escapes is a bu
     └── TrackingError    MLflow cannot be reached or refuses
 """
 
+import difflib
+from collections.abc import Iterable, Sequence
+
 
 class MaskgitError(Exception):
     """Base of all errors meant for the user; one line of text."""
@@ -43,3 +46,21 @@ class LaunchError(MaskgitError):
 
 class TrackingError(MaskgitError):
     """MLflow cannot be reached or refuses; names the address."""
+
+
+def suggestion(name: str, names: Sequence[str]) -> str:
+    """`did you mean X? ` where some name is near to what was written or begins with it; else nothing."""
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.6) or [n for n in names if n.startswith(name)]
+    return f"did you mean {near[0]}? " if near else ""
+
+
+def unknown_key(key: str, name: str, allowed: Iterable[str]) -> ConfigError:
+    """The error for a key that does not exist, with the nearest one that does."""
+    names = sorted(allowed)
+    return ConfigError(f"{key}: unknown key; {suggestion(name, names)}One of [{', '.join(names)}]")
+
+
+def unknown_name(key: str, name: str, allowed: Iterable[str], what: str) -> ConfigError:
+    """The error for a value that must be one of some names."""
+    names = sorted(allowed)
+    return ConfigError(f"{key}: there is no {what} {name!r}; {suggestion(name, names)}One of [{', '.join(names)}]")

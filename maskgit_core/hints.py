@@ -1,4 +1,4 @@
-"""Type hints that carry meaning for the config door (`experiments/door.py`).
+"""Type hints that carry meaning for the config door (`experiments/config/checker.py`).
 
 A component is a class with keyword-only arguments; its signature *is* the config schema. The door reads it
 from source and understands scalars (`int float bool str`), `Literal[...]`, `X | None`, `tuple[...]`,

@@ -24,7 +24,7 @@ ROOT = TESTS.parent
 LEAKY = ("SLURM_", "MASKGIT_", "MLFLOW_", "RANK", "WORLD_SIZE", "LOCAL_RANK")
 LAB = TESTS / "toylab" / "conf"
 
-sys.path.insert(0, str(TESTS))
+sys.path[:0] = [str(TESTS), str(TESTS / "support")]
 
 
 @pytest.fixture(scope="module")
@@ -36,9 +36,9 @@ def composed_configs() -> dict[tuple[Any, ...], dict[str, Any]]:
 @pytest.fixture
 def composed_once(monkeypatch: pytest.MonkeyPatch, composed_configs: dict[tuple[Any, ...], dict[str, Any]]) -> None:
     """Composes equal choices once a file; many tests ask for the same experiment with other values."""
-    from experiments import config
+    from experiments.config import compose as composing
 
-    compose = config.compose
+    compose = composing.compose
 
     def once(choices: Any, config_dirs: Any = ()) -> dict[str, Any]:
         key = (tuple(choices), tuple(config_dirs))
@@ -46,7 +46,7 @@ def composed_once(monkeypatch: pytest.MonkeyPatch, composed_configs: dict[tuple[
             composed_configs[key] = compose(choices, config_dirs)
         return composed_configs[key]
 
-    monkeypatch.setattr(config, "compose", once)
+    monkeypatch.setattr(composing, "compose", once)
 
 
 @pytest.fixture(autouse=True)

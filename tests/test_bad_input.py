@@ -124,9 +124,7 @@ def test_what_a_change_of_content_or_of_an_artifact_does(maskgit: Any, pictures:
 
 def test_a_store_that_is_a_file_is_refused(maskgit: Any, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    assert refused(
-        maskgit("run", "experiment=quickstart", f"paths.store={tmp_path / 'file'}"), "set paths.store to another"
-    )
+    assert refused(maskgit("run", "experiment=quickstart", f"paths.store={tmp_path / 'file'}"), "choose another folder")
 
 
 @pytest.fixture
@@ -138,7 +136,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_read_only_store_is_refused(maskgit: Any, small_disk: Path) -> None:
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     assert refused(
-        maskgit("run", "experiment=quickstart", f"paths.store={small_disk}/store"), "read-only", "set paths.store"
+        maskgit("run", "experiment=quickstart", f"paths.store={small_disk}/store"), "read-only", "paths.store"
     )
     assert written(small_disk) == []
 

@@ -13,8 +13,8 @@ from conftest import ROOT
 from small_fashion import write_small_fashion
 from test_bad_input import refused
 
-from maskgit_core.checkpoints import save_tensors
 from maskgit_core.models.prenorm import Model
+from maskgit_core.training.checkpoints import save_tensors
 
 SIZE = {"dim": 16, "num_layers": 1, "num_heads": 2}
 EXPERIMENT = """\

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from experiments.config import group_names, groups, resolve
-from experiments.door import Door
-from experiments.pipeline import build, plan_configs
+from experiments.config.checker import Door
+from experiments.config.compose import group_names, groups, resolve
+from experiments.config.points import plan_configs
+from experiments.planning.pipeline import build
 from maskgit_core.errors import DataError, WeightsError
 
 
@@ -30,7 +31,7 @@ def test_every_experiment_plans_or_names_what_is_missing(name: str, tmp_path) ->
 
 @pytest.mark.parametrize("name", group_names("experiment"))
 def test_every_experiment_says_what_it_is_for(name: str) -> None:
-    from experiments.config import CONF
+    from experiments.config.compose import CONF
 
     text = (CONF / "experiment" / f"{name}.yaml").read_text()
     comments = [line for line in text.splitlines() if line.startswith("#")]

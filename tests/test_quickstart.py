@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from experiments.atomic import read_json
+from maskgit_core.files import read_json
 
 TINY = [
     "experiment=quickstart",

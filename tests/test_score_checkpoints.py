@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from conftest import ROOT
 
-from experiments.atomic import read_json
-from experiments.kept import kept_steps
+from experiments.store.kept import kept_steps
+from maskgit_core.files import read_json
 
 SMALL = [
     "launcher=inline",

@@ -1,7 +1,7 @@
 """Random weights that anyone can make again: each tensor is a function of (its published name, its shape, a seed).
 
-The reference implementations were run on exactly these (see `tests/maskgit_core/goldens/tokenizers.json`). Raw bits of
-PCG64 are stable across versions and machines; they become uniform numbers of the variance given below.
+The reference implementations were run on exactly these (see `tests/maskgit_core/tokenizers/goldens/tokenizers.json`).
+Raw bits of PCG64 are stable across versions and machines; they become uniform numbers of the variance given below.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from maskgit_core.errors import DataError, MaskgitError
-from maskgit_core.interchange import ImageSet, open_images, sorted_by_class, write_images
+from maskgit_core.images.image_sets import ImageSet, open_images, sorted_by_class, write_images
 
 
 class Shuffled:

@@ -16,13 +16,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.artifacts import sha256_file
-from experiments.atomic import read_json, write_bytes
-from experiments.find import default_store
-from experiments.journal import read_points
-from experiments.plots import SETTINGS, rendered
-from experiments.results import Result, collect
+from experiments.results.plots import SETTINGS, rendered
+from experiments.results.results import Result, collect
+from experiments.store.find import default_store
+from experiments.store.journal import read_points
+from experiments.store.step_folder import sha256_file
 from maskgit_core.errors import ArtifactError
+from maskgit_core.files import read_json, write_bytes
 
 EXPERIMENT = "schedule_ablation_fashion"
 #: From most to least masked while training.

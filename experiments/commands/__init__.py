@@ -1,0 +1,46 @@
+"""The verbs of `maskgit`: one file each with `HELP`, `arguments(parser)` and `main(args) -> exit code`."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+
+COMMANDS = Path(__file__).resolve().parent
+ORDER = ("run", "plan", "status", "logs", "cancel", "retry", "failures", "config", "compare", "table", "reproduce",
+         "ui", "sync", "adopt", "gc", "doctor", "shards", "weights", "completion")  # fmt: skip
+
+
+def command_names() -> list[str]:
+    """The verbs there are, in the order people meet them."""
+    found = [p.stem for p in COMMANDS.glob("*.py") if not p.stem.startswith("_")]
+    return sorted(found, key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name))
+
+
+def help_line(name: str) -> str:
+    """A command's HELP, read from source so that `--help` imports none of them."""
+    for node in ast.parse((COMMANDS / f"{name}.py").read_text()).body:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id == "HELP":
+            return str(ast.literal_eval(node.value))
+    return ""
+
+
+def parse_arguments(name: str, argv: Sequence[str]) -> argparse.Namespace:
+    """The parsed arguments of one verb; `key=value` may stand anywhere among the options."""
+    module = import_module(f"experiments.commands.{name}")
+    parser = argparse.ArgumentParser(
+        prog=f"maskgit {name}",
+        description=module.HELP,
+        epilog=getattr(module, "EPILOG", None),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    module.arguments(parser)
+    args, rest = parser.parse_known_args(list(argv))
+    if rest:
+        loose = [r for r in rest if not r.startswith("-") and ("=" in r or r.startswith("~"))]
+        if len(loose) < len(rest) or not isinstance(getattr(args, "overrides", None), list):
+            parser.error(f"unrecognized arguments: {' '.join(r for r in rest if r not in loose) or ' '.join(rest)}")
+        args.overrides = [*args.overrides, *loose]
+    return args

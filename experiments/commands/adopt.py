@@ -32,11 +32,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Makes the step's folder with the adopted files and marks it done."""
-    from experiments.artifacts import Store
-    from experiments.atomic import read_json
-    from experiments.pipeline import build
-    from experiments.plan import Planner, store_of
-    from experiments.prepare import link_experiment, new_uid, write_launch, write_request
+    from experiments.launching.prepare import link_experiment, write_launch, write_request
+    from experiments.planning.graph import store_of
+    from experiments.planning.pipeline import build
+    from experiments.planning.plan import Planner
+    from experiments.store.records import new_uid
+    from experiments.store.step_folder import Store
+    from maskgit_core.files import read_json
 
     source = args.path.expanduser().absolute()
     if not source.is_dir():
@@ -78,8 +80,8 @@ def _facts(given: list[str]) -> dict[str, Any]:
 
 
 def _adopt(source: Path, node: Any, graph: Any, facts: dict[str, Any]) -> None:
-    from experiments.artifacts import check_outputs, finish, list_outputs, manifest_digest, new_attempt
-    from experiments.atomic import read_json, write_json
+    from experiments.store.step_folder import check_outputs, finish, list_outputs, manifest_digest, new_attempt
+    from maskgit_core.files import read_json, write_json
 
     manifest = read_json(source / "manifest.json")
     known: dict[str, Any] = {}

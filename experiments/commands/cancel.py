@@ -33,9 +33,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Marks the steps, takes their jobs out of the queue, and lists what was left alone."""
-    from experiments.find import default_store
-    from experiments.selection import look, mark_cancelled, needed_elsewhere, select
-    from experiments.submission import submission_lock
+    from experiments.launching.submission import submission_lock
+    from experiments.monitoring.selection import look, needed_elsewhere, select
+    from experiments.store.find import default_store
+    from experiments.store.records import mark_cancelled
 
     store = args.store.expanduser().absolute() if args.store else default_store()
     entries: dict[str, dict[str, Any]] = {}
@@ -76,15 +77,15 @@ def _where(step: Any) -> str:
 
 def _cancel(steps: Sequence[Any]) -> list[str]:
     """Marks first, so that nothing that is requeued in this moment comes back; then ends. Returns remarks."""
-    from experiments import queue_hint
-    from experiments.artifacts import status
-    from experiments.atomic import write_json
+    from experiments.monitoring import queue
+    from experiments.store.step_folder import status
+    from maskgit_core.files import write_json
 
     remarks: list[str] = []
     links: list[str] = []
     for step in steps:
         write_json(step.folder / "cancelled", {"user": getpass.getuser()})
-        note = queue_hint.submitted(step.folder)
+        note = queue.submitted(step.folder)
         if step.entry is None:
             _end_process(step)
         elif note is not None and note.get("packed"):
@@ -92,7 +93,7 @@ def _cancel(steps: Sequence[Any]) -> list[str]:
         else:
             links += [*note["links"], *note.get("tasks", [])] if note else [step.entry.job]
     if links:
-        from launchers.slurm_queue import call_tool
+        from launchers.cluster.queue import call_tool
 
         call_tool(["scancel", *sorted(set(links))])
     for step in steps:

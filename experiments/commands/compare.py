@@ -38,11 +38,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Prints the comparison and writes the page and chart asked for."""
-    from experiments.atomic import write_bytes
-    from experiments.comparison import as_json, as_rows, chart_of, compare, page
     from experiments.console import table
-    from experiments.find import default_store
+    from experiments.results.comparison import as_json, as_rows, chart_of, compare, page
+    from experiments.store.find import default_store
     from maskgit_core.errors import ConfigError
+    from maskgit_core.files import write_bytes
 
     store = args.store.expanduser().absolute() if args.store else default_store()
     if args.plot and not (args.x and args.y):
@@ -71,8 +71,8 @@ def chosen(asked: Sequence[str], store: Path) -> list[Any]:
     Raises:
         ConfigError: nothing matches, or a name means no finished evaluation.
     """
-    from experiments.find import find_steps
-    from experiments.results import Filter, collect, select
+    from experiments.results.results import Filter, collect, select
+    from experiments.store.find import find_steps
     from maskgit_core.errors import ConfigError
 
     if not asked:

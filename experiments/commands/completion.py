@@ -39,8 +39,8 @@ def main(args: argparse.Namespace) -> int:
 
 def candidates(line: str) -> list[str]:
     """What may stand at the end of `line`."""
-    from experiments.cli import command_names
-    from experiments.config import group_names, groups
+    from experiments.commands import command_names
+    from experiments.config.compose import group_names, groups
 
     words = line.split(" ")
     current = words[-1]
@@ -55,9 +55,9 @@ def candidates(line: str) -> list[str]:
 
 def _keys(experiment: str) -> list[str]:
     """Every key that the steps of the chosen experiment take."""
-    from experiments.config import groups
-    from experiments.door import Door
-    from experiments.pipeline import plan_configs
+    from experiments.config.checker import Door
+    from experiments.config.compose import groups
+    from experiments.config.points import plan_configs
     from maskgit_core.errors import MaskgitError
 
     try:

@@ -22,9 +22,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Prints YAML."""
-    from experiments.config import groups, to_yaml
-    from experiments.door import Door
-    from experiments.pipeline import plan_configs
+    from experiments.config.checker import Door
+    from experiments.config.compose import groups, to_yaml
+    from experiments.config.points import plan_configs
 
     dirs = config_dirs(args)
     points, resolved = plan_configs(args.overrides, dirs)

@@ -46,8 +46,8 @@ def main(args: argparse.Namespace) -> int:
     checks: list[tuple[str, Callable[[], str]]] = [("python", _python), ("packages", _packages), ("gpu", _gpu)]
     if args.overrides:
         dirs = config_dirs(args)
-        from experiments.pipeline import build
-        from experiments.plan import store_of
+        from experiments.planning.graph import store_of
+        from experiments.planning.pipeline import build
 
         graph = build(args.overrides, dirs)
         checks.append(
@@ -57,8 +57,8 @@ def main(args: argparse.Namespace) -> int:
         checks.append(("tracking", lambda: _tracking(graph, store_of(graph).root)))
         checks += _launcher_checks(graph)
     else:
-        from experiments.artifacts import Store
-        from experiments.find import default_store
+        from experiments.store.find import default_store
+        from experiments.store.step_folder import Store
 
         checks.append(("store", lambda: _store(Store(default_store()))))
     failed = 0
@@ -108,18 +108,18 @@ def _tracking(graph: Any, root: Path) -> str:
     uri = (graph.settings.get("tracking") or {}).get("uri")
     if uri is None:
         return f"embedded SQLite at {root / 'mlflow.db'}"
-    from experiments.tracking_address import knock
+    from experiments.tracking.address import knock
 
     knock(uri)
     return f"{uri} answers"
 
 
 def _launcher_checks(graph: Any) -> list[tuple[str, Callable[[], str]]]:
-    from experiments.launching import load_launcher
+    from experiments.launching.calls import load_launcher
 
     launcher = load_launcher(graph.settings.get("launcher"))
     if not hasattr(launcher, "submit"):
         return [("launcher", lambda: type(launcher).__module__.rpartition(".")[2])]
-    from experiments.cluster_checks import checks
+    from experiments.launching.cluster_checks import checks
 
     return checks(graph, launcher)

@@ -28,8 +28,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Prints the groups, the largest first."""
-    from experiments.failing import failures, grouped
-    from experiments.find import default_store, latest_records
+    from experiments.monitoring.failures import failures, grouped
+    from experiments.store.find import default_store
+    from experiments.store.records import latest_records
 
     store = args.store.expanduser().absolute() if args.store else default_store()
     found = [f for record in latest_records(store, args.experiment) for f in failures(record, store)]

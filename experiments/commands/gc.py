@@ -30,8 +30,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Lists or deletes unreached steps."""
-    from experiments.artifacts import Store
-    from experiments.find import default_store
+    from experiments.store.find import default_store
+    from experiments.store.step_folder import Store
 
     root = args.store.expanduser().absolute() if args.store else default_store()
     store = Store(root)
@@ -59,8 +59,8 @@ def main(args: argparse.Namespace) -> int:
 
 def reachable(store: object) -> set[Path]:
     """Folders of all steps that an experiment's links lead to, and of what those were made from."""
-    from experiments.artifacts import Store
-    from experiments.atomic import read_json
+    from experiments.store.step_folder import Store
+    from maskgit_core.files import read_json
 
     assert isinstance(store, Store)
     todo = [p.resolve() for p in (store.root / "experiments").rglob("*") if p.is_symlink() and p.exists()]
@@ -77,8 +77,8 @@ def reachable(store: object) -> set[Path]:
 
 def _unused(root: Path, staying: Iterable[Path]) -> list[Path]:
     """Folders of submissions and of frozen code that none of the staying steps was submitted with or ran."""
-    from experiments.atomic import read_json
-    from experiments.queue_hint import submitted
+    from experiments.monitoring.queue import submitted
+    from maskgit_core.files import read_json
 
     uids, codes = set(), set()
     for folder in staying:
@@ -100,8 +100,8 @@ def _is_recent(folder: Path) -> bool:
 
 
 def _kept(folder: Path) -> str | None:
-    from experiments.claims import Claim
-    from experiments.queue_hint import job_alive, live_entry
+    from experiments.monitoring.queue import job_alive, live_entry
+    from experiments.store.claims import Claim
 
     owner = Claim(folder, job_alive()).live_owner()
     if owner is not None:

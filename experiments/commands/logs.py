@@ -30,8 +30,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Prints the newest log of the step."""
-    from experiments.find import default_store
-    from experiments.selection import select
+    from experiments.monitoring.selection import select
+    from experiments.store.find import default_store
 
     store = args.store.expanduser().absolute() if args.store else default_store()
     found, _, is_whole = select(args.step, store)
@@ -64,7 +64,7 @@ def newest_log(folder: Path, rank: int) -> Path | None:
 
 def _words_of_the_queue(folder: Path, store: Path) -> Path | None:
     """What srun and sbatch said of a step's newest job; all there is where the job died before the step began."""
-    from experiments.queue_hint import submitted
+    from experiments.monitoring.queue import submitted
 
     note = submitted(folder)
     if note is None:
@@ -75,8 +75,8 @@ def _words_of_the_queue(folder: Path, store: Path) -> Path | None:
 
 def _is_live(folder: Path) -> bool:
     """True while the step runs or waits in the queue."""
-    from experiments.claims import Claim
-    from experiments.queue_hint import job_alive, live_entry
+    from experiments.monitoring.queue import job_alive, live_entry
+    from experiments.store.claims import Claim
 
     return Claim(folder, job_alive()).live_owner() is not None or live_entry(folder) is not None
 

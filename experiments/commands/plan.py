@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 
-from experiments.commands._request import config_dirs, print_plan, request_arguments
+from experiments.commands._request import config_dirs, request_arguments
+from experiments.planning.plan_table import print_plan
 
 HELP = "what would run, and why; submits nothing"
 EPILOG = """\
@@ -25,8 +26,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Prints the plan."""
-    from experiments.pipeline import build
-    from experiments.submission import plan
+    from experiments.launching.submission import plan
+    from experiments.planning.pipeline import build
 
     graph = build(args.overrides, config_dirs(args))
     planned = plan(graph, args.redo)
@@ -47,7 +48,7 @@ def main(args: argparse.Namespace) -> int:
         print(json.dumps({"experiment": graph.experiment, "steps": rows}, indent=2))
         return 0
     if len(graph.items) > 1:
-        from experiments.sweep import label
+        from experiments.config.sweep import label
 
         print(f"sweep of {len(graph.items)} points: " + "; ".join(label(i.params) for i in graph.items[:8])
               + (" ..." if len(graph.items) > 8 else ""))  # fmt: skip

@@ -43,9 +43,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Prints what is known; with `--run` executes it; 1 where what came out differs."""
-    from experiments.commands._origin import code_difference, origins
     from experiments.commands._request import config_dirs
-    from experiments.find import default_store
+    from experiments.store.find import default_store
+    from experiments.store.origin import code_difference, origins
 
     store = args.store.expanduser().absolute() if args.store else default_store()
     places = config_dirs(args)
@@ -75,9 +75,8 @@ def _named(args: argparse.Namespace) -> str:
 
 def _cell_runs(args: argparse.Namespace, store: Path, places: list[Path]) -> list[str]:
     """The runs behind a cell of a table."""
-    from experiments.tables import fill, read_table
-    from experiments.values import unknown_name
-    from maskgit_core.errors import ConfigError
+    from experiments.results.tables import fill, read_table
+    from maskgit_core.errors import ConfigError, unknown_name
 
     table = read_table(args.table, places)
     rows, columns = [r.name for r in table.rows], [c.key for c in table.columns if c.metric]
@@ -119,8 +118,8 @@ def _print(origin: Mapping[str, Any], differs: str) -> None:
 
 def _run(origin: Mapping[str, Any], args: argparse.Namespace, places: list[Path], store: Path) -> int:
     """Executes the command, in a fresh store where one is named."""
-    from experiments.cli import main as maskgit
-    from experiments.commands._origin import code_difference, compare_outputs
+    from experiments.commands import parse_arguments, run
+    from experiments.store.origin import code_difference, compare_outputs
     from maskgit_core.errors import ConfigError
 
     differs = code_difference(origin)
@@ -132,7 +131,7 @@ def _run(origin: Mapping[str, Any], args: argparse.Namespace, places: list[Path]
     target = args.into.expanduser().absolute() if args.into else store
     os.environ["MASKGIT_STORE"] = str(target)
     dirs = [part for place in places for part in ("--config-dir", str(place))]
-    code = maskgit(["run", *shlex.split(origin["command"])[2:], *dirs])
+    code = run.main(parse_arguments("run", [*shlex.split(origin["command"])[2:], *dirs]))
     if code != 0 or not args.into:
         return code
     problems = compare_outputs(origin, target)

@@ -24,8 +24,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     """Finds the record of the earlier run and runs its command."""
     from experiments.commands import run
-    from experiments.find import default_store
-    from experiments.selection import records, select
+    from experiments.monitoring.selection import select
+    from experiments.store.find import default_store
+    from experiments.store.records import records
     from maskgit_core.errors import ConfigError
 
     store = args.store.expanduser().absolute() if args.store else default_store()

@@ -55,7 +55,7 @@ def _info(args: argparse.Namespace) -> int:
     import json
 
     from experiments.console import size, table
-    from maskgit_core.shard_checks import describe
+    from maskgit_core.shards.checks import describe
 
     found = describe(Path(args.source))
     if args.json:
@@ -85,7 +85,7 @@ def _flat(value: Any) -> str:
 
 
 def _verify(args: argparse.Namespace) -> int:
-    from maskgit_core.shard_checks import problems
+    from maskgit_core.shards.checks import problems
 
     wrong = 0
     for line in problems(Path(args.source)):
@@ -94,14 +94,14 @@ def _verify(args: argparse.Namespace) -> int:
     if wrong:
         print(f"{args.source}: {wrong} problem(s)")
         return 1
-    from maskgit_core.shards import TokenShards
+    from maskgit_core.shards.reader import TokenShards
 
     shards = TokenShards(args.source)
     print(
         f"{args.source}: whole; {len(shards):,} samples in {len(shards.manifest['shards'])} shards, all checksums right"
     )
     if args.decode:
-        from experiments.decoded import write_decoded
+        from experiments.training.pictures import write_decoded
 
         write_decoded(shards, args.decode, args.tokenizer, args.out)
         print(f"{args.out}: the first {min(args.decode, len(shards))} samples, decoded; one row a variant")
@@ -109,7 +109,7 @@ def _verify(args: argparse.Namespace) -> int:
 
 
 def _export(args: argparse.Namespace) -> int:
-    from maskgit_core.shard_npz import export_npz
+    from maskgit_core.shards.npz import export_npz
 
     with _bar("exporting") as report:
         count = export_npz(Path(args.source), Path(args.target), report)
@@ -118,7 +118,7 @@ def _export(args: argparse.Namespace) -> int:
 
 
 def _import(args: argparse.Namespace) -> int:
-    from maskgit_core.shard_npz import import_npz
+    from maskgit_core.shards.npz import import_npz
 
     if args.codebook_size is None:
         raise ConfigError("--codebook-size: missing; the npz files do not say how many entries the codebook has")
@@ -145,7 +145,7 @@ def _grid(text: str | None) -> tuple[int, int] | None:
 
 
 def _push(args: argparse.Namespace) -> int:
-    from maskgit_core.cache_sharing import hub, push
+    from maskgit_core.shards.hub import hub, push
 
     _repository(args.target)
     with _bar("pushing") as report:
@@ -162,7 +162,7 @@ def _push(args: argparse.Namespace) -> int:
 
 
 def _pull(args: argparse.Namespace) -> int:
-    from maskgit_core.cache_sharing import hub, pull
+    from maskgit_core.shards.hub import hub, pull
 
     _repository(args.source)
     with _bar("pulling") as report:
@@ -190,7 +190,7 @@ class _bar:  # noqa: N801
         self.label = label
 
     def __enter__(self) -> _bar:
-        from experiments.progress import Progress
+        from experiments.running.progress import Progress
 
         self._progress = Progress(None, unit="", label=self.label)
         return self

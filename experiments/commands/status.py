@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.console import coloured, duration, number, table
+from experiments.monitoring.status import rows_of
 
 HELP = "every step: state, job, time, headline number"
 EPILOG = """\
@@ -43,7 +44,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Prints the table, once or repeatedly."""
-    from experiments.find import default_store, latest_records
+    from experiments.store.find import default_store
+    from experiments.store.records import latest_records
 
     store = args.store.expanduser().absolute() if args.store else default_store()
     while True:
@@ -54,7 +56,7 @@ def main(args: argparse.Namespace) -> int:
         else:
             _print(rows, store)
         if args.usage:
-            from experiments.usage_report import report
+            from experiments.monitoring.usage import report
 
             print("\n".join(report(steps) for _, steps in rows))
         busy = any(row["state"] in ("running", "queued") for _, steps in rows for row in steps)
@@ -62,84 +64,6 @@ def main(args: argparse.Namespace) -> int:
             return 0
         time.sleep(2)
         print()
-
-
-def rows_of(record: dict[str, Any], store: Path) -> list[dict[str, Any]]:
-    """Every step of an execution with its state as it is now."""
-    from experiments.queue_hint import job_alive, queued_steps
-
-    alive = job_alive()
-    queued = queued_steps({entry["fingerprint"]: store / entry["folder"] for entry in record["steps"]})
-    states: dict[str, str] = {}
-    rows = []
-    for entry in record["steps"]:
-        row = row_of(entry, store, alive, queued, states)
-        states[entry["fingerprint"]] = row["state"]
-        rows.append(row)
-    return rows
-
-
-def row_of(entry: dict[str, Any], store: Path, alive: Any, queued: Any, states: dict[str, str]) -> dict[str, Any]:
-    """One step's state: from its files first, then the queue, then what it waits for."""
-    from experiments.artifacts import status
-    from experiments.atomic import read_json
-    from experiments.queue_hint import running_tasks
-
-    folder = store / entry["folder"]
-    found = status(folder, alive)
-    state, job = str(found.state), found.owner.job if found.owner else None
-    reason = str(found.end.get("reason") or "")
-    waiting = queued.get(entry["fingerprint"])
-    if waiting is not None and (state not in ("done", "running") or (state == "running" and waiting.waits_again)):
-        job, reason, state = waiting.job, waiting.reason, "queued"
-        if (told := running_tasks(folder)) is not None:
-            reason, state = told, "running"
-    blockers = [n for n in entry["needs"] if states.get(n) in ("failed", "killed", "cancelled", "blocked", "stopped")]
-    if state in ("waiting", "absent"):
-        state = "blocked" if blockers else "waiting"
-        reason = "something it needs did not finish" if blockers else reason
-    if state == "killed" or (state == "waiting" and waiting is None):
-        state, reason, job = ended_outside(folder, store, state, reason, job)
-    manifest = found.manifest or {}
-    seconds = manifest.get("seconds")
-    if state == "running" and found.start.get("time"):
-        seconds = time.time() - found.start["time"]
-    progress = read_json(folder / "attempts" / f"{found.attempt:04d}" / "progress.json") if state == "running" else None
-    return {
-        "name": entry["name"],
-        "stage": entry["stage"],
-        "state": state,
-        "job": job,
-        "owner": found.owner.where() if found.owner and state == "running" else None,
-        "attempt": found.attempt,
-        "seconds": seconds,
-        "headline": manifest.get("headline"),
-        "reason": reason if state != "done" else "",
-        "progress": progress,
-        "folder": str(folder),
-        "fingerprint": entry["fingerprint"],
-        "params": entry.get("params", {}),
-    }
-
-
-def ended_outside(folder: Path, store: Path, state: str, reason: str, job: str | None) -> tuple[str, str, str | None]:
-    """What is known of a step that left the queue without a word of its own: state, reason, job."""
-    from experiments import queue_hint
-    from experiments.atomic import read_json
-    from experiments.failing import exit_note
-
-    note = exit_note(folder, store)
-    submitted = queue_hint.submitted(folder)
-    if note is not None and note["code"] not in (0, 75):
-        refused = (read_json(folder / "refused.json") or {}).get("reason")
-        told = refused if refused and state == "waiting" else note["message"]
-        if state == "waiting" and note["code"] in (130, 143):
-            return "stopped", "asked to end before it began", str(note["job"])
-        return ("failed" if state == "waiting" else state), str(told), str(note["job"])
-    if submitted is not None and state == "waiting" and queue_hint.has_queue() and queue_hint.queue().all() is not None:
-        gone = str(submitted["links"][-1])
-        return "killed", f"job {gone} left the queue before the step began; see slurm/{submitted['pipeline']}", gone
-    return state, reason, job
 
 
 def _print(rows: Sequence[tuple[dict[str, Any], list[dict[str, Any]]]], store: Path) -> None:

@@ -30,10 +30,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Ships what is new; 1 where something could not be shipped."""
-    from experiments.find import default_store
-    from experiments.queue_hint import job_alive
-    from experiments.tracking import ship
-    from experiments.tracking_address import ShipReport, default_uri, follow
+    from experiments.config.settings import default_uri
+    from experiments.monitoring.queue import job_alive
+    from experiments.store.find import default_store
+    from experiments.tracking.address import ShipReport, follow
+    from experiments.tracking.mlflow_store import ship
 
     store = args.store.expanduser().absolute() if args.store else default_store()
     uri = args.uri or default_uri()
@@ -55,7 +56,7 @@ def main(args: argparse.Namespace) -> int:
 
 
 def _tell(report: object) -> int:
-    from experiments.tracking_address import ShipReport, without_password
+    from experiments.tracking.address import ShipReport, without_password
 
     assert isinstance(report, ShipReport)
     if report.uri:

@@ -31,9 +31,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def _absent(row: Any, places: list[Path]) -> list[str]:
     """Published weights that a row's run needs and that are not on this machine."""
-    from experiments.pipeline import weights_of
+    from experiments.planning.pipeline import weights_of
     from maskgit_core.errors import MaskgitError
-    from maskgit_core.weights_download import missing
+    from maskgit_core.weights.download import missing
 
     asked = [f"experiment={row.run['experiment']}", *row.run.get("overrides", ())]
     try:
@@ -44,11 +44,11 @@ def _absent(row: Any, places: list[Path]) -> list[str]:
 
 def main(args: argparse.Namespace) -> int:
     """Prints or writes the table; says on standard error how many cells are missing."""
-    from experiments.atomic import write_bytes
     from experiments.commands._request import config_dirs
-    from experiments.find import default_store
-    from experiments.table_formats import FORMATS
-    from experiments.tables import fill, missing, read_table, table_names
+    from experiments.results.table_formats import FORMATS
+    from experiments.results.tables import fill, missing, read_table, table_names
+    from experiments.store.find import default_store
+    from maskgit_core.files import write_bytes
 
     places = config_dirs(args)
     if args.name is None:

@@ -34,16 +34,16 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Ships, then serves until Ctrl-C; with a tracking server elsewhere it only says where that is."""
-    from experiments.find import default_store
-    from experiments.queue_hint import job_alive
-    from experiments.tracking_address import default_uri, resolve_uri
-    from experiments.tracking_server import serve
+    from experiments.config.settings import default_uri, resolve_uri
+    from experiments.monitoring.queue import job_alive
+    from experiments.store.find import default_store
+    from experiments.tracking.server import serve
     from maskgit_core.errors import TrackingError
 
     store = args.store.expanduser().absolute() if args.store else default_store()
     uri = resolve_uri(store, args.uri or default_uri())
     if not args.no_sync:
-        from experiments.tracking import ship
+        from experiments.tracking.mlflow_store import ship
 
         report = ship(store, uri, job_alive=job_alive())
         for problem in report.problems:

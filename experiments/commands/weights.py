@@ -46,7 +46,7 @@ def main(args: argparse.Namespace) -> int:
 
 def _list(as_json: bool) -> int:
     from experiments.console import size, table
-    from maskgit_core.weights import home, places, registry
+    from maskgit_core.weights.registry import home, places, registry
 
     rows, facts = [("name", "here", "licence", "source")], []
     for entry in registry().values():
@@ -64,9 +64,9 @@ def _list(as_json: bool) -> int:
 
 
 def _fetch(names: list[str]) -> int:
-    from experiments.progress import Progress
-    from maskgit_core.weights import by_name
-    from maskgit_core.weights_download import fetch
+    from experiments.running.progress import Progress
+    from maskgit_core.weights.download import fetch
+    from maskgit_core.weights.registry import by_name
 
     for name in [by_name(name).name for name in names]:  # all names are right before anything is downloaded
         bar: list[Progress] = []
@@ -84,8 +84,8 @@ def _fetch(names: list[str]) -> int:
 
 
 def _import(name: str, path: Path) -> int:
-    from maskgit_core.weights import by_name
-    from maskgit_core.weights_download import check_file, import_file
+    from maskgit_core.weights.download import check_file, import_file
+    from maskgit_core.weights.registry import by_name
 
     entry, path = by_name(name), path.expanduser()
     check_file(entry, path)
@@ -96,8 +96,8 @@ def _import(name: str, path: Path) -> int:
 
 def _verify(names: list[str]) -> int:
     from maskgit_core.errors import WeightsError
-    from maskgit_core.weights import by_name, registry
-    from maskgit_core.weights_download import missing
+    from maskgit_core.weights.download import missing
+    from maskgit_core.weights.registry import by_name, registry
 
     wanted = [by_name(name) for name in names]
     if not names:
@@ -116,7 +116,7 @@ def _verify(names: list[str]) -> int:
 
 def _verified(entry: Any) -> str:
     """Checks bytes and layout; says what was compared."""
-    from maskgit_core.weights import verified
+    from maskgit_core.weights.registry import verified
 
     known = entry.sha256 or entry.sha256_prefix
     verified(entry.name)
@@ -128,8 +128,8 @@ def _layout(entry: Any, weights: str) -> str:
     """Loads a tokenizer's weights (a registry name or a file) strictly, reads others; says what was found."""
     import importlib
 
-    from maskgit_core.checkpoint_files import read_state_dict
-    from maskgit_core.weights import locate
+    from maskgit_core.weights.pickles import read_state_dict
+    from maskgit_core.weights.registry import locate
 
     if entry.component.startswith("tokenizers/"):
         module = importlib.import_module(f"maskgit_core.{entry.component.replace('/', '.')}")

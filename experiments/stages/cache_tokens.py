@@ -1,7 +1,7 @@
 """Encodes a data set once: every image's tokens, in shards that training reads at memory speed.
 
 Any number of processes work on it side by side; killed at any moment, it goes on with the shards that are missing. The
-shards are plain WebDataset tars (`maskgit_core/shard_format.py`), described by `files/manifest.json`.
+shards are plain WebDataset tars (`maskgit_core/shards/format.py`), described by `files/manifest.json`.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ import time
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from experiments.atomic import read_json
-from experiments.attempt import Attempt
-from experiments.components import load_tokenizer
-from experiments.schema import DatasetSpec, Input, TokenizerSpec
-from maskgit_core.caching import CacheMaker, Clock, Settings, finished_indexes
-from maskgit_core.encoding import Encoder, state_digest
+from experiments.config.specs import DatasetSpec, Input, TokenizerSpec
+from experiments.running.attempt import Attempt
+from experiments.running.components import load_tokenizer
+from maskgit_core.files import read_json
 from maskgit_core.hints import Execution, Kind, Range
-from maskgit_core.shard_writer import write_manifest
-from maskgit_core.variants import Views
+from maskgit_core.images.encoding import Encoder, state_digest
+from maskgit_core.images.views import Views
+from maskgit_core.shards.maker import CacheMaker, Clock, Settings, finished_indexes
+from maskgit_core.shards.writer import write_manifest
 
 VERSION = 1
 PRODUCES = "tokens"

@@ -22,18 +22,18 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 
-from experiments.attempt import Attempt
-from experiments.components import check_pair, load_model, load_tokenizer, manifest_digests
-from experiments.schema import DatasetSpec, Input, SamplerSpec, TokenizerSpec
+from experiments.config.specs import DatasetSpec, Input, SamplerSpec, TokenizerSpec
+from experiments.running.attempt import Attempt
+from experiments.running.components import check_pair, load_model, load_tokenizer, manifest_digests
 from experiments.stages.sample import share
 from maskgit_core import rng
 from maskgit_core.editing import composed, edited_tokens, outpainted_tokens, region_mask, unknown_tokens
 from maskgit_core.errors import DataError
 from maskgit_core.hints import Content, Execution, Kind, Range
-from maskgit_core.pixels import picture_grid, stack, to_nhwc, to_signed, to_uint8, to_unit
+from maskgit_core.images.pixels import picture_grid, stack, to_nhwc, to_signed, to_uint8, to_unit
+from maskgit_core.layers.steady import decoded
 from maskgit_core.refusals import check_classes, check_region
 from maskgit_core.sample_files import read_piece, write_joined
-from maskgit_core.steady import decoded
 
 VERSION = 1
 PRODUCES = "samples"

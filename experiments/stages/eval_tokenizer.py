@@ -27,20 +27,20 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor
 
-from experiments.attempt import Attempt
-from experiments.components import load_tokenizer
-from experiments.feature_pass import Scores, blocks_of, finish, publish_scores
-from experiments.measuring import Measure, Network, further_measures, networks
-from experiments.schema import DatasetSpec, ExtractorSpec, Input, TokenizerSpec
-from experiments.set_scores import MetricName, Reference, Settings, add_scores
-from maskgit_core.blocks import Blocks
-from maskgit_core.features import gather, moments_of, outputs_of
+from experiments.config.specs import DatasetSpec, ExtractorSpec, Input, TokenizerSpec
+from experiments.evaluation.feature_pass import Scores, blocks_of, finish, publish_scores
+from experiments.evaluation.measures import Measure, Network, further_measures, networks
+from experiments.evaluation.set_scores import MetricName, Reference, Settings, add_scores
+from experiments.running.attempt import Attempt
+from experiments.running.components import load_tokenizer
+from maskgit_core.evaluation.blocks import Blocks
+from maskgit_core.evaluation.features import gather, moments_of, outputs_of
 from maskgit_core.hints import Kind, Neutral, Range, Weights
+from maskgit_core.images.pixels import picture_grid, stack, to_signed, to_uint8, to_unit
+from maskgit_core.images.transforms import to_pil
 from maskgit_core.metrics.lpips import Metric as Lpips
 from maskgit_core.metrics.pair import PairName, of_mean, per_image
 from maskgit_core.metrics.pair import about as about_pairs
-from maskgit_core.pixels import picture_grid, stack, to_signed, to_uint8, to_unit
-from maskgit_core.transforms import to_pil
 
 VERSION = 1
 PRODUCES = "tokenizer_scores"

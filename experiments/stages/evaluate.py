@@ -34,18 +34,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from experiments.atomic import read_json
-from experiments.attempt import Attempt
-from experiments.feature_pass import Scores, publish_scores
-from experiments.measuring import Measure, Network, further_measures, networks
-from experiments.schema import DatasetSpec, ExtractorSpec, Input
-from experiments.set_scores import MetricName, Reference, Settings, add_scores
-from maskgit_core.blocks import Blocks
+from experiments.config.specs import DatasetSpec, ExtractorSpec, Input
+from experiments.evaluation.feature_pass import Scores, publish_scores
+from experiments.evaluation.measures import Measure, Network, further_measures, networks
+from experiments.evaluation.set_scores import MetricName, Reference, Settings, add_scores
+from experiments.running.attempt import Attempt
 from maskgit_core.content import resolve
 from maskgit_core.errors import ConfigError, DataError
+from maskgit_core.evaluation.blocks import Blocks
+from maskgit_core.files import read_json
 from maskgit_core.hints import Content, Kind, Neutral, Range
-from maskgit_core.interchange import ImageSet, open_images, sorted_by_class
-from maskgit_core.pixels import stack
+from maskgit_core.images.image_sets import ImageSet, open_images, sorted_by_class
+from maskgit_core.images.pixels import stack
 
 VERSION = 1
 PRODUCES = "scores"
@@ -217,7 +217,7 @@ def _classify(
     seed: int,
 ) -> None:
     """Trains a small classifier on real images and asks it to name real test images and samples."""
-    from maskgit_core.classifier import predict, train_classifier
+    from maskgit_core.evaluation.classifier import predict, train_classifier
 
     if dataset is None or test is None or source.labels is None:
         raise DataError(

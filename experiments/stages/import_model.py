@@ -9,14 +9,14 @@ from __future__ import annotations
 from functools import partial
 from typing import Annotated
 
-from experiments.atomic import write_json
-from experiments.attempt import Attempt
-from experiments.components import MODEL_FILE, WEIGHTS_FILE, describe
-from experiments.schema import ModelSpec
-from experiments.training_run import new_model
-from maskgit_core.checkpoints import load_strictly, save_tensors
+from experiments.config.specs import ModelSpec
+from experiments.running.attempt import Attempt
+from experiments.running.components import MODEL_FILE, WEIGHTS_FILE, describe
+from experiments.training.run import new_model
+from maskgit_core.files import write_json
 from maskgit_core.hints import Range, Weights
-from maskgit_core.published import read
+from maskgit_core.training.checkpoints import load_strictly, save_tensors
+from maskgit_core.weights.published import read
 
 VERSION = 1
 PRODUCES = "model"

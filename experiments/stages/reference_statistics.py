@@ -8,19 +8,19 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
-from experiments.atomic import write_json
-from experiments.attempt import Attempt
-from experiments.feature_pass import FeaturePass
-from experiments.schema import DatasetSpec, ExtractorSpec
-from experiments.set_scores import MetricName, Settings
-from maskgit_core.blocks import Blocks
+from experiments.config.specs import DatasetSpec, ExtractorSpec
+from experiments.evaluation.feature_pass import FeaturePass
+from experiments.evaluation.set_scores import MetricName, Settings
+from experiments.running.attempt import Attempt
 from maskgit_core.content import resolve
 from maskgit_core.errors import ConfigError
-from maskgit_core.features import gather, moments_of, save_moments
+from maskgit_core.evaluation.blocks import Blocks
+from maskgit_core.evaluation.features import gather, moments_of, save_moments
+from maskgit_core.evaluation.reference_files import read_statistics
+from maskgit_core.files import write_json
 from maskgit_core.hints import Content, Range
-from maskgit_core.interchange import npz_names, open_images
-from maskgit_core.pixels import stack
-from maskgit_core.reference_files import read_statistics
+from maskgit_core.images.image_sets import npz_names, open_images
+from maskgit_core.images.pixels import stack
 
 VERSION = 1
 PRODUCES = "reference"

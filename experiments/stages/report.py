@@ -13,13 +13,13 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-from experiments import html
-from experiments.atomic import read_json
-from experiments.attempt import Attempt
-from experiments.journal import Point, read_points
-from experiments.plots import Mark, curve_figure, panels, pareto_front, rendered, scatter_figure
-from experiments.schema import Input
-from experiments.scores import Score, describe_metric, read_scores
+from experiments.config.specs import Input
+from experiments.results import html
+from experiments.results.plots import Mark, curve_figure, panels, pareto_front, rendered, scatter_figure
+from experiments.running.attempt import Attempt
+from experiments.store.journal import Point, read_points
+from experiments.store.scores import Score, describe_metric, read_scores
+from maskgit_core.files import read_json
 from maskgit_core.hints import Kind
 
 VERSION = 1

@@ -29,15 +29,15 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 
-from experiments.attempt import Attempt, iterate
-from experiments.components import build_model, check_pair, load_model, load_tokenizer, manifest_digests
-from experiments.schema import Input, SamplerSpec, TokenizerSpec
+from experiments.config.specs import Input, SamplerSpec, TokenizerSpec
+from experiments.running.attempt import Attempt, iterate
+from experiments.running.components import build_model, check_pair, load_model, load_tokenizer, manifest_digests
 from maskgit_core import rng
 from maskgit_core.hints import Execution, Kind, Range
-from maskgit_core.pixels import picture_grid, to_nhwc, to_uint8, to_unit
+from maskgit_core.images.pixels import picture_grid, to_nhwc, to_uint8, to_unit
+from maskgit_core.layers.steady import decoded
 from maskgit_core.refusals import check_classes
 from maskgit_core.sample_files import piece_name, piece_ranges, read_piece, write_joined, write_piece
-from maskgit_core.steady import decoded
 
 VERSION = 1
 PRODUCES = "samples"

@@ -35,27 +35,17 @@ training, with others it is where they would stand after N steps. Schedules coun
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-import torch
-
-from experiments.attempt import Attempt
-from experiments.components import load_tokenizer
-from experiments.schema import DatasetSpec, Input, ModelSpec, TokenizerSpec
-from experiments.training_pictures import tokenizer_behind
-from experiments.training_run import Cadence, TrainingRun
-from maskgit_core.batches import Batches
-from maskgit_core.encoding import Encoder
-from maskgit_core.errors import ConfigError
-from maskgit_core.held_out import HeldOut, Split
+from experiments.config.specs import DatasetSpec, Input, ModelSpec, TokenizerSpec
+from experiments.running.attempt import Attempt
+from experiments.training.run import Cadence, TrainingRun
+from experiments.training.source import Source
 from maskgit_core.hints import Execution, Kind, Neutral, Range
-from maskgit_core.image_batches import ImageBatches
+from maskgit_core.images.views import Views
 from maskgit_core.losses import LossOn
 from maskgit_core.masking import Schedule
-from maskgit_core.recipe import DecayOn, EmaWarmup, LrSchedule, Recipe
-from maskgit_core.shards import TokenShards
-from maskgit_core.variants import Views
+from maskgit_core.training.recipe import DecayOn, EmaWarmup, LrSchedule, Recipe
 
 VERSION = 1
 PRODUCES = "model"
@@ -120,80 +110,3 @@ def run(
         source.hold_out(held_out_share, is_looked_at=attempt.is_main)
     start = None if continue_from is None else continue_from.files
     TrainingRun(attempt, recipe, model, source, cadence, start).execute()
-
-
-class Source:
-    """Where training batches come from, and the facts that follow: codebook size, grid, classes."""
-
-    def __init__(
-        self,
-        tokens: Input | None,
-        images: DatasetSpec | None,
-        tokenizer: Input | TokenizerSpec | None,
-        views: Views,
-        device: str,
-        num_workers: int,
-    ) -> None:
-        self.num_workers, self._tokens = num_workers, tokens
-        self._shards: Any = None
-        self._network: Any = None
-        self.held_out: HeldOut | None = None
-        self._split: Split | None = None
-        self._device = device
-        if images is None and tokens is not None:
-            self._shards = shards = TokenShards(tokens.files)
-            grid, codebook_size, num_classes = shards.grid, shards.codebook_size, shards.num_classes
-            names = list(tokens.facts.get("class_names", []))
-        elif images is not None and tokenizer is not None:
-            self._images, self._network = images.build(), load_tokenizer(tokenizer, device)
-            network = self._network
-            self._encoder, self._views = Encoder(network, device, "fp32"), views
-            height, width = views.one(self._images[0].image, 0, 0).shape[:2]
-            factor = network.downsample_factor
-            grid = (height // factor, width // factor)
-            codebook_size, num_classes = network.codebook_size, self._images.num_classes
-            names = list(self._images.class_names)
-        else:
-            raise ConfigError(
-                "train.tokens: neither cached tokens nor images to encode; let the step need cache_tokens, or set "
-                "train.images to a data set and let it need a tokenizer"
-            )
-        self.facts = {
-            "codebook_size": codebook_size,
-            "num_tokens": grid[0] * grid[1],
-            "num_classes": num_classes,
-            "grid": list(grid),
-            "class_names": names,
-        }
-
-    def tokenizer(self) -> Any:
-        """What decodes these tokens: the network that encodes on the fly, or what the cache was made with."""
-        return self._network if self._tokens is None else tokenizer_behind(self._tokens)
-
-    def hold_out(self, share: float, *, is_looked_at: bool) -> None:
-        """Keeps a share of the samples from training; the process that logs their likelihood reads them."""
-        if self._shards is not None:
-            self._split = Split(len(self._shards), self._shards.num_variants, share)
-        else:
-            self._split = Split(len(self._images), len(self._views.names), share)
-        if not is_looked_at:
-            return
-        indices_N = self._split.held_out()
-        if self._shards is not None:
-            tokens_NL, labels_N = map(torch.from_numpy, self._shards.gather(indices_N))
-        else:
-            tokens_NL, labels_N = self._images_in_batches(batch_size=1, seed=0).gather(indices_N)
-        self.held_out = HeldOut(tokens_NL, labels_N, indices_N, self._device)
-
-    def batches(self, **place: Any) -> Iterable[Any]:
-        """Endless batches; `place` is batch_size, seed, rank, world_size and start."""
-        if self._shards is None:
-            return self._images_in_batches(**place)
-        locate = None if self._split is None else self._split.samples_at
-        return Batches(self._shards, num_workers=self.num_workers, locate=locate, **place)
-
-    def _images_in_batches(self, **place: Any) -> ImageBatches:
-        locate = None if self._split is None else self._split.samples_at
-        return ImageBatches(
-            self._images, self._encoder, self._views, num_workers=self.num_workers, locate=locate, **place
-        )

@@ -16,16 +16,16 @@ import numpy as np
 import torch
 from PIL import Image
 
-from experiments.atomic import write_json
-from experiments.attempt import Attempt
-from experiments.components import describe
-from experiments.schema import DatasetSpec, TokenizerSpec
-from maskgit_core.checkpoints import save_tensors
+from experiments.config.specs import DatasetSpec, TokenizerSpec
+from experiments.running.attempt import Attempt
+from experiments.running.components import describe
 from maskgit_core.errors import ConfigError, DataError, WeightsError
+from maskgit_core.files import write_json
 from maskgit_core.hints import Execution, Range
-from maskgit_core.pixels import picture_grid, stack, to_signed, to_uint8, to_unit
-from maskgit_core.tokenizer_training import Recipe, Trainer, TrainingImages, held_out_ids, held_out_scores
+from maskgit_core.images.pixels import picture_grid, stack, to_signed, to_uint8, to_unit
 from maskgit_core.tokenizers import vq
+from maskgit_core.training.checkpoints import save_tensors
+from maskgit_core.training.tokenizer import Recipe, Trainer, TrainingImages, held_out_ids, held_out_scores
 
 VERSION = 2
 PRODUCES = "tokenizer"

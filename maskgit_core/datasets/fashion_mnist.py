@@ -64,7 +64,7 @@ class Dataset:
             raise IndexError(f"index {index} is outside [0, {len(self)})")
         image = self.images[index][:, :, None]
         if self.image_size != _SIDE:
-            from maskgit_core.transforms import resize
+            from maskgit_core.images.transforms import resize
 
             image = resize(image, self.image_size)
         if self.channels == 3:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from maskgit_core.content import resolve
-from maskgit_core.flat_pictures import FlatPictures
+from maskgit_core.datasets._flat_pictures import FlatPictures
 from maskgit_core.hints import Content, Range
 
 COUNT = 70_000

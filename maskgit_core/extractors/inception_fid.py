@@ -21,8 +21,8 @@ from torch.nn import functional
 from maskgit_core.errors import WeightsError
 from maskgit_core.extractors import read_tensors, sha256_of
 from maskgit_core.hints import Weights
-from maskgit_core.network_input import resize_for_network
-from maskgit_core.weights import verified
+from maskgit_core.layers.network_input import resize_for_network
+from maskgit_core.weights.registry import verified
 
 #: First digits of the published file's sha256 (they stand in its name).
 PUBLISHED_SHA256 = "6726825d"

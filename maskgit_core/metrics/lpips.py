@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from maskgit_core.errors import DataError, WeightsError
 from maskgit_core.extractors import read_tensors, sha256_of
 from maskgit_core.hints import Weights
-from maskgit_core.weights import verified
+from maskgit_core.weights.registry import verified
 
 #: Layers of torchvision's `features` that are compared, their channels, and the sha256 prefix of the head file.
 TAPS = {"alex": (1, 4, 7, 9, 11), "vgg": (3, 8, 15, 22, 29)}

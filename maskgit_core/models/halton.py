@@ -18,11 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from maskgit_core.dropout import attention
-from maskgit_core.dropout import dropout as dropped
 from maskgit_core.errors import ConfigError
 from maskgit_core.hints import Derived, Neutral, Range
-from maskgit_core.steady import SiLU, silu
+from maskgit_core.layers.dropout import attention
+from maskgit_core.layers.dropout import dropout as dropped
+from maskgit_core.layers.steady import SiLU, silu
 
 EPSILON = 1e-5
 #: The modulation of a batch is one product over its samples; with few rows CPUs sum in another order, so that a sample

@@ -18,11 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from maskgit_core.dropout import attention
-from maskgit_core.dropout import dropout as dropped
 from maskgit_core.errors import ConfigError
 from maskgit_core.hints import Derived, Divides, Range
-from maskgit_core.steady import GELU
+from maskgit_core.layers.dropout import attention
+from maskgit_core.layers.dropout import dropout as dropped
+from maskgit_core.layers.steady import GELU
 
 EPSILON = 1e-12
 

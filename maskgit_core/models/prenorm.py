@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from maskgit_core.dropout import attention
-from maskgit_core.dropout import dropout as dropped
 from maskgit_core.errors import ConfigError
 from maskgit_core.hints import Derived, Divides, Range
+from maskgit_core.layers.dropout import attention
+from maskgit_core.layers.dropout import dropout as dropped
 
 
 class Attention(nn.Module):

@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 
 from maskgit_core.hints import Weights
-from maskgit_core.published import Unfilled, fill, read
-from maskgit_core.vqgan import VQGAN, Shape, codebook_size_of, silu
+from maskgit_core.layers.vqgan import VQGAN, Shape, codebook_size_of, silu
+from maskgit_core.weights.published import Unfilled, fill, read
 
 SHAPE = Shape(
     multipliers=(1, 2, 2, 4, 6), attention=False, z_channels=64, code_dim=64, distance="cdist", activation=silu

@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 
 from maskgit_core.hints import Weights
-from maskgit_core.published import Unfilled, fill, read
-from maskgit_core.vqgan import VQGAN, Shape, codebook_size_of
+from maskgit_core.layers.vqgan import VQGAN, Shape, codebook_size_of
+from maskgit_core.weights.published import Unfilled, fill, read
 
 #: By the number of levels in the file.
 SHAPES = {

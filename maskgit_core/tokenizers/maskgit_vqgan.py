@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maskgit_core.hints import Weights
-from maskgit_core.published import Unfilled, fill, read
-from maskgit_core.vqgan import Codebook, added, check_size, codebook_size_of, colour, nearest, silu
+from maskgit_core.layers.vqgan import Codebook, added, check_size, codebook_size_of, colour, nearest, silu
+from maskgit_core.weights.published import Unfilled, fill, read
 
 MULTIPLIERS, CHANNELS, NUM_BLOCKS, CODE_DIM = (1, 1, 2, 2, 4), 128, 2, 256
 

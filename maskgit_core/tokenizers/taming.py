@@ -6,8 +6,8 @@ Published as Lightning checkpoints; the loss's networks in them are dropped. Inp
 from __future__ import annotations
 
 from maskgit_core.hints import Weights
-from maskgit_core.published import Unfilled, fill, read
-from maskgit_core.vqgan import VQGAN, Shape, codebook_size_of
+from maskgit_core.layers.vqgan import VQGAN, Shape, codebook_size_of
+from maskgit_core.weights.published import Unfilled, fill, read
 
 SHAPE = Shape(multipliers=(1, 1, 2, 2, 4), attention=True, z_channels=256, code_dim=256)
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from maskgit_core.errors import DataError
 from maskgit_core.hints import Derived, Range
-from maskgit_core.steady import SiLU
+from maskgit_core.layers.steady import SiLU
 
 
 class Reconstruction(NamedTuple):

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from launchers.calls import Call, Resources
+from launchers.cluster.batches import Batch, Submitted, Waits, array_dependency, make_batches
+from launchers.cluster.queue import clean_environment, clock_seconds, read_usage
+from launchers.cluster.script import script
+from launchers.cluster.task import may_requeue
 from launchers.slurm import Launcher
-from launchers.slurm_batches import Batch, Submitted, Waits, array_dependency, make_batches
-from launchers.slurm_queue import clean_environment, clock_seconds, read_usage
-from launchers.slurm_script import script
-from launchers.slurm_task import may_requeue
 
 
 def call(key: str, group: str, needs: tuple[str, ...] = (), **resources: int) -> Call:

@@ -16,7 +16,7 @@ import pytest
 from slurm_cluster import ROOT, attempts_of, digests, step_folder, wait_until
 from test_slurm_tasks import TINY
 
-from experiments.atomic import read_json
+from maskgit_core.files import read_json
 
 pytest_plugins = ["slurm_fixtures"]
 Done = subprocess.CompletedProcess[str]

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from slurm_cluster import attempts_of, digests, step_folder, wait_until
 
-from experiments.atomic import read_json
+from maskgit_core.files import read_json
 
 pytest_plugins = ["slurm_fixtures"]
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -67,7 +67,7 @@ def test_a_killed_task_costs_only_its_pieces(cluster, store: Path, on_slurm: Run
     victim = next(
         int(p.name)
         for p in Path("/proc").glob("[0-9]*")
-        if (line := command(p)) and "experiments.sharing:main" in line and f'"{folder}", 1, 3' in line
+        if (line := command(p)) and "experiments.running.sharing:main" in line and f'"{folder}", 1, 3' in line
     )
     os.kill(victim, signal.SIGKILL)
     cluster.idle()

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from maskgit_core.errors import DataError, WeightsError
 from maskgit_core.extractors import efficientnet_lite0, inception_fid
+from maskgit_core.layers.network_input import resize_for_network
 from maskgit_core.metrics import frechet, inception_score, kernel, lpips, neighbours, pair
-from maskgit_core.network_input import resize_for_network
 
 ROOT = Path(__file__).resolve().parents[2]
 EXTRACTORS = sorted(p.stem for p in (ROOT / "maskgit_core" / "extractors").glob("[a-z]*.py"))

@@ -15,9 +15,9 @@ import torch
 from made_weights import fill, made_inputs
 
 import maskgit_core.models
-from maskgit_core.checkpoints import load_strictly
-from maskgit_core.dropout import attention, dropout, per_sample
 from maskgit_core.errors import ConfigError, WeightsError
+from maskgit_core.layers.dropout import attention, dropout, per_sample
+from maskgit_core.training.checkpoints import load_strictly
 
 NAMES = sorted(p.stem for p in Path(maskgit_core.models.__path__[0]).glob("*.py") if p.stem != "__init__")
 SMALL = {"dim": 64, "num_layers": 2, "num_heads": 4}

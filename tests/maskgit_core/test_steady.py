@@ -10,8 +10,9 @@ import pytest
 import torch
 
 import maskgit_core.models
-from maskgit_core import rng, steady
+from maskgit_core import rng
 from maskgit_core.decoding import Decoder, Guidance
+from maskgit_core.layers import steady
 from maskgit_core.tokenizers.vq import Tokenizer
 
 MODELS = sorted(p.stem for p in Path(maskgit_core.models.__path__[0]).glob("*.py") if p.stem != "__init__")

@@ -22,9 +22,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from maskgit_core.images.pixels import to_uint8
 from maskgit_core.metrics.frechet import Metric, frechet_distance
 from maskgit_core.metrics.pair import per_image
-from maskgit_core.pixels import to_uint8
 
 COUNT, SIDE, WIDTH = 48, 256, 64
 

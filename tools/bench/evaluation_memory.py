@@ -86,10 +86,10 @@ def watch(work: Any, seconds: float | None = None) -> None:
 
 def stage(folder: Path, count: int) -> None:
     """FID, sFID and IS of `count` samples through the stages, against statistics of 3,000 images."""
-    from experiments.atomic import write_json
-    from experiments.attempt import Attempt
-    from experiments.schema import ExtractorSpec, Input
+    from experiments.config.specs import ExtractorSpec, Input
+    from experiments.running.attempt import Attempt
     from experiments.stages import evaluate, reference_statistics
+    from maskgit_core.files import write_json
 
     spec = ExtractorSpec("random", {}, module="tools.bench.evaluation_memory")
     metrics = ("frechet", "spatial_frechet", "inception_score")

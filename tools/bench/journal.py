@@ -22,7 +22,7 @@ def main() -> None:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     import mlflow
 
-    from experiments.journal import Journal, read_points
+    from experiments.store.journal import Journal, read_points
 
     with tempfile.TemporaryDirectory() as folder:
         mlflow.set_tracking_uri(f"sqlite:///{folder}/plain.db")

@@ -20,9 +20,9 @@ COMPOSED = 40
 
 def main() -> None:
     """Prints one JSON object a figure."""
-    from experiments import config as configs
-    from experiments.pipeline import build
-    from experiments.plan import Planner
+    from experiments.config import compose as configs
+    from experiments.planning.pipeline import build
+    from experiments.planning.plan import Planner
 
     with tempfile.TemporaryDirectory() as store:
         lrs = ",".join(f"{1e-4 + i * 1e-6:.6f}" for i in range(POINTS))

@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from maskgit_core.batches import Batches
-from maskgit_core.shard_format import Layout
-from maskgit_core.shard_writer import Samples, write_manifest, write_shard
-from maskgit_core.shards import TokenShards
+from maskgit_core.batches.tokens import Batches
+from maskgit_core.shards.format import Layout
+from maskgit_core.shards.reader import TokenShards
+from maskgit_core.shards.writer import Samples, write_manifest, write_shard
 
 BATCH, VARIANTS, GRID, CODEBOOK = 256, 2, (16, 16), 1024
 

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from maskgit_core.shard_format import Layout
-from maskgit_core.shard_writer import Samples, write_manifest, write_shard
+from maskgit_core.shards.format import Layout
+from maskgit_core.shards.writer import Samples, write_manifest, write_shard
 
 IMAGENET, SHARD, BATCH = 1_281_167, 4096, 256
 
@@ -41,8 +41,8 @@ def make(folder: Path, num_samples: int) -> None:
 
 def read(folder: Path) -> dict[str, float]:
     """Run in a process of its own: opens, resumes, reads an epoch, looks at its memory."""
-    from maskgit_core.batches import Batches
-    from maskgit_core.shards import TokenShards
+    from maskgit_core.batches.tokens import Batches
+    from maskgit_core.shards.reader import TokenShards
 
     started = time.perf_counter()
     shards = TokenShards(folder)

@@ -18,11 +18,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from maskgit_core.caching import NUM_WRITERS, CacheMaker, Settings
 from maskgit_core.datasets.fashion_mnist import Dataset
-from maskgit_core.encoding import Encoder
-from maskgit_core.shard_format import Layout
-from maskgit_core.shard_writer import Samples, write_shard
+from maskgit_core.images.encoding import Encoder
+from maskgit_core.shards.format import Layout
+from maskgit_core.shards.maker import NUM_WRITERS, CacheMaker, Settings
+from maskgit_core.shards.writer import Samples, write_shard
 from maskgit_core.tokenizers.vq import Tokenizer
 
 VARIANTS, GRID, CODEBOOK, SHARD = 2, (16, 16), 1024, 4096

@@ -22,7 +22,7 @@ def main() -> None:
     import mlflow
     from mlflow import MlflowClient
 
-    from experiments.tracking import ship
+    from experiments.tracking.mlflow_store import ship
 
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder, "store")
@@ -63,8 +63,8 @@ def _plain(mlflow: object) -> float:
 
 def write_store(root: Path, name: str, steps: int) -> None:
     """An execution with one finished step that journaled `steps` times `METRICS` points."""
-    from experiments.artifacts import fingerprint
-    from experiments.atomic import write_json
+    from experiments.store.step_folder import fingerprint
+    from maskgit_core.files import write_json
 
     uid, print_ = f"20260101-000000-{name}", fingerprint(name)
     folder = root / "train" / f"{name}-{print_[:8]}"

@@ -5,7 +5,7 @@
 Plain: the same model and batch, attention as softmax(Q K^T) V with dropout, one mask ratio a batch, logits of all
 tokens, AdamW and the moving average parameter by parameter. Ours: the package's trainer. Steps alternate in one
 process, in CPU seconds. With a GPU, the 24 x 768 model at batch 256 in bf16 is also put beside the card's measured
-matrix rate; `maskgit_core/utilisation.py` counts the operations and measures the rate.
+matrix rate; `maskgit_core/training/utilisation.py` counts the operations and measures the rate.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from maskgit_core.batches import Batch, Batches, ahead
-from maskgit_core.masked_batches import Masker, masked_steps
+from maskgit_core.batches.tokens import Batch, Batches, ahead
 from maskgit_core.models.prenorm import Attention, Model
-from maskgit_core.recipe import Recipe
-from maskgit_core.shard_format import Layout
-from maskgit_core.shard_writer import Samples, write_manifest, write_shard
-from maskgit_core.shards import TokenShards
-from maskgit_core.training import Trainer
-from maskgit_core.utilisation import matrix_rate, operations_per_token
+from maskgit_core.shards.format import Layout
+from maskgit_core.shards.reader import TokenShards
+from maskgit_core.shards.writer import Samples, write_manifest, write_shard
+from maskgit_core.training.masked import Masker, masked_steps
+from maskgit_core.training.recipe import Recipe
+from maskgit_core.training.trainer import Trainer
+from maskgit_core.training.utilisation import matrix_rate, operations_per_token
 
 SIZE = {"dim": 256, "num_layers": 4, "num_heads": 8}
 FACTS = {"codebook_size": 1024, "num_tokens": 256, "num_classes": 1000}

@@ -2,7 +2,7 @@
 
 import json
 
-from experiments.attempt import Attempt
+from experiments.running.attempt import Attempt
 
 VERSION = 1
 PRODUCES = "model"

@@ -3,8 +3,8 @@
 import json
 from typing import Annotated
 
-from experiments.attempt import Attempt
-from experiments.schema import Input
+from experiments.config.specs import Input
+from experiments.running.attempt import Attempt
 from maskgit_core.hints import Kind
 
 VERSION = 1

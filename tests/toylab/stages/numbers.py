@@ -5,7 +5,7 @@ import os
 import time
 from typing import Annotated, Literal
 
-from experiments.attempt import Attempt
+from experiments.running.attempt import Attempt
 from maskgit_core.errors import DataError
 from maskgit_core.hints import Content, Execution, Neutral, Range
 

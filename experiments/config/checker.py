@@ -1,0 +1,323 @@
+"""The one door: plain composed data in; checked, typed, frozen step requests out.
+
+Nothing past the door sees a DictConfig or an unchecked key. Signatures of stages and components are the schema
+(`experiments/config/signatures.py` reads them from source), so the door loads none of them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import chain
+from typing import Any
+
+from experiments.config.coercion import coerce
+from experiments.config.needs import Need, match_needs, reference
+from experiments.config.resources import step_resources
+from experiments.config.signatures import MISSING, Param, Signature, read_component, read_stage, source_file
+from maskgit_core.errors import ConfigError, unknown_key, unknown_name
+
+RESERVED = ("name", "description", "pipeline", "resources", "launcher", "paths", "tracking", "plugins", "sweep")
+FOLDERS = {
+    "Tokenizer": "tokenizers",
+    "Model": "models",
+    "Sampler": "samplers",
+    "Dataset": "datasets",
+    "Extractor": "extractors",
+    "Metric": "metrics",
+}
+
+
+@dataclass(frozen=True)
+class StepRequest:
+    """One step as asked: everything checked, defaults filled in, semantic and execution values apart."""
+
+    name: str
+    stage: str
+    module: str
+    version: int
+    kind: str
+    config: Mapping[str, Any]  # semantic values, canonical; components as {"name": ..., option: ...}
+    identity: Mapping[str, Any]  # config without options at their neutral value: what is hashed
+    execution: Mapping[str, Any]  # dotted key -> how it runs
+    content: Mapping[str, Any]  # dotted key -> path(s) whose content counts
+    weights: Mapping[str, str]  # dotted key -> registry name or file whose sha256 counts
+    modules: Mapping[str, str]  # dotted key of a component -> its module
+    needs: Mapping[str, tuple[Need, ...]]  # parameter -> upstream steps
+    resources: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class _Parts:
+    """Accumulates what a step's block turns into."""
+
+    config: dict[str, Any] = field(default_factory=dict)
+    identity: dict[str, Any] = field(default_factory=dict)
+    execution: dict[str, Any] = field(default_factory=dict)
+    content: dict[str, Any] = field(default_factory=dict)
+    weights: dict[str, str] = field(default_factory=dict)
+    modules: dict[str, str] = field(default_factory=dict)
+
+
+class Door:
+    """Checks composed configs; keeps what it learned, so that the points of a sweep share the work.
+
+    Args:
+        plugins: packages searched after our own for `<package>/<folder>/<name>.py`.
+        known_groups: config groups, which may stand at the top level even when no step uses them.
+    """
+
+    def __init__(self, plugins: Sequence[str] = (), known_groups: Sequence[str] = ()) -> None:
+        self.plugins = tuple(plugins)
+        self.known_groups = tuple(known_groups)
+        self._memo: dict[str, StepRequest] = {}
+        self._listed: dict[str, list[str]] = {}
+
+    def steps(self, config: Mapping[str, Any]) -> dict[str, StepRequest]:
+        """The checked requests of every step in `pipeline.steps`, by name, in the order written.
+
+        Raises:
+            ConfigError: unknown, missing, mistyped, out-of-range or derived keys; an unknown need; a wrong kind.
+        """
+        nodes = self._nodes(config)
+        signatures = {name: self._stage(name, node["stage"]) for name, node in nodes.items()}
+        self._check_top_level(config, nodes, signatures)
+        kinds = {name: self._kind(name, signature) for name, signature in signatures.items()}
+        return {name: self._step(name, node, signatures[name], config, kinds) for name, node in nodes.items()}
+
+    # -- the pipeline block ---------------------------------------------------------------------------------------
+    def _nodes(self, config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+        pipeline = config.get("pipeline")
+        if not isinstance(pipeline, Mapping) or not isinstance(pipeline.get("steps"), Mapping):
+            raise ConfigError(
+                "pipeline.steps: missing; an experiment names its steps, each with its stage and its needs"
+            )
+        for key in pipeline:
+            if key not in ("steps", "optional"):
+                raise unknown_key(f"pipeline.{key}", key, ["steps", "optional"])
+        nodes = {}
+        for name, node in pipeline["steps"].items():
+            if node is None:  # a step removed by another file or on the command line
+                continue
+            key = f"pipeline.steps.{name}"
+            if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", str(name)) or name in RESERVED:
+                raise ConfigError(
+                    f"{key}: a step's name is letters, digits and '_', and none of [{', '.join(RESERVED)}]"
+                )
+            if not isinstance(node, Mapping):
+                raise ConfigError(f"{key}: found {node!r}; it must be a mapping with `stage` and `needs`")
+            for inner in node:
+                if inner not in ("stage", "needs"):
+                    raise unknown_key(f"{key}.{inner}", str(inner), ["stage", "needs"])
+            nodes[str(name)] = {"stage": str(node.get("stage", name)), "needs": node.get("needs") or []}
+        if not nodes:
+            raise ConfigError("pipeline.steps: names no step")
+        return nodes
+
+    def _stage(self, step: str, stage: str) -> Signature:
+        places = [f"experiments.stages.{stage}", *(f"{p}.stages.{stage}" for p in self.plugins)]
+        for module in places:
+            if re.fullmatch(r"[A-Za-z0-9_]+", stage) and source_file(module) is not None:
+                return read_stage(module, stage)
+        raise unknown_name(f"pipeline.steps.{step}.stage", stage, self._names("stages", "experiments"), "stage")
+
+    def _kind(self, step: str, signature: Signature) -> str:
+        kind = signature.constants.get("PRODUCES")
+        if not isinstance(kind, str):
+            raise ConfigError(f"pipeline.steps.{step}.stage: {signature.path.name} does not say what it PRODUCES")
+        return kind
+
+    def _names(self, folder: str, package: str = "maskgit_core") -> list[str]:
+        """The component or stage files there are; listed once, as every point of a sweep asks."""
+        if folder not in self._listed:
+            found = []
+            for place in (package, *self.plugins):
+                init = source_file(f"{place}.{folder}.__init__")
+                root = init.parent if init else None
+                if root is not None:
+                    files = (p.relative_to(root).with_suffix("").as_posix() for p in root.rglob("*.py"))
+                    found += [name for name in files if not name.rsplit("/", 1)[-1].startswith("_")]
+            self._listed[folder] = sorted(found)
+        return self._listed[folder]
+
+    def _check_top_level(
+        self, config: Mapping[str, Any], nodes: Mapping[str, Any], signatures: Mapping[str, Signature]
+    ) -> None:
+        stages = {node["stage"] for node in nodes.values()}
+        # A block for a step that another file removed from the DAG is no mistake.
+        named = set(config["pipeline"]["steps"])
+        stage_files = self._names("stages", "experiments")
+        removed = [self._stage(name, name).params for name in sorted(named - {*nodes}) if name in stage_files]
+        params = {p for s in signatures.values() for p, param in s.params.items() if "derived" not in param.marks}
+        allowed = {
+            *RESERVED,
+            *nodes,
+            *named,
+            *stages,
+            *params,
+            *chain.from_iterable(removed),
+            *self.known_groups,
+            *stage_files,
+        }
+        for key in config:
+            if key not in allowed:
+                raise unknown_key(str(key), str(key), {*RESERVED, *nodes, *stages, *params})
+        resources = config.get("resources") or {}
+        for key in resources:
+            if key not in {*nodes, *named, *stages, *stage_files}:
+                raise unknown_key(f"resources.{key}", str(key), {*nodes, *stages})
+
+    # -- one step -------------------------------------------------------------------------------------------------
+    def _step(
+        self,
+        name: str,
+        node: Mapping[str, Any],
+        signature: Signature,
+        config: Mapping[str, Any],
+        kinds: Mapping[str, str],
+    ) -> StepRequest:
+        stage = node["stage"]
+        blocks = [key for key in dict.fromkeys((stage, name)) if config.get(key) is not None]
+        # An artifact never stands in the config: `model` at the top is the model to train, not the trained one.
+        settable = [p.name for p in signature.params.values() if p.kind is None or "spec" in p.forms()]
+        top = [p for p in settable if p in config and p not in RESERVED and p not in kinds and p != stage]
+        used = {k: config[k] for k in (*blocks, *top)}
+        resources = {k: v for k, v in (config.get("resources") or {}).items() if k in (stage, name)}
+        memo = json.dumps([name, node, kinds, used, resources], sort_keys=True, default=str)
+        if memo not in self._memo:
+            needs = match_needs(name, node["needs"], signature, kinds)
+            parts = _Parts()
+            for block in blocks:
+                _refuse_unknown(block, config[block], signature)
+            for param in signature.params.values():
+                key, value = _find(param, stage, blocks, config, top)
+                if param.kind is not None and isinstance(value, str):
+                    needs[param.name], value = (reference(name, param, key, value, kinds),), MISSING
+                self._take(param, key, value, param.name, parts, param.name in needs)
+            self._memo[memo] = StepRequest(
+                name=name,
+                stage=stage,
+                module=signature.module,
+                version=int(signature.constants.get("VERSION", 1)),
+                kind=kinds[name],
+                needs=needs,
+                resources=step_resources(name, stage, resources, bool(signature.constants.get("PIECEWISE"))),
+                **vars(parts),
+            )
+        return self._memo[memo]
+
+    def _take(self, param: Param, key: str, value: Any, path: str, parts: _Parts, has_need: bool) -> None:
+        """Checks one value and sorts it into semantic, execution and outside parts."""
+        if "derived" in param.marks:
+            if value is not MISSING:
+                raise ConfigError(f"{key}: is derived from data, tokenizer or hardware; remove it from the config")
+            return
+        forms = param.forms()
+        if param.kind is not None:
+            if value is not MISSING and "spec" not in forms:
+                raise ConfigError(f"{key}: is the artifact of an upstream step; name that step in needs instead")
+            if has_need or ("spec" not in forms and ("none" in forms or param.hint.form == "list")):
+                return
+            if "spec" not in forms:
+                raise ConfigError(f"{key}: missing; add a step that makes {param.kind} to this step's needs")
+        if value is MISSING:
+            if param.required:
+                how = (
+                    f"choose one with {path}=NAME or add a step that makes it to needs" if "spec" in forms else "set it"
+                )
+                raise ConfigError(f"{key}: missing; {how} ({param.hint})")
+            value = param.default
+        if (entry := param.entry()) is not None and isinstance(value, Mapping | None):
+            for name, component in (value or {}).items():
+                self._take(entry, f"{key}.{name}", component, f"{path}.{name}", parts, False)
+        elif "spec" in forms and isinstance(value, Mapping):
+            self._component(param, key, value, path, parts)
+        elif "spec" in forms and value is not None:
+            raise ConfigError(
+                f"{key}: found {value!r}; it must be a mapping with `name`, or a file chosen as {path}=NAME"
+            )
+        else:
+            _store(param, coerce(param, value, key), path, parts, key)
+
+    def _component(self, param: Param, key: str, value: Mapping[str, Any], path: str, parts: _Parts) -> None:
+        hints = param.hint.args if param.hint.form == "union" else (param.hint,)
+        base = next(h.args[0] for h in hints if h.form == "spec")
+        name = value.get("name")
+        if not isinstance(name, str):
+            raise ConfigError(f"{key}.name: missing; one of [{', '.join(self._names(FOLDERS[base]))}]")
+        signature = self._component_signature(base, name, key)
+        _refuse_unknown(key, {k: v for k, v in value.items() if k != "name"}, signature)
+        inner = _Parts(config={"name": name}, identity={"name": name})
+        if (version := int(signature.constants.get("VERSION", 1))) != 1:
+            inner.identity["version"] = version
+        for option in signature.params.values():
+            self._take(option, f"{key}.{option.name}", value.get(option.name, MISSING), option.name, inner, False)
+        for option in signature.params.values():
+            _refuse_remainder(option, key, inner.config)
+        parts.config[path], parts.identity[path] = inner.config, inner.identity
+        parts.modules[path] = signature.module
+        for mine, theirs in ((parts.execution, inner.execution), (parts.content, inner.content),
+                             (parts.weights, inner.weights), (parts.modules, inner.modules)):  # fmt: skip
+            mine.update({f"{path}.{k}": v for k, v in theirs.items()})
+
+    def _component_signature(self, base: str, name: str, key: str) -> Signature:
+        folder = FOLDERS[base]
+        if re.fullmatch(r"[A-Za-z0-9_]+(/[A-Za-z0-9_]+)*", name):
+            for package in ("maskgit_core", *self.plugins):
+                module = f"{package}.{folder}.{name.replace('/', '.')}"
+                if source_file(module) is not None:
+                    return read_component(module, base, key)
+        raise unknown_name(f"{key}.name", name, self._names(folder), base.lower())
+
+
+def _store(param: Param, value: Any, path: str, parts: _Parts, key: str) -> None:
+    if "execution" in param.marks:
+        parts.execution[path] = value
+    elif "content" in param.marks:
+        if value is not None:
+            parts.content[path] = value
+    elif "weights" in param.marks:
+        if value is not None:
+            parts.weights[path] = value
+    else:
+        parts.config[path] = value
+        if param.neutral is MISSING or value != coerce(replace(param, low=None, high=None), param.neutral, key):
+            parts.identity[path] = value
+
+
+def _refuse_unknown(key: str, block: Any, signature: Signature) -> None:
+    if not isinstance(block, Mapping):
+        raise ConfigError(f"{key}: found {block!r}; it must be a mapping of [{', '.join(sorted(signature.params))}]")
+    for inner in block:
+        if inner not in signature.params:
+            shown = [p.name for p in signature.params.values() if "derived" not in p.marks]
+            raise unknown_key(f"{key}.{inner}", str(inner), shown)
+
+
+def _refuse_remainder(param: Param, key: str, values: Mapping[str, Any]) -> None:
+    if param.divides is not None and values[param.divides] % values[param.name]:
+        raise ConfigError(
+            f"{key}.{param.name}: {values[param.name]} does not divide {key}.{param.divides} "
+            f"({values[param.divides]}); give a divisor of it"
+        )
+
+
+def _find(
+    param: Param, stage: str, blocks: Sequence[str], config: Mapping[str, Any], top: Sequence[str]
+) -> tuple[str, Any]:
+    """Where the value of a stage's parameter stands: the step's block over the stage's over the top level."""
+    key, value = f"{stage}.{param.name}", MISSING
+    if param.name in top:
+        key, value = param.name, config[param.name]
+    for block in blocks:
+        if param.name in config[block]:
+            found = config[block][param.name]
+            merges = "spec" in param.forms() and isinstance(found, Mapping) and isinstance(value, Mapping)
+            if merges and found.get("name", value.get("name")) == value.get("name"):
+                value = {**value, **found}
+            else:
+                value = found
+            key = f"{block}.{param.name}"
+    return key, value

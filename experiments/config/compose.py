@@ -1,0 +1,247 @@
+"""Composes configs with Hydra and hands on plain data; the only file that imports hydra and omegaconf.
+
+Group choices (`sampler=halton`) select files and are composed once per distinct set; value overrides (`train.lr=1e-4`)
+are applied to the plain result and checked by the door, so that a typo is answered with the nearest name and a sweep
+of a thousand points costs one composition.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from maskgit_core.errors import ConfigError, unknown_name
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*(/[A-Za-z0-9_][A-Za-z0-9_.+-]*)*")
+
+
+@dataclass(frozen=True)
+class Overrides:
+    """A command line, sorted: what selects files, what sets values, what sweeps."""
+
+    choices: tuple[tuple[str, str], ...]
+    values: tuple[tuple[str, Any], ...]
+    removed: tuple[str, ...]
+    sweeps: tuple[tuple[str, tuple[Any, ...]], ...]
+
+    def choice(self, group: str) -> str | None:
+        """The file chosen for a group, if any."""
+        return dict(self.choices).get(group)
+
+
+def group_names(group: str, config_dirs: Sequence[Path] = ()) -> list[str]:
+    """The files of a config group, as they are written on the command line."""
+    found = set()
+    for place in (CONF, *config_dirs):
+        root = place / group
+        found |= {p.relative_to(root).with_suffix("").as_posix() for p in root.rglob("*.yaml")}
+    return sorted(found)
+
+
+def groups(config_dirs: Sequence[Path] = ()) -> list[str]:
+    """The config groups there are; sweeps, stages and tables are read by their own code, not composed."""
+    found = {p.name for place in (CONF, *config_dirs) if place.is_dir() for p in place.iterdir() if p.is_dir()}
+    return sorted(found - {"sweep", "stage", "table"})
+
+
+def check_choice(group: str, name: str, config_dirs: Sequence[Path] = ()) -> None:
+    """Refuses a name that is no file of the group or tries to leave its folder."""
+    if not NAME.fullmatch(name) or ".." in name.split("/"):
+        raise ConfigError(f"{group}: {name!r} is not a name; names are letters, digits, '_', '-', '.' and '/' inside")
+    if name not in (names := group_names(group, config_dirs)):
+        raise unknown_name(group, name, names, group)
+
+
+def parse(arguments: Sequence[str], config_dirs: Sequence[Path] = ()) -> Overrides:
+    """Sorts `key=value` arguments (Hydra's override grammar).
+
+    Raises:
+        ConfigError: not `key=value`, or a group's file that does not exist.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    parser = OverridesParser.create()
+    known = set(groups(config_dirs))
+    choices, values, removed, sweeps = [], [], [], []
+    for argument in arguments:
+        if "=" not in argument and not argument.startswith("~"):
+            raise ConfigError(f"{argument}: not understood; write key=value, as in experiment=quickstart train.lr=1e-4")
+        try:
+            override = parser.parse_override(argument)
+        except HydraException as error:
+            raise ConfigError(
+                f"{argument}: cannot be read ({str(error).splitlines()[0]}); quote special characters"
+            ) from None
+        key = override.get_key_element().lstrip("+~")
+        if override.is_delete():
+            removed.append(key)
+        elif override.is_sweep_override():
+            items = tuple(_sweep_values(override, argument))
+            for item in items:
+                if key.split("@")[0] in known:
+                    check_choice(key.split("@")[0], str(item), config_dirs)
+            sweeps.append((key, items))
+        elif key == "protocol" and isinstance(listed := override.value(), list):
+            chosen = [str(_plain(name)) for name in listed]
+            for name in chosen:
+                check_choice(key, name, config_dirs)
+            choices += [(key, name) for name in chosen[:1]]
+            values.append(("further_protocols", chosen[1:]))
+        elif key.split("@")[0] in known and isinstance(override.value(), str | int | float):
+            check_choice(key.split("@")[0], str(override.value()), config_dirs)
+            choices.append((key, str(override.value())))
+        else:
+            values.append((key, _plain(override.value())))
+    return Overrides(tuple(choices), tuple(values), tuple(removed), tuple(sweeps))
+
+
+def _sweep_values(override: Any, argument: str) -> list[Any]:
+    from hydra.core.override_parser.types import RangeSweep
+
+    value = override.value()
+    if isinstance(value, RangeSweep):
+        return list(value.range())
+    if not hasattr(value, "list"):
+        raise ConfigError(f"{argument}: only key=a,b, choice(...) and range(...) sweep")
+    return [_plain(v) for v in override.sweep_iterator()]
+
+
+def _plain(value: Any) -> Any:
+    from hydra.core.override_parser.types import QuotedString
+
+    if isinstance(value, QuotedString):
+        return value.text
+    if isinstance(value, list):
+        return [_plain(v) for v in value]
+    if isinstance(value, dict):
+        return {str(_plain(k)): _plain(v) for k, v in value.items()}
+    return value
+
+
+def compose(choices: Sequence[tuple[str, str]], config_dirs: Sequence[Path] = ()) -> dict[str, Any]:
+    """The composed config as plain data, interpolations still unresolved.
+
+    Raises:
+        ConfigError: Hydra refuses, e.g. a file that is not YAML; names the file.
+    """
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    search = [f"hydra.searchpath=[{','.join(f'file://{d.resolve()}' for d in config_dirs)}]"] if config_dirs else []
+    plus: set[str] = set()
+    while True:
+        overrides = [f"{'+' if key in plus else ''}{key}={name}" for key, name in choices]
+        GlobalHydra.instance().clear()
+        try:
+            with initialize_config_dir(str(CONF), version_base="1.3"):
+                composed = hydra_compose("config", overrides=[*overrides, *search])
+            break
+        except (HydraException, OmegaConfBaseException, YAMLError) as error:
+            text = " ".join(str(error).split())
+            # A group that the experiment does not mention must be added, not replaced; users should not have to know.
+            absent = re.search(r"Could not override '([^']+)'", text)
+            if absent and absent[1] not in plus:
+                plus.add(absent[1])
+                continue
+            raise ConfigError(f"conf: the config cannot be composed: {text[:400]}") from None
+    return _container(composed)
+
+
+def read_choice(group: str, name: str, config_dirs: Sequence[Path] = ()) -> dict[str, Any]:
+    """What one file of a group says, alone; interpolations still unresolved."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    check_choice(group, name, config_dirs)
+    places = [place.resolve() for place in (CONF, *config_dirs)]
+    place = next(p for p in places if (p / group / f"{name}.yaml").is_file())
+    others = ",".join(f"file://{p}" for p in places if p != place)
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(place), version_base="1.3"):
+            return _container(hydra_compose(f"{group}/{name}", overrides=[f"hydra.searchpath=[{others}]"]))
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
+        text = " ".join(str(error).split())
+        raise ConfigError(f"{group}: {name} cannot be composed: {text[:400]}") from None
+
+
+def _container(composed: Any) -> dict[str, Any]:
+    from omegaconf import OmegaConf
+
+    plain = OmegaConf.to_container(composed, resolve=False)
+    assert isinstance(plain, dict)
+    return {str(k): v for k, v in plain.items()}
+
+
+def with_value(config: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
+    """A copy of `config` with dotted `key` set; only the path to it is copied, the rest is shared."""
+    head, _, rest = key.partition(".")
+    changed = dict(config)
+    if rest:
+        inner = config.get(head)
+        changed[head] = with_value(inner if isinstance(inner, Mapping) else {}, rest, value)
+    else:
+        changed[head] = copy.deepcopy(value)
+    return changed
+
+
+def without(config: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """A copy of `config` with dotted `key` removed."""
+    head, _, rest = key.partition(".")
+    if head not in config:
+        raise ConfigError(f"~{key}: there is no such key to remove")
+    changed = dict(config)
+    if rest:
+        changed[head] = without(config[head] if isinstance(config[head], Mapping) else {}, rest)
+    else:
+        del changed[head]
+    return changed
+
+
+def has_interpolation(value: Any) -> bool:
+    """True where some text in `value` holds `${`."""
+    if isinstance(value, str):
+        return "${" in value
+    if isinstance(value, Mapping):
+        return any(map(has_interpolation, value.values()))
+    return isinstance(value, list) and any(map(has_interpolation, value))
+
+
+def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
+    """`config` with every interpolation resolved; unchanged (and cheap) where there is none.
+
+    Raises:
+        ConfigError: an interpolation that cannot be resolved, or a `???` nobody filled in.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    if not has_interpolation(config):
+        return dict(config)
+    try:
+        plain = OmegaConf.to_container(OmegaConf.create(dict(config)), resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{getattr(error, 'full_key', None) or 'conf'}: {str(error).splitlines()[0]}") from None
+    assert isinstance(plain, dict)
+    return {str(k): v for k, v in plain.items()}
+
+
+def to_yaml(config: Mapping[str, Any]) -> str:
+    """The config as YAML text."""
+    import yaml
+
+    return yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)

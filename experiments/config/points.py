@@ -1,0 +1,77 @@
+"""The points of a request: one resolved config for each point of its sweep."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from experiments.config import compose as configs
+from experiments.config import sweep as sweeps
+from experiments.config.further_protocols import with_further_protocols
+from maskgit_core.errors import ConfigError
+
+
+def plan_configs(
+    arguments: Sequence[str], config_dirs: Sequence[Path] = ()
+) -> tuple[list[sweeps.Point], list[dict[str, Any]]]:
+    """The sweep's points and each one's resolved config; Hydra composes once per distinct set of group choices."""
+    return _read(configs.parse(arguments, config_dirs), config_dirs)
+
+
+def _read(asked: configs.Overrides, config_dirs: Sequence[Path]) -> tuple[list[sweeps.Point], list[dict[str, Any]]]:
+    if asked.choice("experiment") is None:
+        names = ", ".join(configs.group_names("experiment", config_dirs))
+        raise ConfigError(f"experiment: missing; add experiment=NAME, one of [{names}]")
+    known = set(configs.groups(config_dirs))
+    composed: dict[tuple[tuple[str, str], ...], dict[str, Any]] = {}
+
+    def base(extra: Sequence[tuple[str, str]]) -> dict[str, Any]:
+        choices = tuple(dict([*asked.choices, *extra]).items())
+        if choices not in composed:
+            config = configs.compose(choices, config_dirs)
+            for key in asked.removed:
+                config = configs.without(config, key)
+            for key, value in asked.values:
+                config = configs.with_value(config, key, value)
+            composed[choices] = config
+        return composed[choices]
+
+    @cache
+    def protocol_file(name: str) -> dict[str, Any]:
+        return configs.read_choice("protocol", name, config_dirs)
+
+    first = base([])
+    block = first.get("sweep")
+    if isinstance(block, str):
+        block = sweeps.read_file(block, [configs.CONF, *config_dirs])
+    points = sweeps.expand(block, asked.sweeps)
+    resolved_base: dict[int, dict[str, Any]] = {}
+    found = []
+    for point in points:
+        extra = [(k, str(v)) for k, v in point.items() if k.split("@")[0] in known and not isinstance(v, Mapping)]
+        for key, name in extra:
+            configs.check_choice(key.split("@")[0], name, config_dirs)
+        start = base(extra)
+        values = {k: v for k, v in point.items() if k not in dict(extra)}
+        config = _resolved(start, values, resolved_base)
+        if "further_protocols" in config:
+            config = configs.resolve(with_further_protocols(config, protocol_file))
+        found.append(config)
+    return points, found
+
+
+def _resolved(start: dict[str, Any], values: Mapping[str, Any], cache: dict[int, dict[str, Any]]) -> dict[str, Any]:
+    """Applies a point's values; resolves once per base where no interpolation could see them."""
+    semantic = {k: v for k, v in start.items() if k not in ("paths", "launcher", "tracking")}
+    if values and (configs.has_interpolation(semantic) or configs.has_interpolation(dict(values))):
+        for key, value in values.items():
+            start = configs.with_value(start, key, value)
+        return configs.resolve(start)
+    if id(start) not in cache:
+        cache[id(start)] = configs.resolve(start)
+    config = cache[id(start)]
+    for key, value in values.items():
+        config = configs.with_value(config, key, value)
+    return config

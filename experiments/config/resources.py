@@ -1,0 +1,47 @@
+"""What a step may use while it runs; never part of its identity."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from experiments.config.compose import CONF
+from maskgit_core.errors import ConfigError, unknown_key
+
+
+@cache
+def stage_defaults(stage: str) -> dict[str, Any]:
+    """Resources of a stage where nobody says otherwise (`conf/stage/<stage>.yaml`)."""
+    import yaml
+
+    path = Path(CONF, "stage", f"{stage}.yaml")
+    found = yaml.safe_load(path.read_text()) if path.is_file() else None
+    return dict((found or {}).get("resources") or {})
+
+
+RESOURCE_KEYS = ("ranks", "nodes", "cpus_per_task", "gpus_per_task", "mem_gb", "timeout_min", "pack", "num_tasks")
+
+
+def step_resources(name: str, stage: str, asked: Mapping[str, Any], piecewise: bool = False) -> dict[str, Any]:
+    """The stage's defaults, under `resources.<stage>`, under `resources.<step>`; refuses unknown keys.
+
+    Args:
+        piecewise: the stage shares out pieces and its processes never talk, so it may be cut into `num_tasks` tasks.
+    """
+    merged = dict(stage_defaults(stage))
+    for key in dict.fromkeys((stage, name)):
+        block = asked.get(key) or {}
+        for inner, value in block.items():
+            if inner not in RESOURCE_KEYS:
+                raise unknown_key(f"resources.{key}.{inner}", str(inner), RESOURCE_KEYS)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or value < 0):
+                raise ConfigError(f"resources.{key}.{inner}: found {value!r}; it must be a number >= 0, or null")
+            if inner == "num_tasks" and value not in (None, 0, 1) and not piecewise:
+                raise ConfigError(
+                    f"resources.{key}.num_tasks: found {value}; {stage} cannot be cut into independent tasks, "
+                    "use ranks for processes that work together"
+                )
+            merged[inner] = value
+    return merged

@@ -1,0 +1,67 @@
+"""The part of a config that says how and where, never what: paths, tracking, plugins."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from experiments.config.coercion import coerce
+from experiments.config.signatures import Hint, Param
+from maskgit_core.errors import ConfigError, TrackingError, unknown_key
+
+_TEXT, _NONE = Hint("str"), Hint("none")
+SCHEMA: dict[str, dict[str, Param]] = {
+    "paths": {name: Param(name, _TEXT) for name in ("store", "data")},
+    "tracking": {
+        "uri": Param("uri", Hint("union", (_TEXT, _NONE)), None),
+        "ship": Param("ship", Hint("bool"), True),
+    },
+}
+
+
+def checked(config: Mapping[str, Any]) -> dict[str, Any]:
+    """`paths`, `tracking`, `launcher` and `plugins` of a composed config, checked.
+
+    Raises:
+        ConfigError: an unknown key or a wrong type.
+        TrackingError: an address that MLflow would not serve.
+    """
+    found: dict[str, Any] = {"launcher": dict(config.get("launcher") or {})}
+    for block, schema in SCHEMA.items():
+        given = config.get(block) or {}
+        if not isinstance(given, Mapping):
+            raise ConfigError(f"{block}: found {given!r}; it must be a mapping of [{', '.join(schema)}]")
+        found[block] = {name: p.default for name, p in schema.items() if not p.required}
+        for key, value in given.items():
+            if key not in schema:
+                raise unknown_key(f"{block}.{key}", str(key), schema)
+            found[block][key] = coerce(schema[key], value, f"{block}.{key}")
+    resolve_uri(Path(), found["tracking"]["uri"])
+    plugins = config.get("plugins") or []
+    if not isinstance(plugins, list) or not all(isinstance(p, str) and p.isidentifier() for p in plugins):
+        raise ConfigError(f"plugins: found {plugins!r}; it must be a list of package names")
+    found["plugins"] = plugins
+    return found
+
+
+def default_uri() -> str | None:
+    """The address MLflow itself would use, where the environment names one."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or None
+
+
+def resolve_uri(store: Path, uri: str | None) -> str:
+    """The tracking store's address; null is an SQLite file in the store.
+
+    Raises:
+        TrackingError: an address MLflow would not serve.
+    """
+    if not uri:
+        return f"sqlite:///{Path(store).absolute() / 'mlflow.db'}"
+    if not uri.startswith(("http://", "https://", "sqlite:///", "postgresql", "mysql", "mssql")):
+        raise TrackingError(
+            f"tracking.uri: {uri}: cannot be used; write null (SQLite in the store), http://HOST:PORT, sqlite:///FILE "
+            "or postgresql://..."
+        )
+    return uri

@@ -1,0 +1,184 @@
+"""Distribution metrics of a set of images against a reference, from one pass of the feature network over each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from experiments.config.specs import Input
+from experiments.evaluation.feature_pass import Scores
+from maskgit_core.errors import ConfigError, DataError
+from maskgit_core.evaluation.blocks import ReadableBlocks
+from maskgit_core.evaluation.features import gather, load_moments, moments_of, streamed_inception_score
+from maskgit_core.metrics import kernel, neighbours
+from maskgit_core.metrics.frechet import Moments, frechet_distance
+
+MetricName = Literal[
+    "frechet", "spatial_frechet", "inception_score", "kernel_distance", "precision_recall", "density_coverage"
+]
+#: Metrics that compare features with features: they need the reference's features, not only its moments.
+FEATURE_METRICS = ("kernel_distance", "precision_recall", "density_coverage")
+#: What FID's own network gives a shorter name; over other features every name carries the network's.
+SHORT = {"spatial_frechet": "sfid", "kernel_distance": "kid", "kernel_distance_std": "kid_std"}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Which metrics, and what fixes their numbers.
+
+    Args:
+        metrics: names of `MetricName`.
+        score_order: how images are assigned to the Inception score's splits (`metrics/inception_score.py`).
+        num_splits: of the Inception score.
+        num_subsets, subset_size: of the kernel distance.
+        num_neighbours, density_neighbours: k of precision and recall, and of density and coverage.
+    """
+
+    metrics: tuple[str, ...] = ("frechet",)
+    score_order: Literal["content", "torch_fidelity"] = "content"
+    num_splits: int = 10
+    num_subsets: int = 100
+    subset_size: int = 1000
+    num_neighbours: int = 3
+    density_neighbours: int = 5
+
+    def about(self) -> dict[str, Any]:
+        """The settings that bear on the chosen metrics, as part of the protocol."""
+        known: dict[str, dict[str, Any]] = {
+            "inception_score": {"order": self.score_order, "splits": self.num_splits},
+            "kernel_distance": {"subsets": self.num_subsets, "subset_size": self.subset_size, "kernel": "cubic"},
+            "precision_recall": {"neighbours": self.num_neighbours},
+            "density_coverage": {"neighbours": self.density_neighbours},
+        }
+        return {name: known.get(name, {}) for name in self.metrics}
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """What the network must give of every image."""
+        needs = {"spatial_frechet": "spatial", "inception_score": "logits"}
+        return tuple(dict.fromkeys(["features", *(needs[m] for m in self.metrics if m in needs)]))
+
+    @property
+    def keeps_features(self) -> bool:
+        """True where the features themselves are compared."""
+        return any(name in self.metrics for name in FEATURE_METRICS)
+
+    def check(self, network: Any) -> None:
+        """Refuses metrics that the network cannot serve.
+
+        Raises:
+            ConfigError: the network gives no spatial features or no logits.
+        """
+        given = getattr(network, "outputs", ("features",))
+        lacking = [o for o in self.outputs if o not in given]
+        if lacking:
+            raise ConfigError(
+                f"metrics: {', '.join(self.metrics)} need {', '.join(lacking)} of the network, which gives only "
+                f"{', '.join(given)}; choose an Inception protocol or fewer metrics"
+            )
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What samples are compared with."""
+
+    moments: Moments
+    spatial: Moments | None = None
+    features: np.ndarray | None = None
+
+    @classmethod
+    def load(cls, source: Input, settings: Settings) -> Reference:
+        """Reads a reference artifact.
+
+        Raises:
+            ConfigError: it was made for fewer metrics than are asked for.
+        """
+        folder = source.files
+        spatial = folder / "spatial_moments.safetensors"
+        features = folder / "features.npy"
+        lacking = [spatial] if "spatial_frechet" in settings.metrics and not spatial.is_file() else []
+        lacking += [features] if settings.keeps_features and not features.is_file() else []
+        if lacking:
+            raise ConfigError(
+                f"metrics: {source.name} holds no {lacking[0].name}, which {', '.join(settings.metrics)} need; "
+                "set metrics at the top level so that the reference is made for them too"
+            )
+        return cls(
+            load_moments(folder / "moments.safetensors"),
+            load_moments(spatial) if spatial.is_file() else None,
+            np.load(features, mmap_mode="r", allow_pickle=False) if features.is_file() else None,
+        )
+
+
+def score_name(metric: str, distance_name: str) -> str:
+    """The name of a row: FID's own network gives the field's names, every other network its own name as suffix."""
+    if metric == "frechet":
+        return distance_name
+    if distance_name == "fid":
+        return SHORT.get(metric, metric)
+    return f"{metric}_{distance_name.removeprefix('fd_')}"
+
+
+def add_scores(
+    scores: Scores,
+    of: str,
+    blocks: ReadableBlocks,
+    reference: Reference,
+    settings: Settings,
+    distance_name: str,
+    scratch: Path,
+    device: str = "cpu",
+    only: Sequence[str] | None = None,
+) -> None:
+    """Adds one row for every chosen metric of a set (`only` these, where given).
+
+    Args:
+        blocks: the set's features, from `FeaturePass.extract`.
+        scratch: folder for the mapped file of features; it is removed again.
+    """
+    chosen = [m for m in settings.metrics if only is None or m in only]
+    found: dict[str, float] = {}
+    if "frechet" in chosen:
+        found["frechet"] = frechet_distance(moments_of(blocks), reference.moments)
+    if "spatial_frechet" in chosen:
+        assert reference.spatial is not None
+        found["spatial_frechet"] = frechet_distance(moments_of(blocks, "spatial"), reference.spatial)
+    if "inception_score" in chosen:
+        found |= streamed_inception_score(blocks, settings.num_splits, settings.score_order)
+    if any(name in chosen for name in FEATURE_METRICS):
+        found |= _by_features(blocks, reference, settings, chosen, scratch, device)
+    for name, value in found.items():
+        scores.add(score_name(name, distance_name), of, value, blocks.count)
+
+
+def _by_features(
+    blocks: ReadableBlocks, reference: Reference, settings: Settings, chosen: Sequence[str], scratch: Path, device: str
+) -> dict[str, float]:
+    if reference.features is None:
+        raise DataError("metrics: the reference holds no features; make it again with the same metrics")
+    path = scratch / f"{blocks.name}-features.npy"
+    mapped = gather(blocks, path)
+    found: dict[str, float] = {}
+    try:
+        if "kernel_distance" in chosen:
+            kid = kernel.Metric(num_subsets=settings.num_subsets, subset_size=settings.subset_size)
+            kid.update(mapped, reference.features)
+            found |= kid.compute()
+        if "precision_recall" in chosen or "density_coverage" in chosen:
+            near = neighbours.Metric(
+                num_neighbours=settings.num_neighbours,
+                density_neighbours=settings.density_neighbours,
+                device=device,
+            )
+            near.update(mapped, reference.features)
+            four = near.compute()
+            wanted = [("precision", "precision_recall"), ("recall", "precision_recall")]
+            wanted += [("density", "density_coverage"), ("coverage", "density_coverage")]
+            found |= {name: four[name] for name, metric in wanted if metric in chosen}
+    finally:
+        path.unlink(missing_ok=True)
+    return found

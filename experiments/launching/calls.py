@@ -1,0 +1,124 @@
+"""From planned steps to a launcher's calls."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from experiments.config.coercion import coerce
+from experiments.config.signatures import MISSING, read_component, source_file
+from experiments.planning.graph import Graph
+from experiments.planning.plan import PlannedStep
+from launchers.calls import Call, Resources
+from maskgit_core.errors import ConfigError, LaunchError, unknown_key, unknown_name
+
+TARGET = "experiments.running.job:main"
+SHARE_TARGET = "experiments.running.sharing:main"
+
+
+def launcher_names() -> list[str]:
+    """Files of `launchers/` that hold a launcher."""
+    import launchers
+
+    here = Path(launchers.__path__[0])
+    return sorted(p.stem for p in here.glob("*.py") if "class Launcher" in p.read_text())
+
+
+def load_launcher(block: Mapping[str, Any] | None) -> Any:
+    """The launcher a config's `launcher:` block names, with its options checked.
+
+    Raises:
+        ConfigError: an unknown launcher or option.
+    """
+    block = block or {"name": "local"}
+    name = str(block.get("name", "local"))
+    if not name.isidentifier() or source_file(f"launchers.{name}") is None or name not in launcher_names():
+        raise unknown_name("launcher.name", name, launcher_names(), "launcher")
+    signature = read_component(f"launchers.{name}", "Launcher", "launcher")
+    options = {}
+    for key, value in block.items():
+        if key == "name":
+            continue
+        if key not in signature.params:
+            raise unknown_key(f"launcher.{key}", key, signature.params)
+        options[key] = coerce(signature.params[key], value, f"launcher.{key}")
+    for param in signature.params.values():
+        if param.default is MISSING and param.name not in options:
+            raise ConfigError(f"launcher.{param.name}: missing; set it ({param.hint})")
+    return import_module(f"launchers.{name}").Launcher(**options)
+
+
+def resources(step: PlannedStep) -> Resources:
+    """A step's resources as the launchers know them.
+
+    Raises:
+        LaunchError: not possible; names the step.
+    """
+    asked = {k: v for k, v in step.node.request.resources.items() if v is not None and k != "num_tasks"}
+    whole = ("ranks", "nodes", "cpus_per_task", "gpus_per_task", "pack")
+    try:
+        return Resources(**{k: int(v) if k in whole else v for k, v in asked.items()})
+    except (LaunchError, TypeError) as error:
+        raise LaunchError(f"resources.{step.node.request.name}.{error}") from None
+
+
+def calls(graph: Graph, planned: Sequence[PlannedStep], uid: str, *, cut: bool = False) -> list[Call]:
+    """A call for everything that is not done; what someone else runs is waited for by its own call.
+
+    Args:
+        cut: a step with `resources.num_tasks` above 1 gets as many calls more, each of which makes a share of its
+            pieces (`experiments.running.sharing`); the step's own call comes after them, makes what they left and
+            finishes.
+    """
+    # A kept checkpoint is published by its training: what needs it waits for that.
+    waits_for = {s.node.fingerprint: s.node.maker or s.node.fingerprint for s in planned if s.action != "done"}
+    made: list[Call] = []
+    for step in planned:
+        if step.node.fingerprint not in waits_for or step.node.maker is not None:
+            continue
+        logs = step.node.folder / "logs"
+        whole = Call(
+            key=step.node.fingerprint,
+            name=step.node.name,
+            target=TARGET,
+            args=[str(step.node.folder)],
+            log=logs / f"{uid}.txt",
+            needs=tuple(dict.fromkeys(waits_for[p] for p in step.node.upstream if p in waits_for)),
+            group=step.node.request.name,
+            resources=resources(step),
+        )
+        shares = _shares(whole, num_tasks(step), logs, uid) if cut else []
+        made += [*shares, replace(whole, after=tuple(share.key for share in shares))]
+    return made
+
+
+def num_tasks(step: PlannedStep) -> int:
+    """Independent tasks that a step is cut into; 1: it is not."""
+    return max(1, int(step.node.request.resources.get("num_tasks") or 1))
+
+
+def _shares(whole: Call, count: int, logs: Path, uid: str) -> list[Call]:
+    return [
+        replace(
+            whole,
+            key=share_key(whole.key, index),
+            name=f"{whole.name}.{index}",
+            target=SHARE_TARGET,
+            args=[*whole.args, index, count],
+            log=logs / f"{uid}.task{index}.txt",
+        )
+        for index in range(count if count > 1 else 0)
+    ]
+
+
+def share_key(fingerprint: str, index: int) -> str:
+    """The key of a share's call; `step_key` leads back."""
+    return f"{fingerprint}/{index}"
+
+
+def step_key(key: str) -> str:
+    """The fingerprint of the step that a call belongs to."""
+    return key.partition("/")[0]

@@ -1,0 +1,104 @@
+"""Why steps failed: from their own words, from the note their job left, and from SLURM's accounting, in this order."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from experiments.monitoring import queue
+from experiments.monitoring.queue import exit_note
+from experiments.store.step_folder import attempts, status
+
+_BY_STATE = {
+    "OUT_OF_MEMORY": "out of memory",
+    "NODE_FAIL": "node failure",
+    "BOOT_FAIL": "node failure",
+    "TIMEOUT": "time limit",
+    "DEADLINE": "time limit",
+    "PREEMPTED": "preemption",
+    "CANCELLED": "cancelled from outside",
+}
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One step that did not end well."""
+
+    name: str
+    reason: str  # "own error", "out of memory", "node failure", "time limit", "preemption", ...
+    line: str  # the last line of the traceback, or what is known instead
+    node: str
+    job: str
+    attempt: int
+    log: str
+    folder: str
+
+
+def failures(record: Mapping[str, Any], store: Path) -> list[Failure]:
+    """The steps of an execution that failed or were killed and are not running again."""
+    from experiments.monitoring.status import rows_of
+
+    alive = queue.job_alive()
+    broken = []
+    for row in rows_of(dict(record), store):
+        folder = Path(row["folder"])
+        if row["state"] in ("failed", "killed"):
+            broken.append((row, folder, status(folder, alive), exit_note(folder, store)))
+    told = _usage([job_of(folder, found, note) for _, folder, found, note in broken])
+    return [_failure(entry, folder, found, note, told) for entry, folder, found, note in broken]
+
+
+def grouped(found: Sequence[Failure]) -> list[tuple[tuple[str, str], list[Failure]]]:
+    """Equal failures together, the most frequent first."""
+    groups: dict[tuple[str, str], list[Failure]] = {}
+    for failure in found:
+        groups.setdefault((failure.reason, failure.line), []).append(failure)
+    return sorted(groups.items(), key=lambda group: -len(group[1]))
+
+
+def job_of(folder: Path, found: Any, note: Mapping[str, Any] | None) -> str:
+    """The id of the job that ran a step last, or nothing."""
+    if note is not None:
+        return str(note["job"])
+    if found.owner is not None and found.owner.job:
+        return str(found.owner.job)
+    submitted = queue.submitted(folder)
+    return str(submitted["links"][-1]) if submitted else ""
+
+
+def _usage(jobs: Sequence[str]) -> Mapping[str, Any]:
+    if not any(jobs) or not queue.has_queue():
+        return {}
+    from launchers.cluster.queue import usage
+
+    return usage([job for job in jobs if job]) or {}
+
+
+def _failure(
+    entry: Mapping[str, Any], folder: Path, found: Any, note: Mapping[str, Any] | None, told: Mapping[str, Any]
+) -> Failure:
+    job = job_of(folder, found, note)
+    counted = told.get(job)
+    reason = _BY_STATE.get(counted.state, "") if counted is not None else ""
+    trace = [line for line in (found.end.get("traceback") or "").splitlines() if line.strip()]
+    own = trace[-1] if trace else (str(found.end.get("reason") or "") if found.state == "failed" else "")
+    killed = note is not None and note["code"] < 0
+    if not reason:
+        reason = "killed" if killed or (entry["state"] == "killed" and not own) else "own error"
+    line = own or entry["reason"] or "ended without a word"
+    tried = attempts(folder)
+    owner = found.owner or (found.start.get("owner") or {})
+    host = owner.get("host", "") if isinstance(owner, Mapping) else owner.host
+    logs = sorted((folder / "logs").glob("*"), key=lambda p: p.stat().st_mtime)
+    return Failure(
+        name=entry["name"],
+        reason=reason,
+        line=" ".join(line.split())[:300],
+        node=(note or {}).get("node") or (counted.node if counted else "") or host,
+        job=job,
+        attempt=int(tried[-1].name) if tried else 0,
+        log=str(logs[-1]) if logs else "",
+        folder=str(folder),
+    )

@@ -1,0 +1,93 @@
+"""What SLURM's queue says of steps; only ever a hint, and its absence is no error."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from experiments.monitoring import queue as queue_hint
+from experiments.store.claims import JobAlive
+from maskgit_core.files import read_json, write_json
+
+if TYPE_CHECKING:
+    from launchers.cluster.queue import Queue, QueueEntry
+
+SUBMITTED = "submitted.json"
+
+
+def has_queue() -> bool:
+    """True where SLURM's commands are installed."""
+    return shutil.which("squeue") is not None
+
+
+@cache
+def queue() -> Queue:
+    """The queue as this process sees it, asked at most every two seconds."""
+    from launchers.cluster.queue import Queue
+
+    return Queue()
+
+
+def job_alive() -> JobAlive | None:
+    """Answers whether a job id is in the queue; None where there is no SLURM on this machine."""
+    return queue().alive if has_queue() else None
+
+
+def note_submitted(
+    folder: Path, links: tuple[str, ...], *, pipeline: str, packed: bool, user: str, tasks: Sequence[str] = ()
+) -> None:
+    """Writes into a step's folder which jobs will run it, and which tasks make its pieces before."""
+    note = {"links": list(links), "pipeline": pipeline, "packed": packed, "user": user, "tasks": list(tasks)}
+    write_json(folder / SUBMITTED, note, durable=False)
+
+
+def submitted(folder: Path) -> dict[str, Any] | None:
+    """What `note_submitted` wrote."""
+    found = read_json(folder / SUBMITTED)
+    return found if isinstance(found, dict) and found.get("links") else None
+
+
+def live_entry(folder: Path) -> QueueEntry | None:
+    """The queue's entry of the job that will run (or runs) this step; None where there is none or nobody answers."""
+    note = submitted(folder) if has_queue() else None
+    for job in (note or {}).get("links", []):
+        entry = queue().find(job)
+        if entry is not None and entry.is_live:
+            return entry
+    return None
+
+
+def running_tasks(folder: Path) -> str | None:
+    """How the independent tasks of a step stand, in words, while one of them executes; else None."""
+    tasks = (submitted(folder) or {}).get("tasks") or []
+    found = [queue().find(job) for job in tasks] if has_queue() else []
+    live = [entry for entry in found if entry is not None and entry.is_live]
+    running = [entry for entry in live if not entry.waits_again]
+    return f"{len(running)} of {len(tasks)} tasks run, {len(tasks) - len(live)} have ended" if running else None
+
+
+def queued_steps(folders: dict[str, Path]) -> dict[str, QueueEntry]:
+    """fingerprint -> the queue's entry, for those of the given steps that wait or run in the queue."""
+    if not has_queue() or not queue().all():
+        return {}
+    found = {print_: live_entry(folder) for print_, folder in folders.items()}
+    return {print_: entry for print_, entry in found.items() if entry is not None}
+
+
+def exit_note(folder: Path, store: Path) -> dict[str, Any] | None:
+    """What the job that last ran this step noted about its end; a rank's own trouble goes first."""
+    submitted = queue_hint.submitted(folder)
+    fingerprint = (read_json(folder / "request.json") or {}).get("fingerprint")
+    if submitted is None or fingerprint is None:
+        return None
+    notes = []
+    for batch in sorted((store / "slurm" / submitted["pipeline"]).glob("[0-9]*/batch.json")):
+        for index, task in enumerate((read_json(batch) or {}).get("tasks", [])):
+            for position, call in enumerate(task):
+                if call["key"] == fingerprint:
+                    notes += [read_json(p) for p in batch.parent.glob(f"ends/{index}-{position}.*json")]
+    known = [note for note in notes if note]
+    return max(known, key=lambda note: (note["code"] not in (0, 75, 143), note["time"]), default=None)

@@ -1,0 +1,37 @@
+"""Kept checkpoints (`train@N`) as inputs: whether the named one will exist, and what its training asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from experiments.config.checker import StepRequest
+from maskgit_core.errors import ArtifactError, ConfigError
+from maskgit_core.files import read_json
+
+
+def check_is_kept(request: StepRequest, step: int, key: str) -> bool:
+    """Whether `step` is just the training's end, of which it keeps nothing apart; the finished model is meant then.
+
+    Raises:
+        ConfigError: the training will not keep a checkpoint of this step.
+    """
+    every, last = request.config.get("keep_every"), request.config.get("num_train_steps")
+    if last is None or "keep_every" not in request.config:
+        raise ConfigError(f"{key}: {request.name} keeps no checkpoints; write {request.name} instead of its @{step}")
+    kept = every is not None and step % every == 0 and step <= last
+    if not kept and step != last:
+        raise ConfigError(
+            f"{key}: {request.name} keeps no checkpoint of step {step} ({request.name}.keep_every is "
+            f"{every or 'null'}, it ends at {last}); set {request.name}.keep_every to a divisor of {step}"
+        )
+    return not kept
+
+
+def stored_request(folder: Path, name: str) -> tuple[StepRequest, str]:
+    """What a finished step of the store was asked for, as far as those who use it must know, and its fingerprint."""
+    request = read_json(folder / "request.json")
+    if request is None:
+        raise ArtifactError(f"{folder}: is not a step's folder (request.json is missing); name another")
+    known = {key: request[key] for key in ("stage", "module", "version", "kind", "config", "identity", "modules")}
+    asked = StepRequest(name=name, execution={}, content={}, weights={}, needs={}, **known)
+    return asked, str(request["fingerprint"])

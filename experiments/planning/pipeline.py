@@ -1,0 +1,212 @@
+"""From configs to the DAG: every step of every sweep point once, with its fingerprint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from experiments.config import compose as configs
+from experiments.config import sweep as sweeps
+from experiments.config.checker import Door, StepRequest
+from experiments.config.needs import Need, topological
+from experiments.config.points import _read, plan_configs
+from experiments.config.settings import checked
+from experiments.planning import preflight
+from experiments.planning.graph import Graph, Item, Node
+from experiments.planning.kept_needs import check_is_kept, stored_request
+from experiments.store.kept import INPUT, find_model, kept_fingerprint, kept_folder
+from experiments.store.step_folder import Store, fingerprint
+from maskgit_core.errors import ConfigError, WeightsError
+
+#: (dotted key, value, "content" | "weights") -> digest
+Digest = Callable[[str, Any, str], str]
+
+
+def weights_of(arguments: Sequence[str], step: str, config_dirs: Sequence[Path] = ()) -> list[str]:
+    """The weights (registry names, files) that a step and everything upstream of it need."""
+    requests = _first_requests(tuple(arguments), tuple(config_dirs))
+    found: list[str] = []
+    todo = [step] if step in requests else []
+    for name in todo:  # grows as it goes
+        found += requests[name].weights.values()
+        todo += [
+            n.step
+            for needs in requests[name].needs.values()
+            for n in needs
+            if n.step in requests and n.step not in todo
+        ]
+    return list(dict.fromkeys(found))
+
+
+@cache
+def _first_requests(arguments: tuple[str, ...], config_dirs: tuple[Path, ...]) -> Mapping[str, StepRequest]:
+    _, resolved = plan_configs(arguments, config_dirs)
+    return Door(checked(resolved[0])["plugins"], configs.groups(config_dirs)).steps(resolved[0])
+
+
+def build(
+    arguments: Sequence[str],
+    config_dirs: Sequence[Path] = (),
+    digest: Digest | None = None,
+    check: Callable[[Mapping[str, Any]], object] | None = None,
+    fetch: Callable[[str], object] | None = None,
+) -> Graph:
+    """The graph of `maskgit run ARGUMENTS`.
+
+    Args:
+        arguments: `key=value` as typed.
+        config_dirs: folders with config groups besides our own.
+        digest: of outside content; None: files are read (and their hashes remembered in the store).
+        check: is shown the settings before anything outside is read; raises what is wrong with them.
+        fetch: brings published weights that are missing (`maskgit run`); None: nothing is downloaded.
+
+    Raises:
+        ConfigError, DataError, WeightsError: whatever is wrong with the request, before anything is written.
+    """
+    asked = configs.parse(arguments, config_dirs)
+    points, resolved = _read(asked, config_dirs)
+    settings = checked(resolved[0])
+    store = Store(Path(settings["paths"].get("store", "runs")))
+    door = Door(settings["plugins"], configs.groups(config_dirs))
+    if digest is None:
+        from experiments.store.content_digests import Outside
+
+        digest = Outside(store.root, fetch)
+    requests: list[Mapping[str, StepRequest]] = [door.steps(config) for config in resolved]
+    if check is not None:
+        check(settings)
+    left_out: Sequence[str] = ()
+    if resolved[0]["pipeline"].get("optional"):
+        requests, left_out = _without_weights(requests, digest)
+    nodes, items = _Builder(store, digest).build(points, requests)
+    preflight.check(nodes, ranks_count=settings["launcher"].get("name") != "inline")
+    return Graph(
+        experiment=str(asked.choice("experiment")),
+        description=str(resolved[0].get("description") or ""),
+        nodes=nodes,
+        items=items,
+        settings={**settings, "config_dirs": [str(d) for d in config_dirs]},
+        overrides=tuple(arguments),
+        left_out=tuple(left_out),
+        configs=tuple(resolved),
+    )
+
+
+def _without_weights(
+    requests: Sequence[Mapping[str, StepRequest]], digest: Digest
+) -> tuple[list[Mapping[str, StepRequest]], Sequence[str]]:
+    """`pipeline.optional: true`: steps whose published weights are nowhere to be had are left out, and said.
+
+    Raises:
+        WeightsError: no step is left; the first that is missing.
+    """
+    problems: dict[str, WeightsError] = {}
+    lacking: dict[str, list[str]] = {}
+    for step in topological(requests[0]):
+        for request in requests:
+            for key, value in request[step].weights.items():
+                if value not in problems:
+                    try:
+                        digest(key, value, "weights")
+                    except WeightsError as error:
+                        problems[value] = error
+                lacking.setdefault(step, []).extend([value] if value in problems else [])
+            upstream = (n.step for needs in request[step].needs.values() for n in needs)
+            lacking.setdefault(step, []).extend(w for name in upstream for w in lacking[name])
+    kept = [{name: r for name, r in request.items() if not lacking[name]} for request in requests]
+    if not kept[0]:
+        raise next(iter(problems.values()))
+    needed = {step: " ".join(dict.fromkeys(names)) for step, names in lacking.items() if names}
+    said = [f"{step} is left out: needs {names}; maskgit weights fetch {names}" for step, names in needed.items()]
+    return list(kept), said
+
+
+class _Builder:
+    def __init__(self, store: Store, digest: Digest) -> None:
+        self._store = store
+        self._digest = digest
+        self._nodes: dict[str, Node] = {}
+        self._params: dict[str, dict[str, Any]] = {}
+
+    def build(
+        self, points: Sequence[sweeps.Point], requests: Sequence[Mapping[str, StepRequest]]
+    ) -> tuple[dict[str, Node], tuple[Item, ...]]:
+        order = topological(requests[0])
+        if any(list(r) != list(requests[0]) for r in requests):
+            raise ConfigError("sweep: all points must have the same steps; sweep over values, not over pipelines")
+        prints: list[dict[str, str]] = [{} for _ in points]
+        for name in order:
+            for point, request, known in zip(points, requests, prints, strict=True):
+                known[name] = self._node(request[name], known, prints, point)
+        nodes = {p: self._with_params(node) for p, node in self._nodes.items()}
+        return nodes, tuple(Item(dict(pt), pr) for pt, pr in zip(points, prints, strict=True))
+
+    def _node(
+        self, request: StepRequest, known: Mapping[str, str], prints: Sequence[Mapping[str, str]], point: sweeps.Point
+    ) -> str:
+        inputs = {}
+        for param, needs in request.needs.items():
+            found: list[str] = []
+            for need in needs:
+                found += self._sources(need, f"{request.name}.{param}", known, prints)
+            inputs[param] = tuple(dict.fromkeys(found))
+        outside = {k: self._digest(k, v, "content") for k, v in request.content.items()}
+        outside |= {k: self._digest(k, v, "weights") for k, v in request.weights.items()}
+        asked = {
+            "stage": request.stage,
+            "version": request.version,
+            "config": request.identity,
+            # A fan-in is a set: adding a point or changing their order must not re-address what stays the same.
+            "inputs": {k: sorted(v) for k, v in inputs.items()},
+            "outside": outside,
+        }
+        if not request.module.startswith("experiments."):
+            asked["module"] = request.module
+        print_ = fingerprint(asked)
+        if print_ not in self._nodes:
+            label = self._label(request, inputs)
+            folder = self._store.folder(request.stage, label, print_)
+            self._nodes[print_] = Node(request, print_, label, folder, inputs, outside, {})
+            self._params[print_] = dict(point)
+        else:
+            shared = self._params[print_]
+            self._params[print_] = {k: v for k, v in shared.items() if k in point and point[k] == v}
+        return print_
+
+    def _sources(
+        self, need: Need, key: str, known: Mapping[str, str], prints: Sequence[Mapping[str, str]]
+    ) -> list[str]:
+        """Fingerprints of what fills an edge; kept checkpoints and steps of the store become nodes of their own."""
+        if need.stored:
+            folder = find_model(self._store, need.step, need.at, key)
+            request, print_ = stored_request(folder, need.step if need.at is None else f"{need.step}@{need.at}")
+            self._nodes.setdefault(print_, Node(request, print_, folder.name, folder, {}, {}, {}))
+            return [print_]
+        found = [p[need.step] for p in prints] if need.all_items else [known[need.step]]
+        return found if need.at is None else [self._kept(self._nodes[p], need.at, key) for p in found]
+
+    def _kept(self, maker: Node, step: int, key: str) -> str:
+        """The fingerprint of `train@50000`; the training's own where that is its end and nothing more is kept of it."""
+        if check_is_kept(maker.request, step, key):
+            return maker.fingerprint
+        print_ = kept_fingerprint(maker.fingerprint, step)
+        request = replace(maker.request, name=f"{maker.request.name}@{step}")
+        node = Node(request, print_, maker.label, kept_folder(maker.folder, step), {INPUT: (maker.fingerprint,)}, {},
+                    {}, maker.fingerprint)  # fmt: skip
+        self._nodes.setdefault(print_, node)
+        return print_
+
+    def _with_params(self, node: Node) -> Node:
+        """The values this node shares with no other value of the sweep: empty for a step all points share."""
+        return replace(node, params=self._params.get(node.maker or node.fingerprint, {}))
+
+    def _label(self, request: StepRequest, inputs: Mapping[str, Sequence[str]]) -> str:
+        """Words a person would say: the components of the step, else those of what it works on."""
+        words = [str(v["name"]) for v in request.config.values() if isinstance(v, Mapping) and "name" in v]
+        if not words:
+            words = [self._nodes[p].label for prints in inputs.values() for p in prints[:1]]
+        text = "-".join(dict.fromkeys("-".join(words).replace("/", "-").split("-"))) or request.stage
+        return text[:40].strip("-")

@@ -1,0 +1,175 @@
+"""What is done, what will run, and why: the same answer for `maskgit plan` and `maskgit run`."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from experiments.config.signatures import source_file
+from experiments.planning.difference import difference, flat_request, request_of
+from experiments.planning.graph import Graph, Node
+from experiments.store import provenance
+from experiments.store.claims import JobAlive
+from experiments.store.step_folder import Status, check_outputs, status
+from maskgit_core.errors import ArtifactError, ConfigError
+from maskgit_core.files import read_json
+
+Action = Literal["done", "running", "queued", "run", "check"]
+
+
+@dataclass(frozen=True)
+class PlannedStep:
+    """A node with what will happen to it.
+
+    `done`: reused. `running`, `queued`: someone does it already. `run`: will run. `check`: done, but an input will be
+    rebuilt; it runs only if that comes out differently.
+    """
+
+    node: Node
+    action: Action
+    reason: str
+    status: Status
+    warnings: tuple[str, ...] = field(default=())
+
+
+class Planner:
+    """Compares a graph with the store.
+
+    Args:
+        redo: step names (or fingerprints) to run again although they are done.
+        job_alive: asks the queue about a job id.
+        queued: fingerprint -> entry of the queue, for steps that somebody has submitted.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        *,
+        redo: Collection[str] = (),
+        job_alive: JobAlive | None = None,
+        queued: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._graph = graph
+        self._queued = queued or {}
+        self._redo = set(redo)
+        self._job_alive = job_alive
+        self._siblings: dict[Path, list[tuple[Path, dict[str, Any]]]] = {}
+        self._code: dict[str, str | None] = {}
+        known = {n.request.name for n in graph.nodes.values()} | {n.name for n in graph.nodes.values()}
+        for name in self._redo - known:
+            raise ConfigError(f"--redo {name}: there is no such step; one of [{', '.join(sorted(known)[:30])}]")
+
+    def plan(self) -> list[PlannedStep]:
+        """Every step in topological order.
+
+        Raises:
+            ArtifactError: a finished step's files no longer match its manifest.
+        """
+        planned: dict[str, PlannedStep] = {}
+        for print_, node in self._graph.nodes.items():
+            planned[print_] = self._step(node, planned)
+        return list(planned.values())
+
+    def _step(self, node: Node, planned: Mapping[str, PlannedStep]) -> PlannedStep:
+        if node.maker is not None:
+            return self._kept(node, planned[node.maker], planned)
+        found = status(node.folder, self._job_alive)
+        if found.state == "running":
+            where = found.owner.where() if found.owner else "somewhere"
+            return PlannedStep(node, "running", f"running as {where}", found)
+        entry = self._queued.get(node.fingerprint)
+        if entry is not None and found.state != "done":
+            return PlannedStep(node, "queued", f"job {entry.job} of {entry.user} ({entry.state.lower()})", found)
+        pending = [planned[p] for p in node.upstream if planned[p].action != "done"]
+        if node.request.name in self._redo or node.name in self._redo:
+            return PlannedStep(node, "run", "asked for with --redo", found)
+        if found.state != "done":
+            return PlannedStep(node, "run", self._why(node, found, pending), found)
+        if pending:
+            names = ", ".join(p.node.name for p in pending[:3])
+            return PlannedStep(node, "check", f"done; runs again only if {names} comes out differently", found)
+        assert found.manifest is not None
+        changed = self._changed_inputs(found.manifest, node, planned)
+        if changed:
+            return PlannedStep(node, "run", f"input rebuilt: {', '.join(changed)}", found)
+        try:
+            check_outputs(node.folder, found.manifest)
+        except ArtifactError as error:
+            raise ArtifactError(f"{node.name}: {error}") from None
+        return PlannedStep(node, "done", "done", found, self._drift(node))
+
+    def _kept(self, node: Node, maker: PlannedStep, planned: Mapping[str, PlannedStep]) -> PlannedStep:
+        """A checkpoint that a training keeps: usable once published, whatever becomes of the training."""
+        found, again = status(node.folder), maker.action == "run" and "--redo" in maker.reason
+        inputs = {p: planned[p].status.manifest for p in maker.node.upstream if planned[p].action == "done"}
+        is_current = len(inputs) == len(maker.node.upstream) and (found.manifest or {}).get("inputs") == {
+            print_: (manifest or {}).get("digest") for print_, manifest in inputs.items()
+        }
+        if found.state == "done" and is_current and not again:
+            return PlannedStep(node, "done", "done", found)
+        if maker.action == "done":
+            raise ArtifactError(f"{node.folder}: {node.name} is gone; run again with --redo {maker.node.name}")
+        return PlannedStep(node, "run", f"published by {maker.node.name} on its way", found)
+
+    def _changed_inputs(self, manifest: Mapping[str, Any], node: Node, planned: Mapping[str, PlannedStep]) -> list[str]:
+        recorded = manifest.get("inputs", {})
+        changed = []
+        for print_ in node.upstream:
+            present = planned[print_].status.manifest or {}
+            if recorded.get(print_) != present.get("digest"):
+                changed.append(planned[print_].node.name)
+        return changed
+
+    # -- reasons ---------------------------------------------------------------------------------------------------
+    def _why(self, node: Node, found: Status, pending: list[PlannedStep]) -> str:
+        if found.state in ("failed", "stopped", "killed", "cancelled"):
+            last = " ".join(str(found.end.get("reason", "")).split())[:160]
+            return f"attempt {found.attempt} {found.state}{f': {last}' if last else ''}; goes on from what it saved"
+        nearest = self._nearest(node)
+        if nearest is None:
+            return "never run"
+        folder, keys = nearest
+        more = " ..." if len(keys) > 4 else ""
+        return f"differs from {folder.parent.name}/{folder.name}: {'; '.join(keys[:4])}{more}"
+
+    def _nearest(self, node: Node) -> tuple[Path, list[str]] | None:
+        """The finished step of the same stage that differs in the fewest keys, and those keys."""
+        place = node.folder.parent
+        if place not in self._siblings:
+            done = sorted(place.glob("*/manifest.json"), key=lambda p: p.stat().st_mtime, reverse=True)[:40]
+            read = [(p.parent, read_json(p.parent / "request.json")) for p in done]
+            self._siblings[place] = [(folder, flat_request(r)) for folder, r in read if r is not None]
+        if not self._siblings[place]:
+            return None
+        mine = flat_request(request_of(node))
+        best: tuple[Path, list[str]] | None = None
+        for folder, theirs in self._siblings[place]:
+            keys = difference(theirs, mine, node.request.name)
+            if best is None or len(keys) < len(best[1]):
+                best = (folder, keys)
+        return best
+
+    def _drift(self, node: Node) -> tuple[str, ...]:
+        """Warns where the code that a finished step used has changed since."""
+        record = read_json(node.folder / "record.json") or {}
+        changed = []
+        for module, digest in (record.get("science_files") or {}).items():
+            if module not in self._code:
+                path = source_file(module) or source_file(f"{module}.__init__")
+                self._code[module] = provenance.file_digest(str(path)) if path else None
+            if self._code[module] != digest:
+                changed.append(module)
+        if not changed:
+            return ()
+        names = ", ".join(changed[:4]) + (" ..." if len(changed) > 4 else "")
+        return (f"{node.name}: its code has changed since it ran ({names}); reused as it is, --redo runs it again",)
+
+
+def summary(planned: list[PlannedStep]) -> dict[str, int]:
+    """How many steps there are of each action."""
+    counts: dict[str, int] = {}
+    for step in planned:
+        counts[step.action] = counts.get(step.action, 0) + 1
+    return counts

@@ -1,0 +1,177 @@
+"""What is known of artifacts before they exist, and the requests that this already refuses.
+
+A class that the model will never know must not wait for the end of a week's training. Facts of an artifact (number of
+classes, tokens, codebook entries) follow from configs: an option of that name (`codebook_size`), a constant of the
+component's file (`NUM_CLASSES`, `DOWNSAMPLE_FACTOR`), the registry's facts of published weights; else from the manifest
+of what is finished; else they are unknown, and the stage itself refuses when it starts. Nothing is imported but
+data sets, which are light.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+from experiments.config.signatures import MISSING, read_component
+from maskgit_core import refusals
+from maskgit_core.content import resolve
+from maskgit_core.errors import DataError
+from maskgit_core.files import read_json
+
+if TYPE_CHECKING:
+    from experiments.planning.graph import Node
+
+#: Folders of components that tell facts, and the class in their files.
+_CLASSES = {"tokenizers": "Tokenizer", "datasets": "Dataset"}
+#: Facts of pictures, not of what encodes them.
+_OF_DATA = ("num_classes", "image_size", "num_tokens")
+
+
+def check(nodes: Mapping[str, Node], *, ranks_count: bool = True) -> None:
+    """Refuses what cannot work.
+
+    Args:
+        nodes: of a graph, by fingerprint, upstream first.
+        ranks_count: False where the launcher runs one process whatever `resources` ask for.
+
+    Raises:
+        ConfigError: names the key, what was found and what is allowed.
+    """
+    foresight = Foresight(nodes)
+    for node in nodes.values():
+        if node.maker is not None or not node.request.module.startswith("experiments.stages."):
+            continue
+        if node.request.stage in ("sample", "edit"):
+            _check_sampling(node, foresight)
+        elif node.request.stage == "train":
+            _check_training(node, foresight, ranks_count)
+
+
+def _check_sampling(node: Node, foresight: Foresight) -> None:
+    step, config = node.request.name, node.request.config
+    if node.request.stage == "edit":
+        refusals.check_region(config["region"], "mask" in node.request.content, config["left"], config["right"])
+    (model,) = node.inputs["model"]
+    num_classes, num_tokens = (foresight.fact(model, name) for name in ("num_classes", "num_tokens"))
+    sampler = config["sampler"]
+    if num_classes is not MISSING:
+        if node.request.stage == "sample":
+            refusals.check_classes(f"{step}.classes", config["classes"], num_classes)
+        elif config["label"] is not None:
+            refusals.check_classes(f"{step}.label", [config["label"]], num_classes)
+        refusals.check_guidance(sampler.get("guidance_scale", 1.0), num_classes)
+    if num_tokens is not MISSING:
+        refusals.check_steps(sampler.get("num_steps", 1), num_tokens)
+    known, codebook_size = (
+        foresight.fact(model, "codebook_size"),
+        foresight.of_param(node, "tokenizer", "codebook_size"),
+    )
+    if MISSING not in (known, codebook_size):
+        refusals.check_codebooks(f"{step}.tokenizer", codebook_size, known)
+
+
+def _check_training(node: Node, foresight: Foresight, ranks_count: bool) -> None:
+    step, config = node.request.name, node.request.config
+    if ranks_count:
+        refusals.check_batch(config["batch_size"], int(node.request.resources.get("ranks") or 1), f"{step}.batch_size")
+    for source in node.inputs.get("continue_from", ()):
+        done = foresight.num_train_steps(source)
+        if done is not MISSING:
+            refusals.check_goes_on(config["num_train_steps"], done, f"{step}.num_train_steps")
+
+
+class Foresight:
+    """Facts of the artifacts of a graph; `MISSING` where a fact cannot be known yet."""
+
+    def __init__(self, nodes: Mapping[str, Node]) -> None:
+        self._nodes = nodes
+        self._known: dict[tuple[str, str], Any] = {}
+
+    def fact(self, fingerprint: str, name: str) -> Any:
+        """`num_classes`, `num_tokens`, `codebook_size`, `image_size` or `downsample_factor` of an artifact."""
+        key = (fingerprint, name)
+        if key not in self._known:
+            self._known[key] = self._found(self._nodes[fingerprint], name)
+        return self._known[key]
+
+    def of_param(self, node: Node, param: str, name: str) -> Any:
+        """The same of what fills one parameter of a step, be it an artifact or a component."""
+        if node.inputs.get(param):
+            return self.fact(node.inputs[param][0], name)
+        return _of_component(node, param, name) if isinstance(node.request.config.get(param), Mapping) else MISSING
+
+    def num_train_steps(self, fingerprint: str) -> Any:
+        """After how many steps of training a model is taken."""
+        request = self._nodes[fingerprint].request
+        at = request.name.rpartition("@")[2]
+        if "@" in request.name and at.isdigit():
+            return int(at)
+        return request.config.get("num_train_steps", MISSING)
+
+    def _found(self, node: Node, name: str) -> Any:
+        config = node.request.config
+        if name in config and not isinstance(config[name], Mapping):
+            return config[name]
+        if name == "num_tokens":
+            found = self._num_tokens(node)
+        else:
+            own = (_of_component(node, param, name) for param in config if isinstance(config[param], Mapping))
+            # what a tokenizer was trained on says nothing of the pictures it is used for
+            passed = (p for p in node.upstream if name not in _OF_DATA or self._nodes[p].request.kind != "tokenizer")
+            found = next(filter(_is_known, chain(own, (self.fact(p, name) for p in passed))), MISSING)
+        if found is MISSING:
+            facts = (read_json(node.folder / "manifest.json") or {}).get("facts", {})
+            found = facts.get(name, MISSING)
+        return found
+
+    def _num_tokens(self, node: Node) -> Any:
+        config = node.request.config
+        if "grid_height" in config and "grid_width" in config:
+            return config["grid_height"] * config["grid_width"]
+        if node.request.stage != "cache_tokens" and "images" not in config:
+            return next(filter(_is_known, (self.fact(upstream, "num_tokens") for upstream in node.upstream)), MISSING)
+        size, factor = self.fact(node.fingerprint, "image_size"), self.fact(node.fingerprint, "downsample_factor")
+        if not isinstance(size, int) or not isinstance(factor, int) or size % factor:
+            return MISSING
+        return (size // factor) ** 2
+
+
+def _is_known(value: Any) -> bool:
+    return value is not MISSING
+
+
+def _of_component(node: Node, param: str, name: str) -> Any:
+    """A fact of a component of a step's config."""
+    component, module = node.request.config[param], node.request.modules.get(param)
+    if module is None:
+        return MISSING
+    if name in component:
+        return component[name]
+    folder = module.split(".")[1]
+    if folder not in _CLASSES:
+        return MISSING
+    constants = read_component(module, _CLASSES[folder], param).constants
+    if name.upper() in constants and not component.get("partial"):  # `partial`: whatever part of a data set is there
+        return constants[name.upper()]
+    if (weights := node.request.weights.get(f"{param}.weights")) is not None:
+        from maskgit_core.weights.registry import registry
+
+        entry = registry().get(weights)
+        return MISSING if entry is None else entry.facts.get(name, MISSING)
+    if name == "num_classes" and module.startswith("maskgit_core.datasets."):
+        return _counted(node, param, module)
+    return MISSING
+
+
+def _counted(node: Node, param: str, module: str) -> Any:
+    """The number of classes that a folder of pictures shows."""
+    count = getattr(import_module(module), "count_classes", None)
+    root = node.request.content.get(f"{param}.root")
+    if count is None or root is None:
+        return MISSING
+    try:
+        return count(resolve(root), node.request.config[param].get("split", ""))
+    except DataError:
+        return MISSING

@@ -1,0 +1,193 @@
+"""Finished evaluations of a store with everything one may filter, group and trace them by."""
+
+from __future__ import annotations
+
+import math
+import re
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from experiments.store.records import effective_config, files_of
+from experiments.store.scores import Score, read_scores
+from maskgit_core.errors import ConfigError, suggestion
+from maskgit_core.files import read_json
+
+KINDS = ("scores", "tokenizer_scores")
+FILTER = re.compile(r"^\s*([A-Za-z_][\w./\[\]-]*)\s*(<=|>=|!=|=|<|>)\s*(.+?)\s*$")
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished evaluation: its scores, the values that led to it, and where it came from."""
+
+    run: str  # uid of the run
+    name: str
+    experiment: str
+    step: str
+    stage: str
+    kind: str
+    folder: Path
+    fingerprint: str
+    commit: str
+    config: Mapping[str, str]  # dotted key -> value as text: own and upstream, as asked
+    params: Mapping[str, Any]  # the sweep's values
+    scores: tuple[Score, ...]
+    upstream: tuple[Path, ...] = field(default=())  # folders of everything it was made from
+
+    def score(self, key: str, protocol: str | None = None) -> Score | None:
+        """The score with this key (`fid`, `fid/real_images`), if any; of the first protocol where none is named."""
+        return next((s for s in self.scores if s.key == key and protocol in (None, s.protocol)), None)
+
+    @property
+    def seeds(self) -> dict[str, str]:
+        """Its seeds: keys that end in `.seed`."""
+        return {k: v for k, v in self.config.items() if k.endswith(".seed")}
+
+    @property
+    def without_seeds(self) -> tuple[tuple[str, str], ...]:
+        """Config without the sweep's seeds: equal for runs that differ in nothing else."""
+        swept = {k for k in self.params if k.endswith(".seed")}
+        return tuple(sorted((k, v) for k, v in self.config.items() if k not in swept))
+
+    def value(self, key: str) -> str | float | None:
+        """What a filter compares: `experiment`, `step`, `stage`, `run`, a score, or a config key; else None."""
+        fixed = {"experiment": self.experiment, "step": self.step, "stage": self.stage, "run": self.run}
+        if key in fixed:
+            return fixed[key]
+        if (score := self.score(key)) is not None:
+            return score.value
+        return self.config.get(key)
+
+
+@dataclass(frozen=True)
+class Filter:
+    """`key OP value` as people type it."""
+
+    key: str
+    operator: str
+    wanted: str
+
+    @classmethod
+    def read(cls, text: str) -> Filter:
+        """Raises `ConfigError` where `text` is no comparison."""
+        match = FILTER.match(text)
+        if match is None:
+            raise ConfigError(f"{text}: is no filter; write key=value, key!=value, key<value, key>value, key<=, key>=")
+        return cls(*match.groups())
+
+    def matches(self, result: Result) -> bool:
+        """Numbers compare as numbers (`1e-4` is `0.0001`), everything else as text."""
+        found = result.value(self.key)
+        if found is None:
+            return False
+        a, b = _number(found), _number(self.wanted)
+        if a is not None and b is not None:
+            return {"=": a == b, "!=": a != b, "<": a < b, ">": a > b, "<=": a <= b, ">=": a >= b}[self.operator]
+        if self.operator in ("=", "!="):
+            return (str(found) == self.wanted) == (self.operator == "=")
+        raise ConfigError(f"{self.key}: {found!r} and {self.wanted!r} have no order; use = or !=")
+
+
+def _number(value: object) -> float | None:
+    try:
+        return float(str(value))
+    except ValueError:
+        return None
+
+
+def collect(store: Path, kinds: Sequence[str] = KINDS, experiment: str | None = None) -> list[Result]:
+    """All finished evaluations, newest execution first, each step once."""
+    found: dict[str, Result] = {}
+    for path in sorted((store / "pipelines").glob("*.json"), reverse=True):
+        record = read_json(path)
+        if not record or (experiment is not None and record["experiment"] != experiment):
+            continue
+        steps = {s["fingerprint"]: s for s in record["steps"]}
+        for entry in record["steps"]:
+            key = f"{record['experiment']}/{entry['fingerprint']}"
+            if entry["kind"] not in kinds:
+                continue
+            if key not in found and (result := _result(store, record, entry, steps)):
+                found[key] = result
+            elif key in found and len(entry.get("params") or {}) < len(found[key].params):
+                found[key] = replace(found[key], params=dict(entry.get("params") or {}))  # also run on its own
+    return list(found.values())
+
+
+def _result(
+    store: Path, record: Mapping[str, Any], entry: Mapping[str, Any], steps: Mapping[str, Any]
+) -> Result | None:
+    folder = store / entry["folder"]
+    manifest = read_json(folder / "manifest.json")
+    if manifest is None:
+        return None
+    config, upstream = effective_config(store, steps, entry)
+    start = read_json(folder / "attempts" / f"{int(manifest['attempt']):04d}" / "start.json") or {}
+    origin = start.get("pipeline") or record["uid"]
+    return Result(
+        run=f"{origin}/{entry['name']}",
+        name=entry["name"],
+        experiment=record["experiment"],
+        step=entry["step"],
+        stage=entry["stage"],
+        kind=entry["kind"],
+        folder=folder,
+        fingerprint=entry["fingerprint"],
+        commit=str((start.get("code") or record.get("code") or {}).get("commit") or ""),
+        config=config,
+        params=dict(entry.get("params") or {}),
+        scores=tuple(read_scores(files_of(folder, manifest), manifest.get("headline"))),
+        upstream=tuple(upstream),
+    )
+
+
+def select(results: Iterable[Result], filters: Sequence[Filter]) -> list[Result]:
+    """The results that match all filters.
+
+    Raises:
+        ConfigError: a filter names a key that no result has.
+    """
+    found = list(results)
+    for one in filters:
+        if found and all(r.value(one.key) is None for r in found):
+            known = sorted({k for r in found for k in (*r.config, *(s.key for s in r.scores), "experiment", "step")})
+            raise ConfigError(
+                f"{one.key}: no result has this key; {suggestion(one.key, known)}One of [{', '.join(known[:40])}]"
+            )
+        found = [r for r in found if one.matches(r)]
+    return found
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean and standard deviation (n - 1) over seeds."""
+
+    mean: float
+    std: float | None
+    count: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        """Of at least one value; one alone has no deviation."""
+        std = statistics.stdev(values) if len(values) > 1 and all(map(math.isfinite, values)) else None
+        return cls(statistics.fmean(values), std, len(values))
+
+    def text(self, digits: int = 4) -> str:
+        """`6.18`, or `6.18 ± 0.05` with `digits` significant digits of the mean."""
+        decimals = 0 if self.mean == 0 else max(0, digits - 1 - math.floor(math.log10(abs(self.mean))))
+        return self.fixed(min(decimals, 6))
+
+    def fixed(self, decimals: int) -> str:
+        """With so many decimals."""
+        return f"{self.mean:.{decimals}f}" + (f" ± {self.std:.{decimals}f}" if self.std is not None else "")
+
+
+def by_seed(results: Iterable[Result]) -> list[list[Result]]:
+    """Results grouped so that those of one group differ only in the sweep's seeds."""
+    groups: dict[tuple[object, ...], list[Result]] = {}
+    for result in results:
+        groups.setdefault((result.experiment, result.step, *result.without_seeds), []).append(result)
+    return list(groups.values())

@@ -1,0 +1,220 @@
+"""A filled table as Markdown, LaTeX (booktabs), CSV, JSON or a page; every reproduced cell leads back to its runs."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from experiments.results import html
+from experiments.results.tables import Cell, Column, Filled, missing
+
+LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+LATEX |= {c: f"\\{c}" for c in "&%$#_{}"}
+
+
+def cell_text(cell: Cell, column: Column, plus_minus: str = " ± ") -> str:
+    """`6.18 | 6.21 ± 0.03 (+0.03)`; a dash for what is not there."""
+    if column.metric is None:
+        return cell.text or ""
+    if cell.published is None and cell.command is None:
+        return ""
+    published = f"{cell.published:.{column.digits}f}" if cell.published is not None else None
+    reproduced = _reproduced(cell, column, plus_minus)
+    if cell.command is None:
+        return published or ""
+    return f"{published} / {reproduced}" if published is not None else reproduced
+
+
+def _reproduced(cell: Cell, column: Column, plus_minus: str) -> str:
+    if cell.reproduced is None:
+        return "—"
+    text = cell.reproduced.fixed(column.digits).replace(" ± ", plus_minus)
+    if cell.difference is not None:
+        text += f" ({cell.difference:+.{column.digits}f})"
+    return text
+
+
+def heading(column: Column) -> str:
+    """The column's title with an arrow to the better side."""
+    arrow = {True: " ↓", False: " ↑", None: ""}[column.lower_is_better]
+    return f"{column.title}{arrow}"
+
+
+class Notes:
+    """Numbered footnotes; equal texts share a number."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def number(self, text: str) -> int:
+        """The number of `text`, new or known."""
+        if text not in self.texts:
+            self.texts.append(text)
+        return self.texts.index(text) + 1
+
+
+def origin(cell: Cell) -> str:
+    """Run uids and commits behind a reproduced cell."""
+    return ", ".join(f"{r.run} at {r.commit[:12] or 'no commit'}" for r in cell.results)
+
+
+def _note_of(cell: Cell) -> str | None:
+    if cell.missing:
+        return f"missing: {cell.missing}"
+    return f"runs: {origin(cell)}" if cell.results else None
+
+
+def _legend(filled: Filled) -> list[str]:
+    shown = {c.protocol: c for c in filled.table.columns if c.protocol}
+    about = [
+        f"{name}: {filled.table.protocols.get(str(name), 'conf/protocol/' + str(name) + '.yaml')}" for name in shown
+    ]
+    both = any(c.published is not None and c.command for row in filled.cells for c in row.values())
+    sources = list(dict.fromkeys(str(r.source) for r in filled.table.rows if r.published and r.source))
+    return [
+        *(["published / reproduced (difference); ± is one standard deviation over seeds"] if both else []),
+        *(f"source: {s}" for s in sources),
+        *(f"protocol {text}" for text in about),
+        *([filled.table.note] if filled.table.note else []),
+    ]
+
+
+def markdown(filled: Filled) -> str:
+    """A pipe table with numbered footnotes."""
+    table, notes = filled.table, Notes()
+
+    def escaped(text: str) -> str:
+        return text.replace("|", "\\|").replace("\n", " ")
+
+    lines = [f"**{escaped(table.title)}**", ""]
+    header = ["", *(heading(c) + (f" ({c.protocol})" if c.protocol else "") for c in table.columns)]
+    lines += ["| " + " | ".join(map(escaped, header)) + " |"]
+    lines += ["|---|" + "".join("---:|" if c.metric else "---|" for c in table.columns)]
+    for row, cells in zip(table.rows, filled.cells, strict=True):
+        shown = []
+        for column in table.columns:
+            cell = cells[column.key]
+            note = _note_of(cell)
+            mark = f" [{notes.number(note)}]" if note else ""
+            shown.append(escaped(cell_text(cell, column)) + mark)
+        lines.append("| " + " | ".join([escaped(row.name), *shown]) + " |")
+    lines += ["", *(f"[{i}] {text}" + "  " for i, text in enumerate(notes.texts, 1))]
+    lines += ["", *(f"{text}  " for text in _legend(filled))]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def latex_text(text: str) -> str:
+    """`text` with TeX's special characters made harmless."""
+    made = "".join(LATEX.get(c, c) for c in text)
+    for character, command in {"±": r"$\pm$", "↓": r"$\downarrow$", "↑": r"$\uparrow$", "—": "---"}.items():
+        made = made.replace(character, command)
+    return made
+
+
+def latex(filled: Filled) -> str:
+    """A booktabs tabular with superscript footnotes below."""
+    table, notes = filled.table, Notes()
+    lines = [
+        r"% needs \usepackage{booktabs}",
+        r"\begin{table}",
+        r"\centering",
+        rf"\caption{{{latex_text(table.title)}}}",
+    ]
+    lines += [r"\begin{tabular}{l" + "".join("r" if c.metric else "l" for c in table.columns) + "}", r"\toprule"]
+    lines += [" & ".join(["", *(latex_text(heading(c)) for c in table.columns)]) + r" \\", r"\midrule"]
+    for row, cells in zip(table.rows, filled.cells, strict=True):
+        shown = []
+        for column in table.columns:
+            note = _note_of(cells[column.key])
+            mark = rf"\textsuperscript{{{notes.number(note)}}}" if note else ""
+            shown.append(latex_text(cell_text(cells[column.key], column)) + mark)
+        lines.append(" & ".join([latex_text(row.name), *shown]) + r" \\")
+    lines += [r"\bottomrule", r"\end{tabular}", ""]
+    lines += [rf"{{\footnotesize \textsuperscript{{{i}}} {latex_text(t)}\par}}" for i, t in enumerate(notes.texts, 1)]
+    lines += [rf"{{\footnotesize {latex_text(t)}\par}}" for t in _legend(filled)]
+    return "\n".join([*lines, r"\end{table}"]) + "\n"
+
+
+def records(filled: Filled) -> list[dict[str, Any]]:
+    """One plain record a cell of numbers."""
+    found = []
+    for row, cells in zip(filled.table.rows, filled.cells, strict=True):
+        for column in filled.table.columns:
+            cell = cells[column.key]
+            if column.metric is None or (cell.published is None and cell.command is None):
+                continue
+            spread = cell.reproduced
+            found.append(
+                {
+                    "row": row.name,
+                    "column": column.key,
+                    "metric": column.metric,
+                    "protocol": column.protocol,
+                    "published": cell.published,
+                    "source": cell.source,
+                    "reproduced": spread.mean if spread else None,
+                    "std": spread.std if spread else None,
+                    "seeds": spread.count if spread else 0,
+                    "difference": cell.difference,
+                    "runs": [r.run for r in cell.results],
+                    "commits": sorted({r.commit for r in cell.results}),
+                    "missing": cell.missing,
+                    "command": cell.command,
+                }
+            )
+    return found
+
+
+def as_csv(filled: Filled) -> str:
+    """One line a cell, lists joined with spaces."""
+    rows = records(filled)
+    out = io.StringIO()
+    writer = csv.DictWriter(out, fieldnames=list(rows[0]) if rows else ["row", "column"], lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({k: " ".join(v) if isinstance(v, list) else ("" if v is None else v) for k, v in row.items()})
+    return out.getvalue()
+
+
+def as_json(filled: Filled) -> str:
+    """Title, protocols and one record a cell."""
+    table = filled.table
+    value = {
+        "table": table.name,
+        "title": table.title,
+        "note": table.note,
+        "protocols": dict(table.protocols),
+        "facts": {row.name: dict(row.facts) for row in table.rows},
+        "cells": records(filled),
+    }
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+
+
+def page(filled: Filled, *charts: html.Markup) -> str:
+    """A self-contained page; runs and commits show on hover."""
+    table = filled.table
+    rows: list[Sequence[object]] = []
+    for row, cells in zip(table.rows, filled.cells, strict=True):
+        shown: list[object] = [html.cell(row.name, title=f"source: {row.source}" if row.source else None)]
+        for column in table.columns:
+            cell = cells[column.key]
+            style = "missing" if cell.missing else ("number" if column.metric else None)
+            shown.append(html.cell(cell_text(cell, column), class_=style, title=_note_of(cell)))
+        rows.append(shown)
+    header = ["", *(html.tag("span", heading(c), title=c.protocol) for c in table.columns)]
+    absent = missing(filled)
+    notes = html.tag("ul", [html.tag("li", text) for text in [*_legend(filled), *absent]])
+    body = [html.tag("h1", table.title), html.table(header, rows), *charts, notes]
+    return html.page(table.title, *body)
+
+
+FORMATS: dict[str, Callable[[Filled], str]] = {
+    "md": markdown,
+    "tex": latex,
+    "csv": as_csv,
+    "html": page,
+    "json": as_json,
+}

@@ -1,0 +1,293 @@
+"""Paper tables: published numbers beside reproduced ones, each under its protocol and traced to its runs.
+
+`conf/table/NAME.yaml`:
+
+    title, note
+    source: where the published numbers stand (a row may name another)
+    protocols: {name: what it means}     protocols of published numbers that conf/protocol/ does not hold
+    columns:   {fid: {metric: fid, protocol: adm, digits: 2}, params: {text: Parameters}}
+               published_only: true where a number was measured in a way that is not offered here
+    rows:
+      - name: MaskGIT
+        facts: {params: 227M}            text columns
+        published: {fid: 6.18}
+        run: {experiment: NAME, step: evaluate, where: {sampler.num_steps: 8}, overrides: [sampler.num_steps=8]}
+
+A reproduced cell holds the results whose experiment, step and `where` match, over their seeds. Numbers of unlike
+protocols never share a column: where two rows were measured differently the table is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from experiments.config.compose import CONF, group_names
+from experiments.results.results import Filter, Result, Spread, collect, select
+from experiments.store.scores import METRICS, PREFIXES, Score, describe_metric, unlike
+from maskgit_core.errors import ConfigError, suggestion, unknown_key, unknown_name
+
+KEYS = ("title", "note", "source", "protocols", "columns", "rows")
+COLUMN_KEYS = ("metric", "protocol", "digits", "title", "text", "published_only")
+ROW_KEYS = ("name", "facts", "published", "source", "run", "note")
+RUN_KEYS = ("experiment", "step", "where", "overrides")
+
+
+@dataclass(frozen=True)
+class Column:
+    """One metric under one protocol, or a column of text."""
+
+    key: str
+    title: str
+    metric: str | None = None
+    protocol: str | None = None
+    digits: int = 2
+    lower_is_better: bool | None = None
+    published_only: bool = False  # measured in a way that is not offered here
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method as published, and what would reproduce it."""
+
+    name: str
+    facts: Mapping[str, str]
+    published: Mapping[str, float]
+    source: str | None
+    note: str | None
+    run: Mapping[str, Any] | None
+
+    def command(self) -> str | None:
+        """The command that fills this row, if any experiment does."""
+        if self.run is None:
+            return None
+        return " ".join(["maskgit run", f"experiment={self.run['experiment']}", *self.run.get("overrides", ())])
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table as described in its file."""
+
+    name: str
+    title: str
+    note: str | None
+    protocols: Mapping[str, str]
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Published and reproduced, and where the latter came from; or why it is missing."""
+
+    published: float | None = None
+    source: str | None = None
+    reproduced: Spread | None = None
+    results: tuple[Result, ...] = ()
+    missing: str | None = None  # why, and the command that would fill it
+    command: str | None = None
+    text: str | None = None
+
+    @property
+    def difference(self) -> float | None:
+        """Reproduced minus published."""
+        if self.published is None or self.reproduced is None:
+            return None
+        return self.reproduced.mean - self.published
+
+
+@dataclass(frozen=True)
+class Filled:
+    """A table with a cell for every row and column."""
+
+    table: Table
+    cells: tuple[Mapping[str, Cell], ...] = field(default=())
+
+
+# -- reading ----------------------------------------------------------------------------------------------------------
+def table_names(config_dirs: Sequence[Path] = ()) -> list[str]:
+    """The tables there are."""
+    return group_names("table", config_dirs)
+
+
+def read_table(name: str, config_dirs: Sequence[Path] = ()) -> Table:
+    """Reads and checks `conf/table/NAME.yaml`.
+
+    Raises:
+        ConfigError: no such table, an unknown key, metric or protocol, a number without a source.
+    """
+    import yaml
+
+    if name not in (names := table_names(config_dirs)):
+        raise unknown_name("table", name, names, "table")
+    path = next(p for d in (CONF, *config_dirs) if (p := Path(d) / "table" / f"{name}.yaml").is_file())
+    key = f"table {name}"
+    try:
+        data = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: is not YAML ({' '.join(str(error).split())[:200]})") from None
+    data = _mapping(data, key, KEYS)
+    protocols = {str(k): str(v) for k, v in _mapping(data.get("protocols"), f"{key}.protocols").items()}
+    known = {*protocols, *group_names("protocol", config_dirs)}
+    columns = tuple(_column(k, v, f"{key}.columns.{k}", known) for k, v in _mapping(data.get("columns"), key).items())
+    if not columns or not data.get("rows"):
+        raise ConfigError(f"{key}: needs at least one column and one row")
+    rows = tuple(_row(r, f"{key}.rows[{i}]", columns, data.get("source")) for i, r in enumerate(data["rows"]))
+    return Table(name, str(data.get("title") or name), data.get("note"), protocols, columns, rows)
+
+
+def _mapping(value: Any, key: str, allowed: Sequence[str] | None = None) -> dict[str, Any]:
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{key}: found {value!r}; it must be a mapping")
+    for inner in value:
+        if allowed is not None and inner not in allowed:
+            raise unknown_key(f"{key}.{inner}", str(inner), allowed)
+    return {str(k): v for k, v in value.items()}
+
+
+def _column(name: str, value: Any, key: str, protocols: set[str]) -> Column:
+    block = _mapping(value, key, COLUMN_KEYS)
+    if "text" in block:
+        return Column(name, str(block["text"]))
+    metric, protocol = str(block.get("metric", name)), block.get("protocol")
+    known = describe_metric(metric)
+    if known is None:
+        names = [*METRICS, *(f"{p}NETWORK" for p in PREFIXES)]
+        raise ConfigError(
+            f"{key}.metric: there is no metric {metric!r}; {suggestion(metric, names)}One of [{', '.join(names)}]"
+        )
+    if protocol is None:
+        raise ConfigError(f"{key}.protocol: missing; a number means nothing without one of [{', '.join(protocols)}]")
+    if protocol not in protocols:
+        raise unknown_name(f"{key}.protocol", str(protocol), protocols, "protocol")
+    title = str(block.get("title", known[0]))
+    return Column(name, title, metric, str(protocol), int(block.get("digits", 2)), known[1],
+                  bool(block.get("published_only")))  # fmt: skip
+
+
+def _row(value: Any, key: str, columns: Sequence[Column], source: Any) -> Row:
+    block = _mapping(value, key, ROW_KEYS)
+    names = [c.key for c in columns if c.metric]
+    published = _mapping(block.get("published"), f"{key}.published", names)
+    for column, number in published.items():
+        if isinstance(number, bool) or not isinstance(number, int | float):
+            raise ConfigError(f"{key}.published.{column}: found {number!r}; it must be a number")
+    stated = block.get("source") or source
+    if published and not stated:
+        raise ConfigError(
+            f"{key}.published.{next(iter(published))}: has no source; add source: to the row or the table"
+        )
+    run = _mapping(block.get("run"), f"{key}.run", RUN_KEYS) or None
+    if run is not None and "experiment" not in run:
+        raise ConfigError(f"{key}.run.experiment: missing; name the experiment that fills this row")
+    facts = _mapping(block.get("facts"), f"{key}.facts", [c.key for c in columns if not c.metric])
+    return Row(
+        name=str(block.get("name") or key),
+        facts={k: str(v) for k, v in facts.items()},
+        published={k: float(v) for k, v in published.items()},
+        source=str(stated) if stated else None,
+        note=block.get("note"),
+        run=run,
+    )
+
+
+# -- filling ----------------------------------------------------------------------------------------------------------
+def fill(table: Table, store: Path, absent: Callable[[Row], Sequence[str]] = lambda row: ()) -> Filled:
+    """Looks the reproduced numbers up in the store.
+
+    Args:
+        absent: the published weights that a row's run needs and that are not on this machine.
+
+    Raises:
+        ConfigError: numbers of one column were measured under unlike protocols.
+    """
+    results = collect(store)
+    cells: list[dict[str, Cell]] = []
+    for row in table.rows:
+        found = _results_of(row, results)
+        cells.append({c.key: _cell(row, c, found, absent) for c in table.columns})
+    for column in table.columns:
+        _refuse_unlike(table, column, [row[column.key] for row in cells])
+    return Filled(table, tuple(cells))
+
+
+def _results_of(row: Row, results: Sequence[Result]) -> list[Result]:
+    if row.run is None:
+        return []
+    step = row.run.get("step", "evaluate")
+    found = [r for r in results if r.experiment == row.run["experiment"] and r.step == step]
+    where = [Filter(str(k), "=", str(v)) for k, v in (row.run.get("where") or {}).items()]
+    found = [r for r in found if all(f.matches(r) for f in where)]
+    # The experiment as it stands goes before points of sweeps over something the row does not name.
+    named = {f.key for f in where}
+    plain = [r for r in found if all(k in named or k.endswith(".seed") for k in r.params)]
+    return plain or found
+
+
+def _cell(row: Row, column: Column, results: Sequence[Result], absent: Callable[[Row], Sequence[str]]) -> Cell:
+    if column.metric is None:
+        return Cell(text=row.facts.get(column.key))
+    published, command = row.published.get(column.key), None if column.published_only else row.command()
+    base = Cell(published, row.source if published is not None else None, command=command)
+    if command is None:
+        return base
+    scored = [(r, s) for r in results for s in r.scores if s.key == column.metric]
+    fitting = [(r, s) for r, s in scored if s.protocol == column.protocol]
+    if not fitting:
+        why = "not run yet"
+        if scored:
+            others = ", ".join(sorted({s.protocol or "unnamed" for _, s in scored}))
+            why = f"measured under {others}, not {column.protocol}"
+        elif lacking := absent(row):
+            why, command = f"needs {', '.join(lacking)}", f"maskgit weights fetch {' '.join(lacking)} && {command}"
+        return _with(base, missing=f"{column.title} of {row.name}: {why}; {command}")
+    if len({r.without_seeds for r, _ in fitting}) > 1:
+        keys = _differing([r for r, _ in fitting])
+        return _with(
+            base,
+            missing=f"{column.title} of {row.name}: {len(fitting)} runs match and differ in {keys}; narrow run.where",
+        )
+    return _with(
+        base, reproduced=Spread.of([s.value for _, s in fitting]), results=tuple(r for r, _ in fitting), command=command
+    )
+
+
+def _with(cell: Cell, **changed: Any) -> Cell:
+    from dataclasses import replace
+
+    return replace(cell, **changed)
+
+
+def _differing(results: Sequence[Result]) -> str:
+    keys = sorted({k for r in results for k, _ in r.without_seeds})
+    found = [k for k in keys if len({dict(r.without_seeds).get(k) for r in results}) > 1]
+    return ", ".join(found[:4])
+
+
+def _refuse_unlike(table: Table, column: Column, cells: Sequence[Cell]) -> None:
+    first: tuple[Result, Score] | None = None
+    for cell in cells:
+        for result in cell.results:
+            score = result.score(str(column.metric), column.protocol)
+            assert score is not None
+            if first is None:
+                first = (result, score)
+            elif why := unlike(first[1], score):
+                raise ConfigError(
+                    f"table {table.name}, column {column.key}: {first[0].run} and {result.run} are not comparable "
+                    f"({why}); evaluate both under one protocol, or give them columns of their own"
+                )
+
+
+def missing(filled: Filled) -> list[str]:
+    """Every cell that could be filled and is not, with why and the command."""
+    return [c.missing for row in filled.cells for c in row.values() if c.missing]
+
+
+def filter_results(store: Path, filters: Sequence[str]) -> list[Result]:
+    """Results that match `key=value`-like filters."""
+    return select(collect(store), [Filter.read(f) for f in filters])

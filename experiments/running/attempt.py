@@ -1,0 +1,204 @@
+"""`Attempt`: all that a stage knows of the world while it runs.
+
+An attempt owns `attempts/NNNN/` of its step's folder and writes nowhere else but in `parts/`, so that a forgotten
+process on a lost node can only write where nobody looks. Import-light: torch is asked only for the device.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+from experiments.running.progress import Progress
+from experiments.running.signals import StopFlag
+from experiments.store.journal import Journal
+from maskgit_core.errors import ArtifactError
+from maskgit_core.files import publish, read_json, write_json
+
+
+class Stopped(BaseException):
+    """A stage saved its state and ends early on request; `requeue` says whether it wants to be continued."""
+
+    def __init__(self, requeue: bool) -> None:
+        super().__init__("stopped on request")
+        self.requeue = requeue
+
+
+class SupersededError(ArtifactError):
+    """A newer attempt of the same step exists; this one may publish nothing more."""
+
+
+class Attempt:
+    """One execution of a step.
+
+    Args:
+        folder: the step's folder.
+        number: the fencing number; only the highest publishes.
+        rank, world_size: of this process.
+        stop: the flag raised by USR2, TERM or the time limit.
+        share: name of a task that makes pieces for the step and neither logs nor publishes its result; it is the
+            attempt of nobody, so it needs no number and cannot be superseded.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        number: int = 1,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        stop: StopFlag | None = None,
+        share: str | None = None,
+    ) -> None:
+        self.folder = Path(folder)
+        self.number = number
+        self.rank = rank
+        self.world_size = world_size
+        self.share = share
+        self.own = self.folder / "tasks" / share if share else self.folder / "attempts" / f"{number:04d}"
+        self.files = self.own / "files"
+        self.checkpoints = self.own / "checkpoints"
+        self.parts = self.folder / "parts"
+        for path in (self.files, self.checkpoints, self.parts):
+            path.mkdir(parents=True, exist_ok=True)
+        self._stop = stop or StopFlag()
+        self._notes: dict[str, Any] = {"facts": {}, "headline": None, "datasets": [], "shown": []}
+        self._journal = Journal(self.own / "journal.jsonl", attempt=number) if self.is_main else None
+
+    # -- who and where ------------------------------------------------------------------------------------------
+    @property
+    def is_main(self) -> bool:
+        """True in the process that writes: rank 0 of what is not a mere share."""
+        return self.rank == 0 and self.share is None
+
+    @property
+    def device(self) -> str:
+        """`"cuda"` where a GPU is visible, else `"cpu"`; MASKGIT_DEVICE overrides."""
+        if chosen := os.environ.get("MASKGIT_DEVICE"):
+            return chosen
+        import torch
+
+        return "cuda" if torch.cuda.is_available() else "cpu"
+
+    # -- files ----------------------------------------------------------------------------------------------------
+    def earlier_checkpoints(self) -> list[Path]:
+        """Checkpoint folders of earlier attempts, newest first."""
+        earlier = [p for p in sorted((self.folder / "attempts").iterdir(), reverse=True) if p.name.isdigit()]
+        return [p / "checkpoints" for p in earlier if int(p.name) < self.number and (p / "checkpoints").is_dir()]
+
+    def forget_earlier_checkpoints(self) -> None:
+        """Deletes earlier attempts' checkpoints; call it once this attempt has saved one of its own."""
+        if self.is_main:
+            for path in self.earlier_checkpoints():
+                shutil.rmtree(path, ignore_errors=True)
+
+    def publish(self, path: Path, write: Callable[[Path], object]) -> None:
+        """Calls `write(temporary)` and renames the result to `path`, if no newer attempt exists.
+
+        Raises:
+            SupersededError: a newer attempt took over; nothing was published.
+            ArtifactError: the disk is full or cannot be written.
+        """
+        self.check_fence()
+        publish(Path(path), write)
+
+    def check_fence(self) -> None:
+        """Raises `SupersededError` where a newer attempt of this step exists.
+
+        A share publishes nothing but pieces, under names that stand for what they are made from.
+        """
+        if self.share is not None:
+            return
+        newest = max((int(p.name) for p in (self.folder / "attempts").iterdir() if p.name.isdigit()), default=0)
+        if newest > self.number:
+            raise SupersededError(
+                f"{self.folder}: attempt {self.number} was superseded by attempt {newest}; "
+                "this process ends without publishing anything"
+            )
+
+    # -- what it says -----------------------------------------------------------------------------------------------
+    def log(self, metrics: dict[str, float], step: int) -> None:
+        """Appends metrics at optimizer step (or item count) `step` to the journal; never waits for a server."""
+        if self._journal is not None:
+            self._journal.log(metrics, step)
+
+    def resumed_at(self, step: int) -> None:
+        """States that this attempt continues from `step`: earlier attempts' points from there on no longer count."""
+        if self._journal is not None:
+            self._journal.resumed_at(step)
+
+    def flush(self) -> None:
+        """Puts what was logged so far on the disk; call it before publishing the state that a resume begins from."""
+        if self._journal is not None:
+            self._journal.flush(sync=True)
+
+    def headline(self, name: str, value: float, protocol: dict[str, Any] | None = None) -> None:
+        """The one number this step is known by, with the protocol that gives it its meaning."""
+        self._note("headline", {"name": name, "value": float(value), "protocol": protocol})
+
+    def fact(self, **facts: Any) -> None:
+        """Facts for downstream steps (plain data): codebook size, grid, number of classes."""
+        self._note("facts", {**self._notes["facts"], **facts})
+
+    def dataset(self, name: str, digest: str, path: str, context: str) -> None:
+        """A data set this step read; `context` is e.g. "training" or "reference"."""
+        entry = {"name": name, "digest": digest, "path": str(path), "context": context}
+        self._note("datasets", [*self._notes["datasets"], entry])
+
+    def show(self, path: Path) -> None:
+        """Marks a small output (picture, table, page) that the tracking window should hold too."""
+        self._note("shown", [*self._notes["shown"], str(Path(path).relative_to(self.files))])
+
+    def _note(self, key: str, value: Any) -> None:
+        self._notes[key] = value
+        if self.is_main:
+            write_json(self.own / "notes.json", self._notes, durable=False)
+
+    @property
+    def notes(self) -> dict[str, Any]:
+        """What the stage stated so far: facts, headline, datasets, shown."""
+        return self._notes
+
+    def progress(self, work: Iterable[Any] | int, unit: str = "it", label: str = "") -> Progress:
+        """A progress bar over an iterable or a total; iterate it, or call `.update(n)`."""
+        return Progress(work, unit=unit, label=label, file=self.own / "progress.json" if self.is_main else None)
+
+    # -- when to stop -------------------------------------------------------------------------------------------------
+    @property
+    def should_stop(self) -> bool:
+        """True after USR2, TERM or shortly before the time limit: save, then call `stop()`."""
+        return self._stop.is_set()
+
+    def stop(self) -> NoReturn:
+        """Ends this attempt after its state was saved; it goes on at the next run (or requeue).
+
+        A process that stops because another rank was asked to has no wish of its own: it wants to go on.
+        """
+        raise Stopped(self._stop.wants_requeue or not self._stop.is_set())
+
+    def close(self) -> None:
+        """Flushes the journal; called by the job, not by stages."""
+        if self._journal is not None:
+            self._journal.close()
+
+
+def wait_for_file(path: Path, timeout_s: float = 600.0) -> Any:
+    """The JSON in `path` once it is there; used by ranks that wait for what rank 0 decides."""
+    deadline = time.monotonic() + timeout_s
+    while (value := read_json(path)) is None:
+        if time.monotonic() > deadline:
+            raise ArtifactError(f"{path}: rank 0 did not write it within {timeout_s:.0f} s; see its log")
+        time.sleep(0.05)
+    return value
+
+
+def iterate(attempt: Attempt, items: Iterable[Any]) -> Iterator[Any]:
+    """Yields items until the attempt is asked to stop, then ends; for work published piece by piece."""
+    for item in items:
+        if attempt.should_stop:
+            attempt.stop()
+        yield item

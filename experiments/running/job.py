@@ -1,0 +1,294 @@
+"""Executes one step in its folder: what every launcher calls, in every process of the step.
+
+Exit codes: 0 done, 1 failed, 2 the request cannot be met (one line says why), 75 saved and wants to be continued,
+143 stopped on request (saved; goes on at the next run).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import importlib
+import os
+import shutil
+import sys
+import time
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+from experiments.monitoring.queue import job_alive
+from experiments.running.attempt import Attempt, Stopped, SupersededError, wait_for_file
+from experiments.running.binding import arguments, input_manifests, load_inputs, read_request
+from experiments.running.signals import StopFlag
+from experiments.running.system_metrics import system_metrics
+from experiments.store import provenance
+from experiments.store.claims import Claim, JobAlive
+from experiments.store.step_folder import (
+    attempts,
+    finish,
+    is_current,
+    list_outputs,
+    manifest_digest,
+    new_attempt,
+    retire,
+)
+from experiments.tracking.live import Forwarder
+from maskgit_core.errors import ArtifactError, MaskgitError
+from maskgit_core.files import explain, read_json, write_bytes, write_for_group, write_json
+from maskgit_core.training.health import DivergedError
+
+DONE, FAILED, REFUSED, CONTINUE, STOPPED = 0, 1, 2, 75, 143
+
+
+def main(folder: str) -> int:
+    """Runs the step in `folder`; safe to call any number of times."""
+    return Job(Path(folder), job_alive()).run()
+
+
+class Job:
+    """One execution of a step, in one of its processes."""
+
+    forwards = True
+
+    def __init__(self, folder: Path, job_alive: JobAlive | None = None) -> None:
+        self.folder = folder.absolute()
+        self.store = self.folder.parent.parent
+        write_for_group(self.store)
+        self.rank = int(os.environ.get("RANK", 0))
+        self.world_size = int(os.environ.get("WORLD_SIZE", 1))
+        self.launch_id = os.environ.get("MASKGIT_LAUNCH_ID") or f"pid-{os.getpid()}-{time.time_ns()}"
+        self.claim = Claim(self.folder, job_alive)
+        self.stop = StopFlag.installed()
+
+    def run(self) -> int:
+        """Claims the step, runs its stage as a new attempt and publishes what it made."""
+        try:
+            request, launch = read_request(self.folder)
+            sys.path.extend(p for p in launch.get("python_path") or () if p not in sys.path)
+            if (self.folder / "cancelled").exists():
+                say(f"{self.folder.name}: was cancelled; nothing to do", sys.stdout)
+                return STOPPED
+            inputs = load_inputs(self.store, request, launch)
+            digests = input_manifests(inputs)
+            if is_current(self.folder, digests):
+                say(f"{self.folder.name}: already done", sys.stdout)
+                return DONE
+            number = self._begin(digests)
+            if number is None:
+                return DONE
+        except MaskgitError as error:
+            self.claim.release()
+            say(f"error: {error}")
+            self._note_refusal(error)
+            return REFUSED
+        except Stopped as stopped:
+            return CONTINUE if stopped.requeue else STOPPED
+        forwarder = Forwarder.start(self.folder, launch) if self.rank == 0 and self.forwards else None
+        try:
+            return self._attempt(number, request, launch, inputs, digests)
+        finally:
+            if self.rank == 0:
+                self.claim.release()
+            if forwarder is not None:
+                forwarder.finish()
+
+    # -- beginning -------------------------------------------------------------------------------------------------
+    def _begin(self, inputs: Mapping[str, str]) -> int | None:
+        """Rank 0 takes the claim and a number, the others wait to hear it; None where someone else finished it."""
+        agreed = self.folder / "launches" / f"{self.launch_id}.json"
+        if self.rank != 0:
+            found = wait_for_file(agreed)
+            return found["attempt"]
+        said = False
+        while (owner := self.claim.take()) is not None:
+            if self.stop.is_set():
+                raise Stopped(self.stop.wants_requeue)
+            if not said:
+                say(f"{self.folder.name}: waiting for {owner.where()}, which is running it", sys.stdout)
+                said = True
+            time.sleep(0.5)
+        if is_current(self.folder, inputs):
+            self.claim.release()
+            write_json(agreed, {"attempt": None})
+            return None
+        self._set_aside_old_work(inputs)
+        number = new_attempt(self.folder)
+        write_json(agreed, {"attempt": number})
+        return number
+
+    def _set_aside_old_work(self, inputs: Mapping[str, str]) -> None:
+        """A result made from other inputs is kept with its attempt; unfinished work from other inputs is dropped.
+
+        Going on from a checkpoint or pieces made from an input that was rebuilt since would mix the two.
+        """
+        manifest = read_json(self.folder / "manifest.json")
+        if manifest is not None:
+            retire(self.folder, manifest)
+        made_from = read_json(self.folder / "made_from.json")
+        if made_from is not None and made_from != dict(inputs):
+            shutil.rmtree(self.folder / "parts", ignore_errors=True)
+            for tried in attempts(self.folder):
+                shutil.rmtree(tried / "checkpoints", ignore_errors=True)
+        if made_from != dict(inputs):
+            write_json(self.folder / "made_from.json", dict(inputs))
+
+    # -- the work --------------------------------------------------------------------------------------------------
+    def _attempt(self, number: int, request: Any, launch: Any, inputs: Any, digests: Mapping[str, str]) -> int:
+        try:
+            attempt = self._new_attempt(number)
+        except OSError as error:
+            say(f"error: {explain(error, self.folder)}")
+            return REFUSED
+        try:
+            return self._execute(attempt, request, launch, inputs, digests)
+        finally:
+            attempt.close()
+
+    def _new_attempt(self, number: int) -> Attempt:
+        return Attempt(self.folder, number, rank=self.rank, world_size=self.world_size, stop=self.stop)
+
+    def _execute(self, attempt: Attempt, request: Any, launch: Any, inputs: Any, digests: Mapping[str, str]) -> int:
+        started = time.time()
+        try:
+            if attempt.is_main:
+                self._write_start(attempt, launch, started)
+            stage = importlib.import_module(request["module"])
+            with system_metrics(attempt):
+                stage.run(attempt, **arguments(request, launch, inputs))
+            if attempt.is_main:
+                self._publish(attempt, request, launch, digests, started)
+            return DONE
+        except Stopped as stopped:
+            return self._ended(
+                attempt, "stopped", "asked to stop; state saved", CONTINUE if stopped.requeue else STOPPED
+            )
+        except SupersededError as error:
+            say(f"error: {error}")
+            return FAILED
+        except MaskgitError as error:
+            say(f"error: {error}")
+            # a training that went wrong was asked for rightly
+            return self._ended(attempt, "failed", str(error), FAILED if isinstance(error, DivergedError) else REFUSED)
+        except KeyboardInterrupt:
+            return self._ended(attempt, "stopped", "interrupted", STOPPED)
+        except Exception as error:
+            return self._crashed(attempt, error)
+
+    def _crashed(self, attempt: Attempt, error: Exception) -> int:
+        if (told := disk_trouble(error, self.folder)) is not None:
+            say(f"error: {told}")
+            return self._ended(attempt, "failed", str(told), REFUSED)
+        trace = traceback.format_exc()
+        say(trace)
+        return self._ended(attempt, "failed", _one_line(error), FAILED, trace)
+
+    def _write_start(self, attempt: Attempt, launch: Mapping[str, Any], started: float) -> None:
+        start = {
+            "time": started,
+            "attempt": attempt.number,
+            "owner": read_json(self.claim.path),
+            "world_size": self.world_size,
+            "resources": launch.get("resources"),
+            "pipeline": launch.get("pipeline"),
+            "launch": self.launch_id,
+            "code": {k: v for k, v in provenance.code_state().items() if k != "diff"},
+        }
+        write_json(attempt.own / "start.json", start)
+
+    def _publish(self, attempt: Attempt, request: Any, launch: Any, digests: Mapping[str, str], started: float) -> None:
+        attempt.close()
+        attempt.check_fence()
+        ended = time.time()
+        notes = attempt.notes
+        outputs = list_outputs(attempt.files)
+        self._write_record(attempt, request, launch, started, ended)
+        manifest = {
+            "format": 1,
+            "fingerprint": request["fingerprint"],
+            "kind": request["kind"],
+            "attempt": attempt.number,
+            "outputs": outputs,
+            "facts": notes["facts"],
+            "headline": notes["headline"],
+            "shown": notes["shown"],
+            "datasets": notes["datasets"],
+            "inputs": dict(digests),
+            "digest": manifest_digest(outputs, notes["facts"]),
+            "time": ended,
+            "seconds": ended - started,
+        }
+        write_json(attempt.own / "end.json", {"state": "done", "time": ended, "reason": "done"})
+        if finish(self.folder, attempt.number, manifest):
+            shutil.rmtree(attempt.checkpoints, ignore_errors=True)
+            shutil.rmtree(attempt.parts, ignore_errors=True)
+            shutil.rmtree(self.folder / "tasks", ignore_errors=True)
+            attempt.forget_earlier_checkpoints()
+
+    def _write_record(self, attempt: Attempt, request: Any, launch: Any, started: float, ended: float) -> None:
+        plugins = tuple(launch.get("plugins") or ())
+        code = provenance.code_state()
+        if code.get("diff"):
+            write_bytes(self.folder / "code.diff", code["diff"].encode())
+        record = {
+            "request": request,
+            "launch": launch,
+            "code": provenance.code_state(),
+            "science_files": provenance.science_files(
+                ("maskgit_core", "experiments.stages", "experiments.running.components", *plugins)
+            ),
+            "packages": provenance.packages(),
+            "machine": provenance.machine(),
+            "started": started,
+            "ended": ended,
+            "attempts": [
+                {"number": int(p.name), "start": read_json(p / "start.json"), "end": read_json(p / "end.json")}
+                for p in attempts(self.folder)
+            ],
+            "notes": attempt.notes,
+        }
+        write_json(self.folder / "record.json", record)
+
+    def _ended(self, attempt: Attempt, state: str, reason: str, code: int, trace: str | None = None) -> int:
+        if attempt.is_main or state == "failed":
+            name = "end.json" if attempt.is_main else f"end-rank{attempt.rank}.json"
+            end = {"state": state, "reason": reason, "code": code, "traceback": trace, "time": time.time()}
+            try:
+                write_json(attempt.own / name, end)
+            except ArtifactError as error:  # a full disk must not hide why the stage ended
+                say(f"warning: {error}")
+        return code
+
+    def _note_refusal(self, error: MaskgitError) -> None:
+        if self.rank == 0 and self.folder.is_dir():
+            try:
+                write_json(self.folder / "refused.json", {"reason": str(error), "time": time.time()})
+            except ArtifactError:
+                return
+
+
+def say(text: str, stream: TextIO | None = None) -> None:
+    """Prints to the log; a log on a full disk must not change how the step ends."""
+    with contextlib.suppress(OSError):
+        print(text, file=stream or sys.stderr, flush=True)
+
+
+def disk_trouble(error: BaseException, folder: Path) -> ArtifactError | None:
+    """The one-line form of an error whose cause is a full or read-only disk; None for any other.
+
+    Libraries wrap or swallow the error number (torch says "iostream error"), so the chain and the texts are looked at.
+    """
+    told: BaseException | None = error
+    while told is not None:
+        if isinstance(told, OSError) and told.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            return explain(told, Path(told.filename or folder))
+        if any(text in str(told) for text in ("iostream error", "PytorchStreamWriter", "No space left on device")):
+            return explain(OSError(errno.ENOSPC, "No space left on device"), folder)
+        told = told.__cause__ or told.__context__
+    return None
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}"[:500]

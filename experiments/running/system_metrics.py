@@ -1,0 +1,157 @@
+"""What the machine did while a step ran: CPU, memory and the job's own GPUs, sampled into the journal.
+
+Samples are points under `system/`; their step is whole seconds since the step's first attempt began, so that curves of
+several attempts follow one another. Only this process with its children and only the job's GPUs are looked at.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
+from types import TracebackType
+from typing import Any
+
+from experiments.running.attempt import Attempt
+from experiments.store.journal import SYSTEM_PREFIX
+from maskgit_core.files import read_json
+
+Log = Callable[[dict[str, float], int], None]
+
+
+class SystemMetrics:
+    """Samples in a background thread between `with` and its end.
+
+    Args:
+        log: takes `({metric: value}, seconds)`, e.g. `attempt.log`.
+        began: Unix time at which the step's first attempt began.
+        every_s: seconds between samples.
+    """
+
+    def __init__(self, log: Log, began: float | None = None, every_s: float = 10.0) -> None:
+        self._log = log
+        self._began = began if began is not None else time.time()
+        self._every_s = every_s
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="system-metrics", daemon=True)
+        self._last_step = -1
+
+    def __enter__(self) -> SystemMetrics:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join(timeout=5.0)
+
+    def _run(self) -> None:
+        with suppress(Exception):  # onlookers must never stop the work
+            processes, gpus = Processes(), Gpus()
+            while not self._stop.wait(self._every_s):
+                step = int(time.time() - self._began)
+                if step > self._last_step:
+                    self._last_step = step
+                    self._log({**processes.sample(), **gpus.sample()}, step)
+
+
+def system_metrics(attempt: Attempt) -> AbstractContextManager[object]:
+    """Samples into an attempt's journal while the block runs; nothing in processes other than rank 0."""
+    if not attempt.is_main:
+        return nullcontext()
+    first = read_json(attempt.folder / "attempts" / "0001" / "start.json") or {}
+    return SystemMetrics(attempt.log, first.get("time"))
+
+
+class Processes:
+    """CPU and memory of this process and its children."""
+
+    def __init__(self) -> None:
+        import psutil
+
+        self._psutil = psutil
+        self._me = psutil.Process()
+        self._seconds = self._cpu_seconds(self._family())
+        self._time = time.monotonic()
+
+    def _family(self) -> list[Any]:
+        with suppress(self._psutil.Error):
+            return [self._me, *self._me.children(recursive=True)]
+        return [self._me]
+
+    def _cpu_seconds(self, family: Sequence[Any]) -> dict[int, float]:
+        found = {}
+        for process in family:
+            with suppress(self._psutil.Error):
+                times = process.cpu_times()
+                found[process.pid] = times.user + times.system
+        return found
+
+    def sample(self) -> dict[str, float]:
+        """`system/cpu_cores` (cores in use since the last sample), `system/memory_gb` (resident, 10^9 bytes)."""
+        family = self._family()
+        seconds, now = self._cpu_seconds(family), time.monotonic()
+        used = sum(value - self._seconds.get(pid, 0.0) for pid, value in seconds.items())
+        resident = 0
+        for process in family:
+            with suppress(self._psutil.Error):
+                resident += process.memory_info().rss
+        elapsed = max(now - self._time, 1e-3)
+        self._seconds, self._time = seconds, now
+        return {f"{SYSTEM_PREFIX}cpu_cores": used / elapsed, f"{SYSTEM_PREFIX}memory_gb": resident / 1e9}
+
+
+def own_gpus(environment: Mapping[str, str]) -> list[str] | None:
+    """The GPUs a job may use, as CUDA_VISIBLE_DEVICES names them; None for all of the machine.
+
+    A SLURM job that asked for no GPU has none, whatever the node holds.
+    """
+    named = environment.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return [d.strip() for d in named.split(",") if d.strip() and d.strip() != "-1"]
+    in_job, given = (
+        "SLURM_JOB_ID" in environment,
+        environment.get("SLURM_JOB_GPUS", environment.get("GPU_DEVICE_ORDINAL")),
+    )
+    if in_job:
+        return [d.strip() for d in given.split(",") if d.strip()] if given else []
+    return None
+
+
+class Gpus:
+    """Load, memory and power of the job's GPUs through NVML; silent where there is none."""
+
+    def __init__(self, environment: Mapping[str, str] | None = None) -> None:
+        self._handles: list[Any] = []
+        self._nvml: Any = None
+        wanted = own_gpus(os.environ if environment is None else environment)
+        if wanted == []:
+            return
+        with suppress(Exception):
+            import pynvml
+
+            pynvml.nvmlInit()
+            self._nvml = pynvml
+            names = [str(i) for i in range(pynvml.nvmlDeviceGetCount())] if wanted is None else wanted
+            self._handles = [self._handle(name) for name in names]
+
+    def _handle(self, name: str) -> Any:
+        if name.isdigit():
+            return self._nvml.nvmlDeviceGetHandleByIndex(int(name))
+        return self._nvml.nvmlDeviceGetHandleByUUID(name)
+
+    def sample(self) -> dict[str, float]:
+        """`system/gpu_<n>_percent`, `_memory_gb`, `_power_w`, `n` counting the job's own GPUs from 0."""
+        found: dict[str, float] = {}
+        for number, handle in enumerate(self._handles):
+            name = f"{SYSTEM_PREFIX}gpu_{number}"
+            with suppress(Exception):  # a MIG slice has no utilization, some boards no power
+                found[f"{name}_memory_gb"] = self._nvml.nvmlDeviceGetMemoryInfo(handle).used / 1e9
+            with suppress(Exception):
+                found[f"{name}_percent"] = float(self._nvml.nvmlDeviceGetUtilizationRates(handle).gpu)
+            with suppress(Exception):
+                found[f"{name}_power_w"] = self._nvml.nvmlDeviceGetPowerUsage(handle) / 1000.0
+        return found

@@ -1,0 +1,156 @@
+"""Who executes a step now: an exclusive file, broken only when its owner is proved dead.
+
+No flock: it is unreliable on network disks. The claim is a hard link to a file written whole, which is exclusive there
+too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import os
+import socket
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from maskgit_core.files import create_exclusively, process_start, read_json
+
+#: job id -> True (alive), False (ended), None (nobody knows)
+JobAlive = Callable[[str], "bool | None"]
+
+
+@dataclass(frozen=True)
+class Owner:
+    """A process, named so that others can tell whether it still lives."""
+
+    host: str
+    boot: str
+    pid: int
+    pid_start: int  # clock ticks after boot; tells a reused pid apart
+    user: str
+    job: str | None = None  # SLURM job id (array_task), if any
+    restart: int = 0  # how often SLURM requeued it
+    launch: str | None = None
+    time: float = 0.0
+
+    @classmethod
+    def me(cls) -> Owner:
+        """This process."""
+        return cls(
+            host=socket.gethostname(),
+            boot=boot_id(),
+            pid=os.getpid(),
+            pid_start=process_start(os.getpid()) or 0,
+            user=getpass.getuser(),
+            job=current_job(),
+            restart=int(os.environ.get("SLURM_RESTART_COUNT", 0)),
+            launch=os.environ.get("MASKGIT_LAUNCH_ID"),
+            time=time.time(),
+        )
+
+    @classmethod
+    def read(cls, data: Mapping[str, Any]) -> Owner:
+        """From a claim file; unknown keys are passed over."""
+        return cls(**{k: v for k, v in data.items() if k in cls.__dataclass_fields__})
+
+    def where(self) -> str:
+        """For people: job id or pid, host and user."""
+        return f"{f'job {self.job}' if self.job else f'pid {self.pid}'} on {self.host} ({self.user})"
+
+
+@cache
+def boot_id() -> str:
+    """The kernel's id of this boot; empty where there is none."""
+    with contextlib.suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return ""
+
+
+def current_job() -> str | None:
+    """The SLURM job this process runs in, as squeue prints it (`12_3` for an array element)."""
+    if array := os.environ.get("SLURM_ARRAY_JOB_ID"):
+        return f"{array}_{os.environ.get('SLURM_ARRAY_TASK_ID', '0')}"
+    return os.environ.get("SLURM_JOB_ID")
+
+
+def is_alive(owner: Owner, job_alive: JobAlive | None = None) -> bool | None:
+    """True, False (proved dead) or None (cannot be told from here).
+
+    A job is judged by the queue; a process on this host by its pid and start time; a process of another boot is dead.
+    """
+    if owner.job is not None:
+        if owner.job == current_job() and owner.restart < int(os.environ.get("SLURM_RESTART_COUNT", 0)):
+            return False  # an earlier life of this very job
+        known = job_alive(owner.job) if job_alive is not None else None
+        if known is not None:
+            return known
+    if owner.host == socket.gethostname():
+        if owner.boot and boot_id() and owner.boot != boot_id():
+            return False
+        start = process_start(owner.pid)
+        return start is not None and (not owner.pid_start or start == owner.pid_start)
+    return None
+
+
+class Claim:
+    """The right to execute one step.
+
+    Args:
+        folder: the step's folder.
+        job_alive: asks the queue about a job id, where there is a queue.
+    """
+
+    def __init__(self, folder: Path, job_alive: JobAlive | None = None) -> None:
+        self.path = folder / "claim.json"
+        self._job_alive = job_alive
+        self._token = uuid.uuid4().hex
+
+    def owner(self) -> Owner | None:
+        """Who holds it, dead or alive."""
+        data = read_json(self.path)
+        return Owner.read(data) if data else None
+
+    def live_owner(self) -> Owner | None:
+        """Who holds it, unless proved dead."""
+        owner = self.owner()
+        return owner if owner is not None and is_alive(owner, self._job_alive) is not False else None
+
+    def take(self) -> Owner | None:
+        """Tries to take it; returns None on success, else the living owner. Breaks the claim of a dead one."""
+        mine = {**asdict(Owner.me()), "token": self._token}
+        while not create_exclusively(self.path, mine):
+            data = read_json(self.path)
+            if data is None:
+                continue  # released between the two looks
+            owner = Owner.read(data)
+            if is_alive(owner, self._job_alive) is not False:
+                return owner
+            self._break(data)
+        return None
+
+    def _break(self, seen: Mapping[str, Any]) -> None:
+        """Moves a dead owner's claim aside; only the one mover whose file it still is gets on."""
+        grave = self.path.with_name(f".claim.{uuid.uuid4().hex[:8]}.dead")
+        try:
+            os.rename(self.path, grave)
+        except FileNotFoundError:
+            return
+        moved = read_json(grave)
+        if moved is not None and moved.get("token") != seen.get("token"):
+            # Someone took over between our look and our move: give it back, unless a third one is already there.
+            with contextlib.suppress(OSError):
+                os.link(grave, self.path)
+        with contextlib.suppress(OSError):
+            grave.unlink()
+
+    def release(self) -> None:
+        """Gives it up, if it is still ours."""
+        data = read_json(self.path)
+        if data is not None and data.get("token") == self._token:
+            with contextlib.suppress(OSError):
+                self.path.unlink()

@@ -1,0 +1,99 @@
+"""Checkpoints that a training keeps, as artifacts of their own: `train@50000`.
+
+A kept checkpoint lies in `kept/<step>/` of the training's folder, published whole by the training while it runs, with
+a `manifest.json` like any finished step. Its fingerprint is a function of the training's and of the step number, so it
+can be needed before it exists, and used as soon as it does: nothing of it changes when the training ends.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from experiments.store.step_folder import Store, fingerprint
+from maskgit_core.errors import ConfigError, suggestion
+from maskgit_core.files import read_json
+
+INPUT = "kept_of"
+
+
+def kept_fingerprint(of: str, step: int) -> str:
+    """The fingerprint of what the step with fingerprint `of` keeps after `step` steps."""
+    return fingerprint({INPUT: of, "step": step})
+
+
+def kept_folder(folder: Path, step: int) -> Path:
+    """Where a training keeps its checkpoint of this step."""
+    return folder / "kept" / f"{step:09d}"
+
+
+def kept_steps(folder: Path) -> list[int]:
+    """The steps whose checkpoints a training has published so far, ascending."""
+    return sorted(int(path.parent.name) for path in (folder / "kept").glob("[0-9]*/manifest.json"))
+
+
+def find_model(store: Store, text: str, step: int | None, key: str) -> Path:
+    """The folder of the finished artifact (or kept checkpoint) that `STEP@N` means in a store.
+
+    Args:
+        text: a step's name, experiment/step, folder or fingerprint. step: N, or None for the finished result.
+
+    Raises:
+        ConfigError: nothing that is finished or kept matches, or several different things do; names them.
+    """
+    named = _named(store, text)
+    if not named:
+        known = sorted({name for names in _names(store).values() for name in names if "[" not in name})
+        raise ConfigError(
+            f"{key}: there is no step {text!r} in {store.root}; {suggestion(text, known)}"
+            f"Known: [{', '.join(known[:30]) or 'nothing was run here'}]"
+        )
+    found = [place for folder in named if (place := _at(folder, step)) is not None]
+    if len(found) > 1:
+        names = ", ".join(sorted(f"{_owner(path).name}" for path in found))
+        raise ConfigError(f"{key}: {text} means several: [{names}]; write one of these names instead")
+    if not found:
+        raise ConfigError(f"{key}: {_absent(named[0], step)}")
+    return found[0]
+
+
+def _at(folder: Path, step: int | None) -> Path | None:
+    manifest = read_json(folder / "manifest.json")
+    if step is not None and (kept_folder(folder, step) / "manifest.json").is_file():
+        return kept_folder(folder, step)
+    ended = manifest is not None and step in (None, manifest.get("facts", {}).get("num_train_steps"))
+    return folder if ended else None
+
+
+def _owner(path: Path) -> Path:
+    return path.parent.parent if path.parent.name == "kept" else path
+
+
+def _absent(folder: Path, step: int | None) -> str:
+    kept = ", ".join(map(str, kept_steps(folder))) or "none"
+    done = read_json(folder / "manifest.json")
+    if step is None:
+        return f"{folder.name} is not finished; wait for it, or name a kept step as NAME@STEP (kept: [{kept}])"
+    last = f", it ended at {done.get('facts', {}).get('num_train_steps')}" if done else ", it is not finished"
+    return f"{folder.name} keeps no checkpoint of step {step} (kept: [{kept}]{last}); set train.keep_every there"
+
+
+def _named(store: Store, text: str) -> list[Path]:
+    """The step folders that a text means, each once."""
+    path = Path(text).expanduser()
+    if (path / "request.json").is_file():
+        return [path.absolute()]
+    by_name = [folder for folder, names in _names(store).items() if text in names]
+    if by_name:
+        return by_name
+    return [f for f in store.steps() if text == f.name or (len(text) >= 8 and f.name.endswith(f"-{text[:8]}"))]
+
+
+def _names(store: Store) -> dict[Path, set[str]]:
+    """What every model of the store has been called: step, item, and both with the experiment before them."""
+    found: dict[Path, set[str]] = {}
+    for record in filter(None, map(read_json, sorted((store.root / "pipelines").glob("*.json")))):
+        for entry in record["steps"]:
+            if entry["kind"] == "model" and "@" not in entry["step"]:
+                names = found.setdefault(store.root / entry["folder"], set())
+                names |= {name for n in (entry["step"], entry["name"]) for name in (n, f"{record['experiment']}/{n}")}
+    return found

@@ -1,0 +1,90 @@
+"""What is needed to trust a number: code, packages, machine. Gathered without importing torch."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import socket
+import subprocess
+import sys
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = ("torch", "torchvision", "numpy", "hydra-core", "submitit", "mlflow", "accelerate", "einops", "webdataset",
+            "torchmetrics", "huggingface_hub", "safetensors", "pillow")  # fmt: skip
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, timeout=20, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout
+
+
+@cache
+def code_state() -> dict[str, Any]:
+    """Commit and working difference of the project's checkout (a frozen copy states the ones it was made from)."""
+    frozen = ROOT / "FROZEN.json"
+    if frozen.is_file():
+        import json
+
+        return dict(json.loads(frozen.read_text()))
+    commit = _git("rev-parse", "HEAD")
+    difference = _git("diff", "HEAD", "--", "*.py", "*.yaml", "*.toml") or ""
+    return {
+        "commit": commit.strip() if commit else None,
+        "dirty": bool(difference.strip()),
+        "diff": difference[:1_000_000],
+        "diff_sha256": hashlib.sha256(difference.encode()).hexdigest() if difference.strip() else None,
+    }
+
+
+def packages() -> dict[str, str]:
+    """Versions of the packages that numbers depend on."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def machine() -> dict[str, Any]:
+    """Host, processor and GPUs (asked of torch only where a stage has already loaded it)."""
+    found: dict[str, Any] = {
+        "host": socket.gethostname(),
+        "platform": platform.platform(),
+        "cores": len(os.sched_getaffinity(0)),
+        "job": os.environ.get("SLURM_JOB_ID"),
+        "node": os.environ.get("SLURMD_NODENAME"),
+    }
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        found["gpus"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return found
+
+
+def science_files(
+    prefixes: tuple[str, ...] = ("maskgit_core", "experiments.stages", "experiments.running.components"),
+) -> dict[str, str]:
+    """sha256 of the loaded source files that decide results: the core, stages and plugins named by `prefixes`."""
+    found = {}
+    for name, module in list(sys.modules.items()):
+        path = getattr(module, "__file__", None)
+        if path and name.startswith(prefixes) and path.endswith(".py"):
+            found[name] = file_digest(path)
+    return dict(sorted(found.items()))
+
+
+@cache
+def file_digest(path: str) -> str:
+    """sha256 (hex) of a source file, once per process."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()

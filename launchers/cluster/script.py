@@ -1,0 +1,136 @@
+"""The sbatch script of a batch, written by submitit; its command names only paths that were fixed before."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+import submitit
+
+from launchers.calls import Resources
+from launchers.cluster.batches import Batch
+from launchers.cluster.profile import Profile
+from maskgit_core.errors import LaunchError
+
+
+class _Executor(submitit.SlurmExecutor):
+    """submitit's writer of sbatch scripts, with a command of ours instead of a pickle.
+
+    A pickle gets the job's id into its name after sbatch has returned; a submission killed in between leaves jobs that
+    wait for it in vain.
+    """
+
+    command = ""
+
+    @property
+    def _submitit_command_str(self) -> str:
+        return self.command
+
+    def text(self, tasks: int) -> str:
+        """The script of a job, or of an array of several tasks."""
+        if tasks > 1:
+            self.parameters["map_count"] = tasks
+        return self._make_submission_file_text(self._submitit_command_str, uid="")
+
+
+def script(
+    launcher: Profile, batch: Batch, folder: Path, name: str, code: Path, *, dependency: str = "", link: int = 0
+) -> str:
+    """The text of the sbatch script.
+
+    Args:
+        launcher: the cluster's profile.
+        folder: the batch folder, which the job reads.
+        code: folder put first on the job's module path; the job also starts there.
+        link: place in a chain of jobs.
+    """
+    wanted = batch.resources
+    python = launcher.python or shlex.quote(_this_python())
+    executor = _Executor(folder=folder, python=python)
+    executor.command = f"{python} -u -m launchers.cluster.task {shlex.quote(str(folder))}"
+    additional: dict[str, Any] = {
+        "hold": True,
+        "export": "ALL",
+        "kill-on-invalid-dep": "yes",
+        ("requeue" if launcher.requeue == "scontrol" else "no-requeue"): True,
+        **_gpu_options(launcher, wanted),
+        **launcher.sbatch,
+    }
+    minutes = time_limit(launcher, wanted)
+    if launcher.reservation:
+        additional["reservation"] = launcher.reservation
+    executor.update_parameters(
+        job_name=name,
+        time=None if minutes is None else max(1, round(minutes)),
+        nodes=wanted.nodes,
+        ntasks_per_node=wanted.ranks // wanted.nodes,
+        cpus_per_task=wanted.cpus_per_task,
+        mem=memory(launcher, wanted),
+        partition=launcher.partition,
+        account=launcher.account,
+        qos=launcher.qos,
+        constraint=launcher.constraint,
+        exclude=launcher.exclude,
+        dependency=dependency or None,
+        setup=_setup(launcher, code, link),
+        signal_delay_s=signal_seconds(launcher, minutes),
+        array_parallelism=launcher.max_parallel,
+        stderr_to_stdout=True,
+        wckey=None,
+        srun_args=[
+            "--export=ALL",
+            "--kill-on-bad-exit=1",
+            "--cpu-bind=none",
+            f"--cpus-per-task={wanted.cpus_per_task}",  # since 22.05 srun does not take it over from sbatch
+            *launcher.srun_args,
+        ],
+        additional_parameters=additional,
+    )
+    try:
+        return executor.text(len(batch.tasks))
+    except (TypeError, ValueError) as error:
+        raise LaunchError(f"launcher.sbatch: {error}") from error
+
+
+def _this_python() -> str:
+    import sys
+
+    return sys.executable
+
+
+def _setup(launcher: Profile, code: Path, link: int) -> list[str]:
+    quoted = shlex.quote(str(code))
+    return [
+        *launcher.setup,
+        # The working folder comes first on Python's path: jobs start in the frozen copy, never in a live checkout.
+        f"cd {quoted} || exit 1",
+        f'export PYTHONPATH={quoted}"${{PYTHONPATH:+:$PYTHONPATH}}"',
+        f"export MASKGIT_CHAIN_LINK={link}",
+    ]
+
+
+def _gpu_options(launcher: Profile, wanted: Resources) -> dict[str, str]:
+    if not wanted.gpus_per_task:
+        return {}
+    per_node = wanted.gpus // wanted.nodes
+    kind = f"{launcher.gpu_type}:" if launcher.gpu_type else ""
+    if launcher.gpu_option == "gres":
+        return {"gres": f"gpu:{kind}{per_node}"}
+    return {"gpus-per-node": f"{kind}{per_node}"}
+
+
+def memory(launcher: Profile, wanted: Resources) -> str | None:
+    """Memory of a node as sbatch takes it; None leaves it to the site."""
+    gigabytes = wanted.mem_gb if wanted.mem_gb is not None else launcher.mem_gb
+    return None if gigabytes is None else f"{max(1, round(gigabytes * 1024))}M"
+
+
+def time_limit(launcher: Profile, wanted: Resources) -> float | None:
+    """Minutes; None leaves it to the site."""
+    return wanted.timeout_min if wanted.timeout_min is not None else launcher.timeout_min
+
+
+def signal_seconds(launcher: Profile, minutes: float | None) -> int:
+    """How long before the end of the time limit the job is told to save: at most a quarter of a short limit."""
+    return launcher.signal_s if minutes is None else max(10, min(launcher.signal_s, int(minutes * 15)))

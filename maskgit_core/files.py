@@ -1,0 +1,168 @@
+"""Small files written whole or not at all, on local and network disks."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import stat
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from maskgit_core.errors import ArtifactError
+
+
+def _read_umask() -> int:
+    """The process's umask; it can only be read by setting it."""
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
+
+
+_UMASK = _read_umask()
+
+
+def write_for_group(root: Path) -> None:
+    """From here on this process's files and folders are group-writable, where the store `root` itself is.
+
+    Whoever owns the store says so once (`chgrp lab runs; chmod 2775 runs`); nobody's umask then shuts the others out.
+    """
+    global _UMASK
+    with contextlib.suppress(OSError):
+        if root.stat().st_mode & stat.S_IWGRP and _UMASK & stat.S_IWGRP:
+            _UMASK &= ~stat.S_IWGRP
+            os.umask(_UMASK)
+
+
+def explain(error: OSError, path: Path) -> ArtifactError:
+    """One line for the disk errors a user can mend: full, read-only, no permission."""
+    reasons = {
+        errno.ENOSPC: "the disk is full; free some space and run the same command again",
+        errno.EDQUOT: "the disk quota is used up; free some space and run the same command again",
+        errno.EROFS: "the file system is read-only; choose a folder you can write to (for a run: paths.store)",
+        errno.EACCES: "no permission to write here; choose a folder you can write to (for a run: paths.store)",
+        errno.EPERM: "not permitted to write here; choose a folder you can write to (for a run: paths.store)",
+        errno.ENOTDIR: "a part of this path is a file, not a folder; choose another folder (for a run: paths.store)",
+        errno.EEXIST: "is a file, not a folder; choose another folder (for a run: paths.store)",
+    }
+    return ArtifactError(f"{path}: {reasons.get(error.errno or 0, f'cannot be written ({error.strerror})')}")
+
+
+def write_bytes(path: Path, data: bytes, *, durable: bool = True) -> None:
+    """Writes `data` to a temporary name beside `path`, syncs it and renames it into place."""
+    publish(path, lambda temporary: temporary.write_bytes(data), durable=durable)
+
+
+def write_json(path: Path, value: Any, *, durable: bool = True) -> None:
+    """Writes `value` as indented JSON with sorted keys, atomically."""
+    text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False, default=_plain)
+    write_bytes(path, (text + "\n").encode(), durable=durable)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    if hasattr(value, "item"):  # numpy and torch scalars
+        return value.item()
+    raise TypeError(f"{type(value).__name__} has no canonical JSON form")
+
+
+def read_json(path: Path) -> Any | None:
+    """The JSON in `path`, or None where there is no such file or it is not (yet) whole."""
+    try:
+        return json.loads(path.read_text())
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, UnicodeDecodeError):
+        return None
+
+
+def publish(
+    path: Path,
+    write: Callable[[Path], object],
+    *,
+    durable: bool = True,
+    replace: bool = True,
+    sync_folder: bool = True,
+) -> bool:
+    """Calls `write(temporary)`, syncs, and moves the result to `path` in one step; True if this call's file is there.
+
+    With `replace=False` a file that is already there stays: the first writer wins. `durable=False` is for what can be
+    made again from other files should the power fail, `sync_folder=False` for what is soon followed by another file.
+
+    Raises:
+        ArtifactError: the disk is full, read-only or not ours; nothing half-written is left.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(temporary)
+        if temporary.is_file():
+            # Some libraries make private files (0600); a store may be shared by a group, so the umask decides.
+            temporary.chmod(0o666 & ~_UMASK)
+        if durable:
+            sync(temporary)
+        won = True
+        if replace:
+            os.replace(temporary, path)
+        else:
+            won = _link(temporary, path)
+        if durable and sync_folder:
+            sync(path.parent)
+        return won
+    except FileNotFoundError as error:
+        if not path.exists():  # else others published it and swept leftovers: the same name holds the same bytes
+            raise ArtifactError(f"{path}: the folder vanished while this was written; run again") from error
+        return False
+    except OSError as error:
+        raise explain(error, path) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def _link(temporary: Path, path: Path) -> bool:
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    except OSError as error:  # file systems without hard links
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
+            raise
+        os.replace(temporary, path)
+    return True
+
+
+def create_exclusively(path: Path, value: Any) -> bool:
+    """Writes JSON to `path` only if nothing is there; True if this call made it.
+
+    The file appears whole (written aside, then hard-linked), which also holds on network disks where O_EXCL does not.
+    """
+    text = json.dumps(value, indent=2, sort_keys=True, default=_plain) + "\n"
+    return publish(path, lambda temporary: temporary.write_text(text), replace=False)
+
+
+def sync(path: Path) -> None:
+    """Forces a file or folder to disk; folders that cannot be synced (some network disks) are passed over."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def process_start(pid: int) -> int | None:
+    """Start time of a process in clock ticks after boot; None when it is gone or a zombie."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    fields = text.rpartition(")")[2].split()
+    return None if fields[0] in "ZX" else int(fields[19])

@@ -1,0 +1,246 @@
+"""The training loop in small functions, on accelerate: one step, its meters, its state.
+
+Nothing in a step waits for the device: losses are summed where they are made and read at log intervals only. Every
+random choice is a function of the seed and the sample's or step's number, so a state needs no generator's.
+
+Shapes: B samples of this process, L tokens, M tokens in the loss, K codebook.
+"""
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch import nn
+
+from maskgit_core import rng
+from maskgit_core.errors import ConfigError, WeightsError
+from maskgit_core.layers.dropout import per_sample
+from maskgit_core.losses import token_cross_entropy, weighted_mean
+from maskgit_core.refusals import check_batch
+from maskgit_core.training.checkpoints import load_strictly, select
+from maskgit_core.training.masked import NUM_BUCKETS, MaskedBatch
+from maskgit_core.training.recipe import Ema, Recipe, ema_decay_at, learning_rate, make_optimizer
+
+PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
+
+
+def make_accelerator(precision: str, device: str) -> Accelerator:
+    """An accelerator of its own for one training run; a process may make several, one after the other.
+
+    Raises:
+        ConfigError: fp16 on a CPU, where gradients cannot be scaled.
+    """
+    if precision == "fp16" and device == "cpu":
+        raise ConfigError("train.precision: fp16 trains on GPUs only and there is none here; use bf16 or fp32")
+    AcceleratorState._reset_state()
+    return Accelerator(cpu=device == "cpu", mixed_precision=PRECISIONS[precision])
+
+
+def compile_for_training(block: nn.Module) -> None:
+    """Compiles what `block` does in training mode, where shapes never change from step to step.
+
+    Evaluation asks for other shapes at every call (held-out batches, positions still masked in pictures): it runs as
+    written, as each new shape would be compiled again until the compiler refuses.
+    """
+    plain, compiled = block.forward, torch.compile(block.forward, fullgraph=True)
+
+    def forward(*inputs: torch.Tensor | None) -> torch.Tensor:
+        return compiled(*inputs) if block.training else plain(*inputs)
+
+    block.forward = forward
+
+
+class TokenLoss(nn.Module):
+    """The model with its loss in one module, so that a distributed wrapper sees a single forward."""
+
+    def __init__(self, model: Any, label_smoothing: float) -> None:
+        super().__init__()
+        self.model, self.label_smoothing = model, label_smoothing
+
+    def forward(self, batch: MaskedBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """(loss, sums): this process's part of the global mean loss, and what the meters add up: (2 + 2 * buckets,)."""
+        features_BLD = self.model.features(batch.inputs_BL, batch.labels_B)
+        logits_MK = self.model.logits(features_BLD.flatten(0, 1).index_select(0, batch.places_M))
+        losses_M = token_cross_entropy(logits_MK, batch.targets_M, self.label_smoothing)
+        loss = weighted_mean(losses_M, batch.weights_M, batch.total_weight)
+        with torch.no_grad():
+            right_M = (logits_MK.argmax(-1) == batch.targets_M).float() * batch.hidden_M
+            by_bucket = torch.zeros(2, NUM_BUCKETS, device=right_M.device)
+            by_bucket.index_add_(1, batch.buckets_M, torch.stack([right_M, batch.hidden_M]))
+            sums = torch.cat([loss.detach()[None], loss.new_ones(1), by_bucket.flatten()])
+        return loss, sums
+
+
+class Trainer:
+    """A model in training.
+
+    Args:
+        model: a `Model`, on the CPU.
+        recipe: what was asked.
+        device: "cpu" or "cuda".
+        compile_blocks: compile each transformer block (`model.blocks`) by itself, as it trains.
+    """
+
+    def __init__(self, model: Any, recipe: Recipe, device: str = "cpu", compile_blocks: bool = False) -> None:
+        self.recipe, self.step, self.on_cpu = recipe, 0, device == "cpu"
+        self.accelerator = make_accelerator(recipe.precision, device)
+        check_batch(recipe.batch_size, self.accelerator.num_processes)
+        self.model = model.train()
+        if compile_blocks:
+            torch.compiler.reset()  # what was compiled for an earlier training counts towards the compiler's limit
+            for block in model.blocks:
+                compile_for_training(block)
+        loss = TokenLoss(model, recipe.label_smoothing)
+        self.parameters = dict(model.named_parameters())
+        self._loss = self.accelerator.prepare(loss)
+        self.optimizer = self.accelerator.prepare(make_optimizer(recipe, self.parameters))
+        self.ema = Ema(self.parameters) if recipe.ema_decay else None
+        self.meters = Meters(self.accelerator)
+
+    def train_step(self, pieces: Sequence[MaskedBatch]) -> None:
+        """One optimizer step on this process's micro-batches."""
+        recipe, step = self.recipe, self.step
+        torch.manual_seed(rng.step_seed(recipe.seed, step, self.accelerator.process_index))
+        for number, piece in enumerate(pieces):
+            last = number == len(pieces) - 1
+            waits = contextlib.nullcontext() if last else self.accelerator.no_sync(self._loss)
+            with waits, per_sample(piece.dropout_seeds) if self.on_cpu else contextlib.nullcontext():
+                loss, sums = self._loss(piece)
+                # a distributed wrapper averages gradients over processes; the parts of the loss are to be summed
+                self.accelerator.backward(loss * self.accelerator.num_processes)
+            self.meters.add(sums, is_new_step=number == 0)
+        limit = recipe.grad_clip if recipe.grad_clip else float("inf")
+        self.meters.grad_norm = self.accelerator.clip_grad_norm_(list(self.parameters.values()), limit)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(recipe, step)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.ema is not None:
+            self.ema.update(self.parameters, ema_decay_at(recipe, step))
+        self.step += 1
+
+    # -- state -------------------------------------------------------------------------------------------------------
+    def state(self, meters: Mapping[str, Any] | None = None) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """A copy of everything a resume needs, in CPU memory: (tensors, facts); `meters` from `Meters.totals`."""
+        tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        if self.ema is not None:
+            tensors |= {f"ema.{name}": value for name, value in self.ema.averages.items()}
+        # by the parameter's place in the model: places in the optimizer depend on what weight decay acts on
+        for number, parameter in enumerate(self.parameters.values()):
+            values = self.optimizer.state.get(parameter, {})
+            tensors |= {f"optimizer.{number}.{name}": value for name, value in values.items()}
+        copied = {name: value.detach().to("cpu", copy=True) for name, value in tensors.items()}
+        scaler = self.accelerator.scaler
+        facts = {"step": self.step, "num_processes": self.accelerator.num_processes, "meters": meters}
+        return copied, facts | ({"scaler": scaler.state_dict()} if scaler is not None else {})
+
+    def load_state(self, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any], source: str) -> None:
+        """Continues from a state, exactly.
+
+        Raises:
+            WeightsError: the state belongs to another model or optimizer.
+        """
+        load_strictly(self.model, select(tensors, "model"), source)
+        if self.ema is not None:
+            averages = select(tensors, "ema")
+            if set(averages) != set(self.ema.averages):
+                raise WeightsError(f"{source}: holds no moving average of this model; set train.ema_decay=null")
+            for name, value in self.ema.averages.items():
+                value.copy_(averages[name])
+        packed = [id(parameter) for group in self.optimizer.param_groups for parameter in group["params"]]
+        places = [packed.index(id(parameter)) for parameter in self.parameters.values()]
+        states: dict[int, dict[str, torch.Tensor]] = {}
+        for name, value in select(tensors, "optimizer").items():
+            number, _, kind = name.partition(".")
+            states.setdefault(places[int(number)], {})[kind] = value
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": states, "param_groups": groups})
+        if self.accelerator.scaler is not None and "scaler" in facts:
+            self.accelerator.scaler.load_state_dict(dict(facts["scaler"]))
+        self.step = int(facts["step"])
+        self.meters.restore(facts.get("meters"))
+
+    @contextlib.contextmanager
+    @torch.no_grad()
+    def averaged(self) -> Iterator[Any]:
+        """The model with the moving average (where there is one) as its weights, for as long as this lasts."""
+        if self.ema is None:
+            yield self.model
+            return
+        current, averages = list(self.parameters.values()), list(self.ema.averages.values())
+        own = [parameter.detach().clone() for parameter in current]
+        torch._foreach_copy_(current, averages)
+        try:
+            yield self.model
+        finally:
+            torch._foreach_copy_(current, own)
+
+    def weights(self) -> dict[str, dict[str, torch.Tensor]]:
+        """The weights to publish: `model` (the moving average where there is one) and `raw`, in CPU memory."""
+        raw = {name: value.detach().to("cpu", copy=True) for name, value in self.model.state_dict().items()}
+        if self.ema is None:
+            return {"model": raw}
+        averaged = dict(raw)
+        # a tied parameter has several names and one average
+        first = {id(parameter): name for name, parameter in self.parameters.items()}
+        for name, parameter in self.model.named_parameters(remove_duplicate=False):
+            averaged[name] = self.ema.averages[first[id(parameter)]].to("cpu", copy=True)
+        return {"model": averaged, "raw": raw}
+
+
+class Meters:
+    """Sums kept on the device between two log intervals."""
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self._accelerator = accelerator
+        self._sums: torch.Tensor | None = None
+        self._steps = 0
+        self.grad_norm: torch.Tensor | float | None = None
+
+    def add(self, sums: torch.Tensor, *, is_new_step: bool) -> None:
+        """Adds one micro-batch's sums."""
+        self._steps += is_new_step
+        self._sums = sums if self._sums is None else self._sums + sums
+
+    def totals(self) -> dict[str, Any] | None:
+        """What was added since the last `read`, over all processes: plain data; None for nothing.
+
+        Every process must call it; waits for the device.
+        """
+        if self._sums is None:
+            return None
+        sums = self._sums
+        if self._accelerator.num_processes > 1:
+            sums = self._accelerator.reduce(sums, reduction="sum")  # makes a new tensor
+        return {"sums": sums.tolist(), "steps": self._steps}
+
+    def restore(self, totals: Mapping[str, Any] | None) -> None:
+        """Goes on from `totals`, so that what is read next is what it would have been without a stop between."""
+        self._sums, self._steps = None, 0
+        if totals is not None:
+            sums = torch.tensor(totals["sums"], device=self._accelerator.device)
+            self._sums, self._steps = sums * float(self._accelerator.is_main_process), int(totals["steps"])
+
+    def read(self) -> dict[str, float]:
+        """Metrics since the last call, over all processes (every process must call it); waits for the device.
+
+        Keys: loss (nats a weighted token, mean of the steps), masked_accuracy in [0, 1], masked_accuracy_q1 ... q4 by
+        quarter of the mask ratio (where there were tokens), grad_norm (of the last step, before clipping).
+        """
+        totals = self.totals()
+        if totals is None:
+            return {}
+        values = totals["sums"]
+        right, hidden = values[2 : 2 + NUM_BUCKETS], values[2 + NUM_BUCKETS :]
+        metrics = {"loss": values[0] / totals["steps"]}
+        metrics["masked_accuracy"] = sum(right) / max(sum(hidden), 1.0)
+        for number in range(NUM_BUCKETS):
+            if hidden[number]:
+                metrics[f"masked_accuracy_q{number + 1}"] = right[number] / hidden[number]
+        if self.grad_norm is not None:
+            metrics["grad_norm"] = float(self.grad_norm)
+        self._sums, self._steps = None, 0
+        return metrics

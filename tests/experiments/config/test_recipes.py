@@ -1,0 +1,124 @@
+"""Training recipes: the published ones as overrides alone, their schedules by hand, and what is no recipe."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from experiments.planning.pipeline import build
+from maskgit_core.errors import ConfigError
+from maskgit_core.models import halton, official, prenorm
+from maskgit_core.training.recipe import Recipe, ema_decay_at, is_decayed, learning_rate, make_optimizer
+
+#: What differs from the defaults, which are those of the paper's release.
+PUBLISHED = {
+    "official": "ema_decay=0.999 ema_warmup=none label_drop=0.0 lr_schedule=constant min_mask_ratio=0.5",
+    "pytorch maskgit": "mask_ratio_per=batch label_smoothing=0.1",
+    "halton 2023": "loss_on=all mask_kind=bernoulli mask_schedule=arccos weight_decay=1.0e-5 batch_size=512 "
+    "ema_decay=null",
+    "halton 2025": "loss_on=all mask_kind=bernoulli mask_schedule=arccos label_smoothing=0.0 betas=[0.9,0.999] "
+    "weight_decay=0.03 lr_schedule=last_tenth ema_decay=0.999 ema_warmup=none",
+    "titok": "loss_on=weighted unmasked_weight=0.1 mask_schedule=arccos mask_rounding=round lr=2.0e-4 "
+    "weight_decay=0.03 lr_end=1.0e-5 warmup_steps=10000 batch_size=2048 ema_decay=0.999 ema_warmup=by_ten "
+    "decay_on=matrices",
+    "maskbit": "loss_on=all mask_kind=bernoulli mask_schedule=arccos ema_decay=0.999 ema_warmup=by_ten "
+    "decay_on=matrices",
+    "open-muse": "mask_rounding=round label_smoothing=0.0 label_drop=0.0 betas=[0.9,0.999] weight_decay=0.01 "
+    "lr_schedule=constant ema_decay=null decay_on=matrices",
+}
+
+pytestmark = pytest.mark.usefixtures("composed_once")
+
+
+def asked(store: Path, *overrides: str) -> tuple[dict[str, Any], str]:
+    """The training's config and fingerprint."""
+    arguments = ["experiment=quickstart", f"paths.store={store}", *(f"train.{text}" for text in overrides)]
+    graph = build(arguments, digest=lambda key, value, kind: "0" * 64)
+    node = next(node for node in graph.nodes.values() if node.name == "train")
+    return dict(node.request.config), node.fingerprint
+
+
+def recipe(**changed: Any) -> Recipe:
+    values: dict[str, Any] = {
+        "num_train_steps": 1000, "batch_size": 8, "lr": 1e-3, "lr_schedule": "cosine", "lr_end": 0.0,
+        "warmup_steps": 10, "optimizer": "adamw", "weight_decay": 0.1, "betas": (0.9, 0.96),
+        "grad_clip": 1.0, "label_drop": 0.1, "label_smoothing": 0.1, "loss_on": "masked", "unmasked_weight": 0.1,
+        "mask_schedule": "cosine", "mask_schedule_power": 1.0, "mask_kind": "exact", "mask_rounding": "ceil",
+        "mask_ratio_per": "sample", "min_mask_ratio": 0.0, "ema_decay": 0.999, "ema_warmup": "none",
+        "precision": "fp32", "seed": 0,
+    }  # fmt: skip
+    return Recipe(**{**values, **changed})
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_published_recipe_is_a_list_of_overrides(store: Path, name: str) -> None:
+    found, fingerprint = asked(store, *PUBLISHED[name].split())
+    for text in PUBLISHED[name].split():
+        key, _, value = text.partition("=")
+        assert found[key] == yaml.safe_load(value)
+    assert fingerprint != asked(store)[1]
+
+
+def test_options_added_later_move_no_training(store: Path) -> None:
+    assert asked(store)[1] == asked(store, "decay_on=all", "held_out_share=0.0", "keep_every=null")[1]
+    assert asked(store)[1] != asked(store, "decay_on=matrices")[1]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("betas=[0.9]", r"train.betas: found 1 values; it must be tuple of float, float"),
+        ("betas=[0.9,1.0]", r"train.betas: 1 is out of range; allowed: 0 <= betas < 1"),
+        ("ema_decay=1.0", r"train.ema_decay: 1 is out of range; allowed: 0 <= ema_decay < 1"),
+        ("min_mask_ratio=1.0", r"train.min_mask_ratio: 1 is out of range; allowed: 0 <= min_mask_ratio < 1"),
+        ("held_out_share=1.0", r"train.held_out_share: 1 is out of range"),
+        ("num_workers=100000", r"train.num_workers: 100000 is out of range; allowed: 0 <= num_workers <= 256"),
+        ("decay_on=weights", r"train.decay_on: found 'weights'"),
+    ],
+)
+def test_what_is_no_recipe_is_one_line(store: Path, override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{message}"):
+        asked(store, override)
+
+
+def test_learning_rates_are_those_of_the_formulas() -> None:
+    cosine = recipe(lr_end=1e-5)
+    assert [learning_rate(cosine, step) for step in (0, 4, 9)] == pytest.approx([1e-4, 5e-4, 1e-3])
+    half = 10 + (1000 - 10) // 2
+    assert learning_rate(cosine, half) == pytest.approx((1e-3 + 1e-5) / 2)
+    assert learning_rate(cosine, 999) == pytest.approx(1e-5, rel=1e-2)
+    late = replace(cosine, lr_schedule="last_tenth", lr_end=0.0)
+    assert {learning_rate(late, step) for step in (10, 500, 899, 900)} == {1e-3}
+    assert learning_rate(late, 950) == pytest.approx(5e-4)
+    assert learning_rate(replace(late, lr_schedule="constant"), 999) == 1e-3
+
+
+def test_moving_averages_are_those_of_the_formulas() -> None:
+    assert ema_decay_at(recipe(ema_warmup="inverse_power"), 7) == pytest.approx(1 - 8 ** (-2 / 3))
+    assert ema_decay_at(recipe(ema_warmup="by_ten"), 7) == pytest.approx(8 / 17)
+    for form in ("inverse_power", "by_ten", "none"):
+        assert ema_decay_at(recipe(ema_warmup=form), 10**6) == 0.999
+
+
+@pytest.mark.parametrize("module", [prenorm, official, halton])
+def test_decay_on_matrices_spares_biases_norms_and_embeddings(module: Any) -> None:
+    """A step with a gradient of zero shrinks exactly what is decayed."""
+    model = module.Model(codebook_size=5, num_tokens=4, num_classes=3, dim=16, num_layers=1, num_heads=2)
+    named = dict(model.named_parameters())
+    embeddings = [m.weight for m in model.modules() if isinstance(m, torch.nn.Embedding)]
+    spared = {n for n, p in named.items() if p.dim() < 2 or n == "pos_emb" or any(p is e for e in embeddings)}
+    assert spared == {name for name, parameter in named.items() if not is_decayed(name, parameter, "matrices")}
+    for decay_on, decayed in (("all", set(named)), ("matrices", set(named) - spared)):
+        optimizer = make_optimizer(recipe(decay_on=decay_on), named)
+        before = {name: parameter.detach().clone() for name, parameter in named.items()}
+        for parameter in named.values():
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()
+        for name, parameter in named.items():
+            factor = 1 - 1e-3 * 0.1 if name in decayed else 1.0
+            assert torch.allclose(parameter, before[name] * factor, atol=0, rtol=1e-6), (decay_on, name)
+    assert 0 < len(spared) < len(named) and math.isfinite(sum(float(p.detach().sum()) for p in named.values()))

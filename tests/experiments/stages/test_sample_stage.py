@@ -1,0 +1,144 @@
+"""The stage `sample`: the same images for any batch size, number of processes and restart."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sample_inputs import make_inputs
+
+from experiments.config.specs import Input, SamplerSpec
+from experiments.running.attempt import Attempt, Stopped
+from experiments.running.signals import StopFlag
+from experiments.stages import sample
+from maskgit_core.errors import ConfigError, DataError
+from maskgit_core.sample_files import read_piece
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Input, Input]:
+    return make_inputs(tmp_path_factory)
+
+
+def run(folder: Path, inputs: tuple[Input, Input], number: int = 1, stop: Any = None, **changed: Any) -> Attempt:
+    ranks = {name: changed.pop(name) for name in ("rank", "world_size") if name in changed}
+    attempt = Attempt(folder, number, stop=stop, **ranks)
+    options = {"num_steps": 4, "guidance_scale": 2.0, **changed.pop("sampler", {})}
+    values = {"num_samples": 64, "seed": 5, "piece_size": 16, **changed}
+    sample.run(attempt, model=inputs[0], tokenizer=inputs[1], sampler=SamplerSpec("confidence", options), **values)
+    attempt.close()
+    return attempt
+
+
+def outputs(attempt: Attempt) -> dict[str, bytes]:
+    return {name: (attempt.files / name).read_bytes() for name in ("images.npz", "tokens.npz", "grid.png")}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, inputs: tuple[Input, Input]) -> Attempt:
+    return run(tmp_path_factory.mktemp("whole"), inputs)
+
+
+def test_outputs_are_what_the_next_stage_reads(whole: Attempt) -> None:
+    images, tokens = read_piece(whole.files / "images.npz"), read_piece(whole.files / "tokens.npz")
+    assert images["arr_0"].shape == (64, 16, 20, 1) and images["arr_0"].dtype == np.uint8
+    assert tokens["tokens"].shape == (64, 20) and tokens["tokens"].max() < 16 and tokens["tokens"].min() >= 0
+    assert images["labels"].tolist() == tokens["labels"].tolist() == [i % 3 for i in range(64)]
+    assert len(set(tokens["seeds"].tolist())) == 64
+    assert whole.notes["shown"] == ["grid.png"] and whole.notes["facts"]["num_samples"] == 64
+    assert len(np.unique(images["arr_0"].reshape(64, -1), axis=0)) > 60
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"batch_size": 1}, {"batch_size": 7}, {"piece_size": 64, "batch_size": 64}, {"piece_size": 50, "batch_size": 64}],
+)
+def test_any_batch_size_gives_the_same_files(
+    tmp_path: Path, inputs: tuple[Input, Input], whole: Attempt, changed: dict[str, Any]
+) -> None:
+    assert outputs(run(tmp_path, inputs, **changed)) == outputs(whole)
+
+
+def test_three_processes_give_the_same_files(tmp_path: Path, inputs: tuple[Input, Input], whole: Attempt) -> None:
+    for rank in (2, 1, 0):  # rank 0 comes last here, because it waits for the others
+        attempt = run(tmp_path, inputs, rank=rank, world_size=3)
+    assert outputs(attempt) == outputs(whole)
+
+
+class StopAfter(StopFlag):
+    """Asks to stop once looked at `looks` times."""
+
+    def __init__(self, looks: int) -> None:
+        super().__init__()
+        self.looks = looks
+
+    def is_set(self) -> bool:
+        self.looks -= 1
+        return self.looks < 0
+
+
+def test_stopped_and_continued_gives_the_same_files(
+    tmp_path: Path, inputs: tuple[Input, Input], whole: Attempt
+) -> None:
+    with pytest.raises(Stopped):
+        run(tmp_path, inputs, stop=StopAfter(2))
+    pieces = list(tmp_path.glob("parts/*/*.npz"))
+    assert len(pieces) == 2
+    before = {piece: piece.stat().st_mtime_ns for piece in pieces}
+    assert outputs(run(tmp_path, inputs, number=2)) == outputs(whole)
+    assert all(piece.stat().st_mtime_ns == time for piece, time in before.items()), "finished pieces stay"
+
+
+def test_classes_seeds_and_untrained_weights(tmp_path: Path, inputs: tuple[Input, Input], whole: Attempt) -> None:
+    some = run(tmp_path / "some", inputs, num_samples=8, classes=[2, 0], png=True)
+    assert read_piece(some.files / "images.npz")["labels"].tolist() == [2, 0] * 4
+    assert len(list((some.files / "png").iterdir())) == 8
+    other = run(tmp_path / "other", inputs, num_samples=8, seed=6)
+    fresh = run(tmp_path / "fresh", inputs, num_samples=8, untrained=True)
+    first = read_piece(whole.files / "tokens.npz")["tokens"][:8]
+    for attempt in (other, fresh):
+        assert not np.array_equal(read_piece(attempt.files / "tokens.npz")["tokens"], first)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"classes": [3]}, "sample.classes: 3 is out of range; the model knows classes 0 to 2"),
+        ({"sampler": {"num_steps": 21}}, "sampler.num_steps: 21 steps for 20 tokens"),
+    ],
+)
+def test_bad_requests_are_one_line(
+    tmp_path: Path, inputs: tuple[Input, Input], changed: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        run(tmp_path, inputs, **changed)
+    assert not list(tmp_path.glob("parts/*/*"))
+
+
+@pytest.mark.parametrize("size", [8, 32])
+def test_a_tokenizer_of_another_codebook_is_refused(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, inputs: tuple[Input, Input], size: int
+) -> None:
+    other = make_inputs(tmp_path_factory, codebook_size=size)[1]
+    with pytest.raises(ConfigError, match=f"^sample.tokenizer: its codebook has {size} entries but .* draws from 16"):
+        run(tmp_path, (inputs[0], other))
+    assert not list(tmp_path.glob("parts/*/*"))
+
+
+def test_guidance_with_an_unconditional_model_is_refused(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, inputs: tuple[Input, Input]
+) -> None:
+    free = make_inputs(tmp_path_factory, num_classes=None)[0]
+    with pytest.raises(ConfigError, match=r"^sampler.guidance_scale: 2.0 with an unconditional model"):
+        run(tmp_path, (free, inputs[1]))
+    with pytest.raises(ConfigError, match=r"^sample.classes: the model is unconditional"):
+        run(tmp_path, (free, inputs[1]), classes=[0], sampler={"guidance_scale": 1.0})
+    attempt = run(tmp_path, (free, inputs[1]), num_samples=4, sampler={"guidance_scale": 1.0})
+    assert read_piece(attempt.files / "images.npz")["labels"].tolist() == [-1] * 4
+
+
+def test_a_damaged_piece_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "samples-00000000-00000016.npz"
+    path.write_bytes(b"PK\x03\x04 torn")
+    with pytest.raises(DataError, match="cannot be read as samples"):
+        read_piece(path)
