@@ -10,8 +10,8 @@ from typing import Any, Literal
 from experiments.config.signatures import source_file
 from experiments.planning.difference import difference, flat_request, request_of
 from experiments.planning.graph import Graph, Node
-from experiments.store import provenance
 from experiments.store.claims import JobAlive
+from experiments.store.code_digests import CodeNow
 from experiments.store.step_folder import Status, check_outputs, status
 from maskgit_core.errors import ArtifactError, ConfigError
 from maskgit_core.files import read_json
@@ -56,7 +56,7 @@ class Planner:
         self._redo = set(redo)
         self._job_alive = job_alive
         self._siblings: dict[Path, list[tuple[Path, dict[str, Any]]]] = {}
-        self._code: dict[str, str | None] = {}
+        self._code = CodeNow(source_file)
         known = {n.request.name for n in graph.nodes.values()} | {n.name for n in graph.nodes.values()}
         for name in self._redo - known:
             raise ConfigError(f"--redo {name}: there is no such step; one of [{', '.join(sorted(known)[:30])}]")
@@ -154,13 +154,7 @@ class Planner:
     def _drift(self, node: Node) -> tuple[str, ...]:
         """Warns where the code that a finished step used has changed since."""
         record = read_json(node.folder / "record.json") or {}
-        changed = []
-        for module, digest in (record.get("science_files") or {}).items():
-            if module not in self._code:
-                path = source_file(module) or source_file(f"{module}.__init__")
-                self._code[module] = provenance.file_digest(str(path)) if path else None
-            if self._code[module] != digest:
-                changed.append(module)
+        changed = self._code.changed(record)
         if not changed:
             return ()
         names = ", ".join(changed[:4]) + (" ..." if len(changed) > 4 else "")

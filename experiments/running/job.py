@@ -25,6 +25,7 @@ from experiments.running.signals import StopFlag
 from experiments.running.system_metrics import system_metrics
 from experiments.store import provenance
 from experiments.store.claims import Claim, JobAlive
+from experiments.store.code_digests import loaded_science
 from experiments.store.step_folder import (
     attempts,
     finish,
@@ -235,9 +236,7 @@ class Job:
             "request": request,
             "launch": launch,
             "code": provenance.code_state(),
-            "science_files": provenance.science_files(
-                ("maskgit_core", "experiments.stages", "experiments.running.components", *plugins)
-            ),
+            "science_files": loaded_science(plugins),
             "packages": provenance.packages(),
             "machine": provenance.machine(),
             "started": started,

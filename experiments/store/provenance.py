@@ -70,21 +70,3 @@ def machine() -> dict[str, Any]:
     if torch is not None and torch.cuda.is_available():
         found["gpus"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return found
-
-
-def science_files(
-    prefixes: tuple[str, ...] = ("maskgit_core", "experiments.stages", "experiments.running.components"),
-) -> dict[str, str]:
-    """sha256 of the loaded source files that decide results: the core, stages and plugins named by `prefixes`."""
-    found = {}
-    for name, module in list(sys.modules.items()):
-        path = getattr(module, "__file__", None)
-        if path and name.startswith(prefixes) and path.endswith(".py"):
-            found[name] = file_digest(path)
-    return dict(sorted(found.items()))
-
-
-@cache
-def file_digest(path: str) -> str:
-    """sha256 (hex) of a source file, once per process."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()

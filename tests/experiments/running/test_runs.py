@@ -295,7 +295,7 @@ def test_code_drift_is_a_warning_not_a_rerun(store: Path) -> None:
     step = folder(store, "numbers")
     record = read_json(step / "record.json")
     assert record is not None and record["science_files"]["toylab.stages.numbers"]
-    record["science_files"]["toylab.stages.numbers"] = "0" * 64
+    record["science_files"]["toylab.stages.numbers"] = {"sha256": "0" * 64, "code": "0" * 64}
     write_json(step / "record.json", record)
     steps = {s.node.name: s for s in planned(store)}
     assert steps["numbers"].action == "done"
