@@ -11,8 +11,8 @@ import torch
 
 from maskgit_core.errors import ConfigError
 
-GuidanceSchedule = Literal["constant", "linear", "linear-r", "power-cosine"]
-GUIDANCE_SCHEDULES: tuple[str, ...] = ("constant", "linear", "linear-r", "power-cosine")
+GuidanceSchedule = Literal["constant", "linear", "linear-to-last", "linear-r", "power-cosine"]
+GUIDANCE_SCHEDULES: tuple[str, ...] = ("constant", "linear", "linear-to-last", "linear-r", "power-cosine")
 
 
 def guided(cond: torch.Tensor, uncond: torch.Tensor, scale: float | torch.Tensor) -> torch.Tensor:
@@ -29,6 +29,7 @@ def guidance_scale(
     |---|---|
     | constant | s |
     | linear | 1 + (s - 1) t / T |
+    | linear-to-last | 1 + (s - 1) t / (T - 1) (Halton-MaskGIT's first version) |
     | linear-r | 1 + (s - 1) * revealed |
     | power-cosine | 1 + (s - 1) (1 - cos(pi (t / T)^power)) / 2 |
 
@@ -41,6 +42,8 @@ def guidance_scale(
         return scale
     if schedule == "linear":
         share = step / num_steps
+    elif schedule == "linear-to-last":
+        share = step / max(num_steps - 1, 1)
     elif schedule == "linear-r":
         share = revealed
     elif schedule == "power-cosine":

@@ -8,6 +8,7 @@ Shapes: B samples, L tokens.
 """
 
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -17,6 +18,8 @@ from maskgit_core.errors import ConfigError
 
 Schedule = Literal["cosine", "linear", "square", "cubic", "sqrt", "log", "exp", "arccos", "power"]
 SCHEDULES: tuple[str, ...] = ("cosine", "linear", "square", "cubic", "sqrt", "log", "exp", "arccos", "power")
+#: How a schedule's ratio becomes a number of tokens; see `masked_counts`.
+Rounding = Literal["masked_down", "revealed_down", "maskgit_jax", "maskgit_pytorch", "halton_2025", "halton_2023"]
 _POWERS = {"linear": 1.0, "square": 2.0, "cubic": 3.0, "sqrt": 0.5}
 
 
@@ -62,26 +65,116 @@ def masked_counts(
     num_steps: int,
     schedule: str,
     power: float = 1.0,
-    rounding: Literal["masked_down", "revealed_down"] = "masked_down",
+    rounding: Rounding = "masked_down",
 ) -> torch.Tensor:
     """How many tokens stay masked after each reveal step: int64 (num_steps, B), each column falling to 0.
 
-    After step t (from 0) of T, with N unknown tokens at the start: min(max(floor(N g((t+1)/T)), 1), N-1-t), and 0 after
-    the last: at least one token is revealed per step while there are any. Equals the JAX release and the PyTorch
-    MaskGIT on all published settings. `revealed_down` truncates the number of revealed tokens instead, as
-    Halton-MaskGIT does: often one more stays masked.
+    With N unknown tokens at the start, after step t (from 0) of T:
+
+    | rounding | tokens still masked |
+    |---|---|
+    | masked_down | floor(N g((t+1)/T)) |
+    | revealed_down | N - floor(N (1 - g((t+1)/T))) |
+    | maskgit_pytorch | as `masked_down`, with the rounding errors of float64 (the PyTorch MaskGIT) |
+    | maskgit_jax | as `masked_down`, every operation rounded to float32 in the JAX release's order |
+    | halton_2025 | as `revealed_down`, every operation rounded to float32 in Halton-MaskGIT's order |
+    | halton_2023 | step t reveals round(N h_t / sum h), h_t = g(1 - t/(T-1)), float32 (Halton-MaskGIT's first version) |
+
+    and in all of them at least 1 (`maskgit_pytorch`: 0), at most N-1-t (`maskgit_jax`: at most one fewer than after step t-1), and 0 after the
+    last step: at least one token is revealed per step while there are any. Rounding decides where N g is a whole
+    number: cosine, N = 1,024, T = 12 leaves 512 tokens after step 8, 511 in float32.
     """
     unknown = unknown_B.long()
     counts = torch.zeros(num_steps, len(unknown), dtype=torch.long, device=unknown.device)
     for n in unknown.unique().tolist():
-        progress_T = torch.arange(1, num_steps + 1, dtype=torch.float64) / num_steps
-        wanted_T = n * mask_ratio(progress_T, schedule, n, power)
-        whole_T = torch.floor(wanted_T + 1e-9) if rounding == "masked_down" else torch.ceil(wanted_T - 1e-9)
-        at_most_T = (n - torch.arange(1, num_steps + 1)).clamp(min=0)
-        column_T = torch.minimum(whole_T.long().clamp(min=1), at_most_T)
+        whole_T = _WANTED[rounding](n, num_steps, schedule, power).long()
+        if rounding == "maskgit_jax":
+            column_T = _one_fewer_each_step(whole_T, n)
+        else:
+            at_most_T = (n - torch.arange(1, num_steps + 1)).clamp(min=0)
+            column_T = torch.minimum(whole_T.clamp(min=0 if rounding == "maskgit_pytorch" else 1), at_most_T)
         column_T[-1] = 0
         counts[:, unknown == n] = column_T.to(unknown.device)[:, None]
     return counts
+
+
+def _one_fewer_each_step(wanted_T: torch.Tensor, n: int) -> torch.Tensor:
+    """Numbers in [1, N] of which each is below the one before, as far as 1 allows, and at most what was wanted."""
+    counts, before = [], n
+    for wanted in wanted_T.tolist():
+        before = min(max(1, min(before - 1, wanted)), n)
+        counts.append(before)
+    return torch.tensor(counts)
+
+
+def _progress(num_steps: int) -> torch.Tensor:
+    return torch.arange(1, num_steps + 1, dtype=torch.float64) / num_steps
+
+
+def _masked_down(n: int, num_steps: int, schedule: str, power: float) -> torch.Tensor:
+    return torch.floor(n * mask_ratio(_progress(num_steps), schedule, n, power) + 1e-9)
+
+
+def _revealed_down(n: int, num_steps: int, schedule: str, power: float) -> torch.Tensor:
+    return torch.ceil(n * mask_ratio(_progress(num_steps), schedule, n, power) - 1e-9)
+
+
+def _maskgit_pytorch(n: int, num_steps: int, schedule: str, power: float) -> torch.Tensor:
+    return torch.floor(mask_ratio(_progress(num_steps), schedule, n, power) * n)
+
+
+def _maskgit_jax(n: int, num_steps: int, schedule: str, power: float) -> torch.Tensor:
+    ratio_T = _float32_ratio(_progress(num_steps).float(), schedule, n, power)
+    return torch.floor((n * ratio_T).float())
+
+
+def _halton_2025(n: int, num_steps: int, schedule: str, power: float) -> torch.Tensor:
+    revealed_T = 1 - _float32_ratio(_progress(num_steps).float(), schedule, n, power)
+    return n - torch.floor(revealed_T * n)
+
+
+def _halton_2023(n: int, num_steps: int, schedule: str, power: float) -> torch.Tensor:
+    shares_T = _float32_ratio(torch.linspace(1, 0, num_steps), schedule, n, power, least=0.0)
+    revealed_T = (shares_T / shares_T.sum().clamp(min=1e-12) * n).round().clamp(min=1)
+    return n - revealed_T.double().cumsum(0)
+
+
+_WANTED: dict[str, Callable[[int, int, str, float], torch.Tensor]] = {
+    "masked_down": _masked_down,
+    "revealed_down": _revealed_down,
+    "maskgit_pytorch": _maskgit_pytorch,
+    "maskgit_jax": _maskgit_jax,
+    "halton_2025": _halton_2025,
+    "halton_2023": _halton_2023,
+}
+
+
+def _float32_ratio(
+    progress_T: torch.Tensor, schedule: str, num_tokens: int, power: float, least: float = 1e-6
+) -> torch.Tensor:
+    """g(r) with every operation rounded to float32, in the order in which the published code writes it.
+
+    Functions are computed in float64 and rounded, so that no processor's float32 approximation shows.
+    """
+    r = progress_T.float()
+    half_pi = torch.tensor(math.pi / 2, dtype=torch.float32)
+    if schedule == "cosine":
+        ratio = (half_pi * r).double().cos().float()
+    elif schedule == "arccos":
+        ratio = r.double().acos().float() / half_pi
+    elif schedule == "log":
+        ratio = -_float32_log2(r.clamp(min=1e-12)) / _float32_log2(torch.tensor(float(max(num_tokens, 2))))
+    elif schedule == "exp":
+        exponent = -_float32_log2(torch.tensor(float(max(num_tokens, 2)))) * (1 - r)
+        ratio = 1 - exponent.double().exp2().float()
+    else:
+        ratio = 1 - (1 - mask_ratio(r, schedule, num_tokens, power)).float()
+    return ratio.clamp(least, 1.0)
+
+
+def _float32_log2(x: torch.Tensor) -> torch.Tensor:
+    """log2 as JAX has it: a quotient of two natural logarithms."""
+    return x.double().log().float() / torch.tensor(math.log(2), dtype=torch.float32)
 
 
 def training_ratios(
