@@ -175,10 +175,7 @@ def draw_tokens(
     """
     if temperature != 1.0:
         logits_MK = logits_MK / max(temperature, LEAST_TEMPERATURE)
-    if top_k is not None and top_k < logits_MK.shape[1]:
-        least_M1 = logits_MK.topk(top_k, dim=1).values[:, -1:]
-        logits_MK = logits_MK.masked_fill(logits_MK < least_M1, -torch.inf)
-    probabilities_MK = logits_MK.softmax(-1)
+    probabilities_MK = _most_probable(logits_MK, top_k).softmax(-1)
     if top_p is not None and top_p < 1.0:
         probabilities_MK = _nucleus(probabilities_MK, top_p)
     sums_MK = probabilities_MK.cumsum(-1)
@@ -186,6 +183,22 @@ def draw_tokens(
     # strictly below the total, so that a token of probability zero is never reached
     points_M1 = torch.minimum(uniforms_M[:, None] * totals_M1, totals_M1 * (1 - 2**-23))
     return torch.searchsorted(sums_MK, points_M1, right=True)[:, 0]
+
+
+def limited(logits_MK: torch.Tensor, top_k: int | None, top_p: float | None) -> torch.Tensor:
+    """The logits of the tokens that `top_k` and then `top_p` leave, -inf for all others: (M, K)."""
+    logits_MK = _most_probable(logits_MK, top_k)
+    if top_p is not None and top_p < 1.0:
+        logits_MK = logits_MK.masked_fill(_nucleus(logits_MK.softmax(-1), top_p) == 0, -torch.inf)
+    return logits_MK
+
+
+def _most_probable(logits_MK: torch.Tensor, top_k: int | None) -> torch.Tensor:
+    """Logits with all but the k highest (and those equal to the k-th) at -inf."""
+    if top_k is None or top_k >= logits_MK.shape[1]:
+        return logits_MK
+    least_M1 = logits_MK.topk(top_k, dim=1).values[:, -1:]
+    return logits_MK.masked_fill(logits_MK < least_M1, -torch.inf)
 
 
 def _nucleus(probabilities_MK: torch.Tensor, top_p: float) -> torch.Tensor:

@@ -12,6 +12,7 @@ plain `Annotated` types and cost nothing.
                  root: Content[str],                                # a path: its content counts, not its name
                  weights: Weights[str | None] = None,               # a registry name or a file: its sha256 counts
                  qk_norm: Annotated[bool, Neutral(False)] = False,  # added later: False re-addresses nothing
+                 top_k: Annotated[int | None, Revised(2, unless=(None,))] = None,  # numbers mean something else now
                  )
 """
 
@@ -52,6 +53,18 @@ class Neutral:
     """The value under which an option added later is left out of the fingerprint (the old behaviour)."""
 
     value: Any
+
+
+@dataclass(frozen=True)
+class Revised:
+    """An option whose values mean something else since this revision, but for those in `unless`.
+
+    Such a value enters the fingerprint together with the revision, so that what was made under the old meaning is not
+    taken for what the new one gives; everything else keeps its fingerprint.
+    """
+
+    number: int
+    unless: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True)

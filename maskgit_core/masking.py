@@ -78,11 +78,11 @@ def masked_counts(
     | maskgit_pytorch | as `masked_down`, with the rounding errors of float64 (the PyTorch MaskGIT) |
     | maskgit_jax | as `masked_down`, every operation rounded to float32 in the JAX release's order |
     | halton_2025 | as `revealed_down`, every operation rounded to float32 in Halton-MaskGIT's order |
-    | halton_2023 | step t reveals round(N h_t / sum h), h_t = g(1 - t/(T-1)), float32 (Halton-MaskGIT's first version) |
+    | halton_2023 | step t reveals round(N h_t / sum h), h_t = g(1 - t/(T-1)), float32 (Halton-MaskGIT, 2023) |
 
-    and in all of them at least 1 (`maskgit_pytorch`: 0), at most N-1-t (`maskgit_jax`: at most one fewer than after step t-1), and 0 after the
-    last step: at least one token is revealed per step while there are any. Rounding decides where N g is a whole
-    number: cosine, N = 1,024, T = 12 leaves 512 tokens after step 8, 511 in float32.
+    and in all of them at least 1 (`maskgit_pytorch`: 0), at most N-1-t (`maskgit_jax`: at most one fewer than after
+    the step before), and 0 after the last step: at least one token is revealed per step while there are any. Rounding
+    decides where N g is a whole number: cosine, N = 1,024, T = 12 leaves 512 tokens after step 8, 511 in float32.
     """
     unknown = unknown_B.long()
     counts = torch.zeros(num_steps, len(unknown), dtype=torch.long, device=unknown.device)

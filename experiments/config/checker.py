@@ -284,7 +284,14 @@ def _store(param: Param, value: Any, path: str, parts: _Parts, key: str) -> None
     else:
         parts.config[path] = value
         if param.neutral is MISSING or value != coerce(replace(param, low=None, high=None), param.neutral, key):
-            parts.identity[path] = value
+            parts.identity[path] = _identified(param, value)
+
+
+def _identified(param: Param, value: Any) -> Any:
+    """What of an option's value enters the fingerprint: with the revision where its meaning changed."""
+    if param.revision is None or value in param.unrevised:
+        return value
+    return f"{value} (revision {param.revision})"
 
 
 def _refuse_unknown(key: str, block: Any, signature: Signature) -> None:

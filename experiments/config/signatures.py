@@ -62,6 +62,8 @@ class Param:
     high_open: bool = False
     divides: str | None = None  # another parameter
     neutral: Any = MISSING
+    revision: int | None = None  # the meaning of its values changed ...
+    unrevised: tuple[Any, ...] = ()  # ... but for these
 
     @property
     def required(self) -> bool:
@@ -196,7 +198,7 @@ def _marked(param: Param, mark: ast.expr, module: str) -> Param:
     if isinstance(mark, ast.Constant) and isinstance(mark.value, str):
         return replace(param, marks=param.marks | {mark.value})
     if not (isinstance(mark, ast.Call) and isinstance(mark.func, ast.Name)):
-        raise ValueError(f"the mark {ast.unparse(mark)} is not known; use Range, Divides, Neutral or Kind")
+        raise ValueError(f"the mark {ast.unparse(mark)} is not known; use Range, Divides, Neutral, Revised or Kind")
     values = [_literal(a, module) for a in mark.args]
     named = {k.arg: _literal(k.value, module) for k in mark.keywords}
     if mark.func.id == "Range":
@@ -204,11 +206,14 @@ def _marked(param: Param, mark: ast.expr, module: str) -> Param:
         return replace(param, **bounds, **{str(k): v for k, v in named.items()})
     if mark.func.id == "Neutral":
         return replace(param, neutral=values[0] if values else named["value"])
+    if mark.func.id == "Revised":
+        number, unless = (*values, *named.values()) if len(values) + len(named) == 2 else (values[0], ())
+        return replace(param, revision=int(number), unrevised=tuple(unless))
     if mark.func.id == "Kind":
         return replace(param, kind=values[0] if values else named["name"])
     if mark.func.id == "Divides":
         return replace(param, divides=values[0] if values else named["name"])
-    raise ValueError(f"the mark {mark.func.id} is not known; use Range, Divides, Neutral or Kind")
+    raise ValueError(f"the mark {mark.func.id} is not known; use Range, Divides, Neutral, Revised or Kind")
 
 
 def _hint(node: ast.expr, module: str) -> Hint:

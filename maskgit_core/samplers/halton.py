@@ -12,8 +12,8 @@ import torch
 from maskgit_core import rng
 from maskgit_core.decoding import Decoder, Guidance, draw_tokens
 from maskgit_core.guidance import GuidanceSchedule
-from maskgit_core.hints import Range
-from maskgit_core.masking import Schedule, masked_counts
+from maskgit_core.hints import Neutral, Range
+from maskgit_core.masking import Rounding, Schedule, masked_counts
 
 
 def halton(index: int, base: int) -> float:
@@ -46,8 +46,10 @@ class Sampler:
         guidance_scale, guidance_schedule, guidance_power: see `maskgit_core/guidance.py`; 1.0 is none.
         logit_scale, logit_scale_end: logits are multiplied by a value that goes linearly from the first (first step) to
             the second (last step), raised to `logit_scale_power`.
+        logit_scale_warmup: in this many first steps the logits are halved besides (the published `temp_warmup`).
         top_k, top_p: limits of the token draw.
         randomize: begins the sequence at a place of its own for each sample.
+        reveal_counts: how the schedule becomes numbers of tokens; see `maskgit_core.masking.masked_counts`.
     """
 
     def __init__(
@@ -65,11 +67,14 @@ class Sampler:
         top_k: Annotated[int | None, Range(1)] = None,
         top_p: Annotated[float | None, Range(0.0, 1.0, low_open=True)] = None,
         randomize: bool = True,
+        logit_scale_warmup: Annotated[int, Range(0, 4096), Neutral(0)] = 0,
+        reveal_counts: Annotated[Rounding, Neutral("revealed_down")] = "revealed_down",
     ) -> None:
         self.num_steps, self.schedule, self.schedule_power = num_steps, schedule, schedule_power
         self.guidance = Guidance(guidance_scale, guidance_schedule, guidance_power)
         self.logit_scales = (logit_scale, logit_scale if logit_scale_end is None else logit_scale_end)
-        self.logit_scale_power = logit_scale_power
+        self.logit_scale_power, self.logit_scale_warmup = logit_scale_power, logit_scale_warmup
+        self.reveal_counts = reveal_counts
         self.top_k, self.top_p, self.randomize = top_k, top_p, randomize
 
     @torch.no_grad()
@@ -84,7 +89,9 @@ class Sampler:
     ) -> torch.Tensor:
         """Tokens (B, L) in [0, K): a function of model, label, seed and known tokens of each sample alone."""
         state = Decoder(model, labels_B, grid, seeds_B, known_BL, self.guidance, self.num_steps)
-        counts_TB = masked_counts(state.unknown_B, self.num_steps, self.schedule, self.schedule_power, "revealed_down")
+        counts_TB = masked_counts(
+            state.unknown_B, self.num_steps, self.schedule, self.schedule_power, self.reveal_counts
+        )
         places_BL = self._places(grid, seeds_B)
         for step in range(self.num_steps):
             reveal_in_order(state, places_BL, counts_TB[step], step, 1 / self._scale(step), self.top_k, self.top_p)
@@ -102,7 +109,7 @@ class Sampler:
     def _scale(self, step: int) -> float:
         start, end = self.logit_scales
         scale: float = (start + (end - start) * step / max(self.num_steps - 1, 1)) ** self.logit_scale_power
-        return scale
+        return scale / 2 if step < self.logit_scale_warmup else scale
 
 
 def reveal_in_order(
