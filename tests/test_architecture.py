@@ -29,6 +29,7 @@ FLOORS: dict[str, int] = {
     "maskgit_core.batches": 3,
     "maskgit_core.evaluation": 4,
     "maskgit_core.training": 4,
+    "maskgit_core.trained": 4,
     "launchers": 5,
     "launchers.cluster": 5,
     "experiments.console": 6,

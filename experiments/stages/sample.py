@@ -31,13 +31,14 @@ import torch
 
 from experiments.config.specs import Input, SamplerSpec, TokenizerSpec
 from experiments.running.attempt import Attempt, iterate
-from experiments.running.components import build_model, check_pair, load_model, load_tokenizer, manifest_digests
+from experiments.running.components import check_pair, load_model, load_tokenizer, manifest_digests
 from maskgit_core import rng
 from maskgit_core.hints import Execution, Kind, Range
 from maskgit_core.images.pixels import picture_grid, to_nhwc, to_uint8, to_unit
 from maskgit_core.layers.steady import decoded
 from maskgit_core.refusals import check_classes
 from maskgit_core.sample_files import piece_name, piece_ranges, read_piece, write_joined, write_piece
+from maskgit_core.trained import build_model
 
 VERSION = 1
 PRODUCES = "samples"
@@ -81,7 +82,7 @@ def _transformer(model: Input, weights: str, untrained: bool, seed: int, device:
     if untrained:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return build_model(model).to(device).eval().requires_grad_(False)
+            return build_model(model.files).to(device).eval().requires_grad_(False)
     return load_model(model, device, weights=weights)
 
 

@@ -14,7 +14,7 @@ import torch
 
 from experiments.config.specs import ModelSpec
 from experiments.running.attempt import Attempt
-from experiments.running.components import MODEL_FILE, RAW_FILE, WEIGHTS_FILE, describe
+from experiments.running.components import describe
 from experiments.training.clock import Clock
 from experiments.training.kept import publish_kept
 from experiments.training.pictures import SampleGrids
@@ -23,6 +23,7 @@ from maskgit_core.batches.tokens import ahead
 from maskgit_core.errors import ArtifactError, ConfigError
 from maskgit_core.files import write_json
 from maskgit_core.refusals import check_goes_on
+from maskgit_core.trained import MODEL_FILE, RAW_FILE, WEIGHTS_FILE
 from maskgit_core.training.checkpoints import (
     BackgroundWriter,
     checkpoint_name,
