@@ -37,6 +37,7 @@ def overview() -> argparse.ArgumentParser:
         + "\n  ".join(sorted(names)) + f"\n\n{EXAMPLES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
+    parser.add_argument("-V", "--version", action="store_true", help="print the version")
     parser.add_argument("command", nargs="?", metavar="COMMAND", help="one of the commands below")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     return parser
@@ -46,6 +47,11 @@ def parse(argv: Sequence[str]) -> tuple[str, argparse.Namespace]:
     """The verb and its parsed arguments; `key=value` may stand anywhere among the options."""
     from maskgit_core.errors import suggestion
 
+    if argv and argv[0] in ("-V", "--version"):
+        from importlib.metadata import version
+
+        print(f"maskgit {version('maskgit-experiments')}")
+        raise SystemExit(0)
     if not argv or argv[0] in ("-h", "--help"):
         overview().print_help()
         raise SystemExit(0)
@@ -58,6 +64,10 @@ def parse(argv: Sequence[str]) -> tuple[str, argparse.Namespace]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; exit code 0 done, 1 a step failed, 2 the request is wrong."""
+    if "_ARGCOMPLETE" in os.environ:
+        from experiments.commands.completion import answer
+
+        answer(os.environ.get("COMP_LINE", ""))
     try:
         name, args = parse(sys.argv[1:] if argv is None else argv)
         return int(import_module(f"experiments.commands.{name}").main(args))

@@ -27,8 +27,8 @@ def help_line(name: str) -> str:
     return ""
 
 
-def parse_arguments(name: str, argv: Sequence[str]) -> argparse.Namespace:
-    """The parsed arguments of one verb; `key=value` may stand anywhere among the options."""
+def parser_of(name: str) -> argparse.ArgumentParser:
+    """The parser of one verb; imports its file."""
     module = import_module(f"experiments.commands.{name}")
     parser = argparse.ArgumentParser(
         prog=f"maskgit {name}",
@@ -37,6 +37,12 @@ def parse_arguments(name: str, argv: Sequence[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     module.arguments(parser)
+    return parser
+
+
+def parse_arguments(name: str, argv: Sequence[str]) -> argparse.Namespace:
+    """The parsed arguments of one verb; `key=value` may be anywhere among the options."""
+    parser = parser_of(name)
     args, rest = parser.parse_known_args(list(argv))
     if rest:
         loose = [r for r in rest if not r.startswith("-") and ("=" in r or r.startswith("~"))]

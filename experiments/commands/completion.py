@@ -1,8 +1,12 @@
-"""`maskgit completion`: a script for the shell that completes commands, experiments, groups and keys."""
+"""`maskgit completion`: completes commands, experiments, groups, keys, steps and names in bash and zsh."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from experiments.commands import command_names, parser_of
 
 HELP = 'shell completion: eval "$(maskgit completion bash)"'
 EPILOG = """\
@@ -10,63 +14,138 @@ examples:
   eval "$(maskgit completion bash)"      add this line to ~/.bashrc
   eval "$(maskgit completion zsh)"       or to ~/.zshrc
 """
-BASH = r"""
-_maskgit() {
-  local line="${COMP_LINE:0:$COMP_POINT}" word
-  COMP_WORDBREAKS="${COMP_WORDBREAKS//=}"
-  word="${line##* }"
-  COMPREPLY=( $(compgen -W "$(maskgit completion words "$line" 2>/dev/null)" -- "$word") )
-  [[ "${COMPREPLY[0]-}" == *= ]] && compopt -o nospace
-}
-complete -F _maskgit maskgit
-"""
+ZSH_START = "(( $+functions[compdef] )) || { autoload -Uz compinit && compinit; }\n"
+#: Arguments that name something in the store, by (verb, argument).
+STEPS = {("logs", "step"), ("cancel", "what"), ("retry", "what"), ("reproduce", "name"), ("compare", "overrides")}
+EXPERIMENTS = {("status", "experiment"), ("failures", "experiment")}
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """The shell, or `words LINE` (what the scripts call)."""
-    parser.add_argument("shell", choices=["bash", "zsh", "words"], help="bash or zsh")
-    parser.add_argument("line", nargs="?", default="", help=argparse.SUPPRESS)
+    """The shell."""
+    parser.add_argument("shell", choices=["bash", "zsh"], help="which shell")
 
 
 def main(args: argparse.Namespace) -> int:
-    """Prints the script, or the candidates for the word at the end of a line."""
-    if args.shell == "words":
-        print("\n".join(candidates(args.line)))
-    else:
-        print("autoload -U +X bashcompinit && bashcompinit\n" * (args.shell == "zsh") + BASH)
+    """Prints the script that the shell evaluates."""
+    import argcomplete
+
+    print(ZSH_START * (args.shell == "zsh") + argcomplete.shellcode(["maskgit"], shell=args.shell))
     return 0
 
 
-def candidates(line: str) -> list[str]:
-    """What may stand at the end of `line`."""
-    from experiments.commands import command_names
+def answer(line: str) -> None:
+    """Answers a shell that asks what may come next in `line`, and ends the process."""
+    import argcomplete
+
+    parser = argparse.ArgumentParser(prog="maskgit")
+    verbs = parser.add_subparsers()
+    typed = line.split()[1:2]
+    for name in command_names():
+        if [name] == typed:
+            known = parser_of(name)
+            verbs.add_parser(name, parents=[known], add_help=False)
+        else:
+            verbs.add_parser(name)
+    for action in _arguments(parser):
+        if (complete := _completer(typed[0] if typed else "", action.dest, line)) is not None:
+            action.completer = complete  # type: ignore[attr-defined]
+    argcomplete.autocomplete(parser, always_complete_options=False)
+
+
+def _arguments(parser: argparse.ArgumentParser) -> Iterable[argparse.Action]:
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for inner in {id(p): p for p in action.choices.values()}.values():
+                yield from _arguments(inner)
+        else:
+            yield action
+
+
+def _completer(verb: str, argument: str, line: str) -> Callable[..., list[str]] | None:
+    if (verb, argument) in STEPS | EXPERIMENTS:
+        return lambda prefix, **_: in_store(with_steps=(verb, argument) in STEPS)
+    if (verb, argument) in (("run", "redo"), ("plan", "redo")):
+        return lambda prefix, **_: steps_of(_experiment(line))
+    if argument == "overrides":
+        return lambda prefix, **_: request_words(prefix, _experiment(line))
+    if (verb, argument) == ("table", "name"):
+        return lambda prefix, **_: tables()
+    if verb == "weights" and argument in ("name", "names"):
+        return lambda prefix, **_: weights()
+    return None
+
+
+def _experiment(line: str) -> str | None:
+    """The experiment that a line chooses."""
+    chosen = [word for word in line.split(" ") if word.startswith("experiment=")]
+    return chosen[-1] if chosen else None
+
+
+def request_words(word: str, experiment: str | None) -> list[str]:
+    """Choices for `group=`, else groups and the keys of the chosen experiment's steps, each with its `=`."""
     from experiments.config.compose import group_names, groups
 
-    words = line.split(" ")
-    current = words[-1]
-    if len(words) <= 2:
-        return command_names()
-    key, equals, _ = current.partition("=")
+    key, equals, _ = word.partition("=")
     if equals:
-        return [f"{key}={name}" for name in group_names(key)] if key in groups() else []
-    chosen = [w for w in words if w.startswith("experiment=")]
-    return [f"{g}=" for g in ["experiment", *groups()]] + (_keys(chosen[-1]) if chosen else [])
+        return [f"{key}={name}" for name in group_names(key)] if key in ("experiment", *groups()) else []
+    return [f"{name}=" for name in ["experiment", *groups()]] + [f"{key}=" for key in keys_of(experiment)]
 
 
-def _keys(experiment: str) -> list[str]:
-    """Every key that the steps of the chosen experiment take."""
+def keys_of(experiment: str | None) -> list[str]:
+    """Every key that the steps of an experiment take: `train.lr`, `sampler.num_steps`, ..."""
+    from collections.abc import Mapping
+
+    keys: set[str] = set()
+    for request in _requests(experiment):
+        for name, value in {**request.config, **request.execution}.items():
+            if isinstance(value, Mapping):
+                keys |= {f"{name}.{inner}" for inner in value if inner != "name"}
+            keys.add(f"{request.stage}.{name}")
+    return sorted(keys)
+
+
+def steps_of(experiment: str | None) -> list[str]:
+    """The names of an experiment's steps."""
+    return [request.name for request in _requests(experiment)]
+
+
+def _requests(experiment: str | None) -> list[Any]:
     from experiments.config.checker import Door
     from experiments.config.compose import groups
     from experiments.config.points import plan_configs
     from maskgit_core.errors import MaskgitError
 
+    if experiment is None:
+        return []
     try:
         _, resolved = plan_configs([experiment])
-        requests = Door((), groups()).steps(resolved[0])
+        return list(Door((), groups()).steps(resolved[0]).values())
     except MaskgitError:
         return []
-    keys = []
-    for request in requests.values():
-        for name in (*request.config, *request.execution):
-            keys.append(f"{request.stage}.{name}=")
-    return keys
+
+
+def in_store(with_steps: bool) -> list[str]:
+    """Experiments that were run in the store, and their steps as `experiment/step`."""
+    from experiments.store.find import default_store
+    from experiments.store.records import latest_records
+
+    names: list[str] = []
+    for record in latest_records(default_store()):
+        names.append(record["experiment"])
+        if with_steps:
+            names += [f"{record['experiment']}/{step['name']}" for step in record["steps"]]
+    return names
+
+
+def tables() -> list[str]:
+    """The names of the tables that ship."""
+    from experiments.config.compose import CONF
+
+    return sorted(path.stem for path in (CONF / "table").glob("*.yaml"))
+
+
+def weights() -> list[str]:
+    """The names of published weights."""
+    from maskgit_core.weights.registry import registry
+
+    return sorted(registry())

@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 from conftest import LAB, ROOT
 
-from experiments.commands.completion import candidates
 from maskgit_core.files import read_json
 
 
@@ -141,14 +140,6 @@ def test_sweep_files(lab: Any, tmp_path: Path) -> None:
     assert wrong.returncode == 2 and "lists of different lengths" in wrong.stderr
     missing = lab("plan", "experiment=chain", "sweep=nowhere")
     assert missing.returncode == 2 and "there is no file nowhere" in missing.stderr
-
-
-def test_completion_knows_commands_groups_experiments_and_keys(maskgit: Any) -> None:
-    assert "complete -F _maskgit maskgit" in maskgit("completion", "bash").stdout
-    assert "run" in candidates("maskgit r")
-    assert "experiment=quickstart" in candidates("maskgit run experiment=q")
-    assert "sampler=halton" in candidates("maskgit run experiment=quickstart sampler=")
-    assert "train.lr=" in candidates("maskgit run experiment=quickstart train.")
 
 
 def test_help_shows_examples_and_experiments(maskgit: Any) -> None:
