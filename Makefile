@@ -6,7 +6,7 @@ STORE ?= runs
 PYTEST_ARGS ?=
 PYTEST_JOBS ?= 2
 
-.PHONY: demo demo-slurm test drills check bench install clean help
+.PHONY: demo demo-slurm test drills check bench docs install clean help
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/'
@@ -41,6 +41,10 @@ check: install ## ruff, formatting, mypy
 
 bench: install ## all benchmarks; renews docs/benchmarks.md
 	$(BIN)/python -m tools.bench
+
+docs: install ## the documentation as a site in site/; a broken link fails
+	$(BIN)/python -m pip install -qq --constraint constraints.txt '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 clean: ## removes the environment and caches, never a store
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache *.egg-info
