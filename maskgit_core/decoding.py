@@ -129,7 +129,7 @@ class Decoder:
         labels_U, places = asked.unique(return_inverse=True)
         wanted_UL = torch.ones(len(labels_U), wanted_BL.shape[1], dtype=torch.bool, device=wanted_BL.device)
         masks_UL = self.tokens_BL[:1].expand(len(labels_U), -1)
-        logits_ULK = self._masked_logits(masks_UL, labels_U, wanted_UL).unflatten(0, wanted_UL.shape)
+        logits_ULK: torch.Tensor = self._masked_logits(masks_UL, labels_U, wanted_UL).unflatten(0, wanted_UL.shape)
         rows_M, cells_M = wanted_BL.nonzero(as_tuple=True)
         cond_MK = logits_ULK[places[: len(labels_B)][rows_M], cells_M]
         if unguided:
@@ -145,12 +145,15 @@ class Decoder:
             tokens_BL, labels_B = tokens_BL[pad % count], None if labels_B is None else labels_B[pad % count]
             wanted_BL = F.pad(wanted_BL, (0, 0, 0, len(pad) - count))
         asked = int(wanted_BL.sum())
+        logits_MK: torch.Tensor
         if asked >= MIN_ROWS:
-            return self.model.logits(self.model.features(tokens_BL, labels_B, wanted_BL)).float()
+            logits_MK = self.model.logits(self.model.features(tokens_BL, labels_B, wanted_BL))
+            return logits_MK.float()
         spare = (~wanted_BL).flatten().nonzero()[: MIN_ROWS - asked, 0]
         taken_BL = wanted_BL.flatten().index_fill(0, spare, True).view_as(wanted_BL)
         features_MD = self.model.features(tokens_BL, labels_B, taken_BL)
-        return self.model.logits(features_MD)[wanted_BL[taken_BL]].float()
+        logits_MK = self.model.logits(features_MD)[wanted_BL[taken_BL]]
+        return logits_MK.float()
 
     # -- reveals -----------------------------------------------------------------------------------------------------
     def reveal(self, newly_BL: torch.Tensor, drawn_BL: torch.Tensor) -> None:

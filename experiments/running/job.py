@@ -101,7 +101,8 @@ class Job:
         agreed = self.folder / "launches" / f"{self.launch_id}.json"
         if self.rank != 0:
             found = wait_for_file(agreed)
-            return found["attempt"]
+            number: int | None = found["attempt"]
+            return number
         said = False
         while (owner := self.claim.take()) is not None:
             if self.stop.is_set():

@@ -221,7 +221,7 @@ class Batches:
         yield from loader
 
 
-class _Turns(torch.utils.data.IterableDataset):
+class _Turns(torch.utils.data.IterableDataset[Batch]):
     """Worker w of W reads batches w, w + W, ...; the loader takes them in turn, so the order is that of one reader."""
 
     def __init__(self, batches: Batches) -> None:

@@ -72,7 +72,7 @@ class _Block(nn.Module):
         self._bn2 = _norm(outputs)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        y = x_BCHW
+        y: Tensor = x_BCHW
         if self.expand:
             y = functional.relu6(self._bn0(self._expand_conv(y)))
         y = functional.relu6(self._bn1(self._depthwise_conv(self.pad(y))))

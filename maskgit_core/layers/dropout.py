@@ -55,7 +55,7 @@ def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rate: float, tr
     """softmax(q k^T / sqrt(d)) v with dropout on the probabilities while training; (B, H, L, d) each."""
     if not training or rate == 0.0 or not _is_cheap_on(q):
         return F.scaled_dot_product_attention(q, k, v, dropout_p=rate if training else 0.0)
-    weights = ((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)).softmax(-1)
+    weights: torch.Tensor = ((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)).softmax(-1)
     return weights.masked_fill(drop_mask(weights.shape, rate), 0.0) @ (v * (1.0 / (1.0 - rate)))
 
 

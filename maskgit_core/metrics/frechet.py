@@ -120,21 +120,25 @@ def _trace_root(cov_a: Tensor, cov_b: Tensor) -> Tensor:
     factor = _factor(cov_a)
     if factor.shape[1] == 0:
         return cov_a.new_zeros(())
-    eigenvalues = torch.linalg.eigvalsh(factor.T @ cov_b @ factor)
+    eigenvalues: Tensor = torch.linalg.eigvalsh(factor.T @ cov_b @ factor)
     # An eigenvalue is known to about `noise`; its root to noise / (2 root), or to the root of the noise.
     noise = 10 * torch.finfo(torch.float64).eps * eigenvalues[-1].clamp_min(0)
     doubt = (noise / (2 * eigenvalues.clamp_min(noise).sqrt())).sum() if noise > 0 else noise
     if doubt <= TOLERANCE * (cov_a.diagonal().sum() + cov_b.diagonal().sum()):
         return eigenvalues.clamp_min(0).sqrt().sum()
-    return torch.linalg.svdvals(factor.T @ _factor(cov_b)).sum()
+    singular_values: Tensor = torch.linalg.svdvals(factor.T @ _factor(cov_b))
+    return singular_values.sum()
 
 
 def _factor(covariance: Tensor) -> Tensor:
     """F (D, rank) with F F' = covariance: Cholesky's, or of a singular matrix the eigenvectors of some variance."""
+    lower: Tensor
     lower, failed = torch.linalg.cholesky_ex(covariance)
     if not int(failed):
         return lower
     eigenvalues, vectors = torch.linalg.eigh(covariance)
+    factor: Tensor
     floor = len(eigenvalues) * torch.finfo(torch.float64).eps * eigenvalues[-1].clamp_min(0)
     kept = eigenvalues > floor
-    return vectors[:, kept] * eigenvalues[kept].sqrt()
+    factor = vectors[:, kept] * eigenvalues[kept].sqrt()
+    return factor

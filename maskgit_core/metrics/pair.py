@@ -166,7 +166,8 @@ def _ssim_planes(a_NHW: Tensor, b_NHW: Tensor, data_range: float, scratch: _Scra
     sum_ab.sub_(above, alpha=1 / n).add_(c2 / 2)
     sum_squares.sub_(below, alpha=1 / n).add_(c2)
     above.add_(c1 / 2).mul_(sum_ab)
-    return above.div_(below.add_(c1).mul_(sum_squares)).mean(dim=(-2, -1)).mul_(4)
+    ssim_BC: Tensor = above.div_(below.add_(c1).mul_(sum_squares)).mean(dim=(-2, -1)).mul_(4)
+    return ssim_BC
 
 
 def _seven_taps(x: Tensor, dim: int, twos: Tensor, out: Tensor) -> None:

@@ -122,7 +122,8 @@ class Model(nn.Module):
         for block in self.blocks[:-1]:
             x_BLD = block(x_BLD)
         if wanted_BL is None:
-            return self.blocks[-1](x_BLD)[:, -tokens_BL.shape[1] :]
+            features_BLD: torch.Tensor = self.blocks[-1](x_BLD)
+            return features_BLD[:, -tokens_BL.shape[1] :]
         features_MD: torch.Tensor = self.blocks[-1](x_BLD, F.pad(wanted_BL, (x_BLD.shape[1] - wanted_BL.shape[1], 0)))
         return features_MD
 

@@ -101,13 +101,15 @@ class Model(nn.Module):
         for block in self.blocks[:-1]:
             x_BLD = block(x_BLD)
         if wanted_BL is None:
-            return self.blocks[-1](x_BLD)[:, -tokens_BL.shape[1] :]
+            features_BLD: torch.Tensor = self.blocks[-1](x_BLD)
+            return features_BLD[:, -tokens_BL.shape[1] :]
         features_MD: torch.Tensor = self.blocks[-1](x_BLD, F.pad(wanted_BL, (x_BLD.shape[1] - wanted_BL.shape[1], 0)))
         return features_MD
 
     def logits(self, features: torch.Tensor) -> torch.Tensor:
         """Logits (..., K) of features (..., D); each token by itself, so only those needed need be passed."""
-        return self.classifier(features)
+        logits: torch.Tensor = self.classifier(features)
+        return logits
 
     def forward(self, tokens_BL: torch.Tensor, labels_B: torch.Tensor | None = None) -> torch.Tensor:
         """Logits (B, L, K) for token ids in [0, K], where K is the mask."""

@@ -164,7 +164,8 @@ def _has_suffix(names: np.ndarray, suffix: bytes) -> np.ndarray:
     lengths = (names != 0).sum(1)
     places = lengths[:, None] - len(suffix) + np.arange(len(suffix))
     ends = np.take_along_axis(names, places.clip(0), axis=1)
-    return (ends == np.frombuffer(suffix, dtype=np.uint8)).all(1) & (lengths > len(suffix))
+    fits: np.ndarray = (ends == np.frombuffer(suffix, dtype=np.uint8)).all(1) & (lengths > len(suffix))
+    return fits
 
 
 def _ends_well(data: np.ndarray, layout: Layout, count: int) -> bool:

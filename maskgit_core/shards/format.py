@@ -11,8 +11,10 @@ Shapes: N samples, V variants, H × W grid.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
+from typing import Any
 from urllib.parse import quote, unquote
 
 import numpy as np
@@ -153,10 +155,10 @@ class Layout:
         }
 
     @classmethod
-    def from_json(cls, data: dict) -> Layout:
+    def from_json(cls, data: Mapping[str, Any]) -> Layout:
         """The layout that `to_json` described."""
         latents = tuple(data["latents"]) if data.get("latents") else None
-        return cls(data["codebook_size"], tuple(data["grid"]), data["num_variants"], data["boxes"], latents)  # type: ignore[arg-type]
+        return cls(data["codebook_size"], tuple(data["grid"]), data["num_variants"], data["boxes"], latents)
 
     def array(self, buffer: np.ndarray, suffix: str, count: int, first_byte: int = 0) -> np.ndarray:
         """A view of one member's arrays in a shard's bytes: shape (count, *member shape), nothing copied.

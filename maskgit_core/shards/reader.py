@@ -196,7 +196,8 @@ class TokenShards:
         if indices.size and not 0 <= int(indices.min()) <= int(indices.max()) < len(self):
             raise IndexError(f"sample indices must lie in [0, {len(self)})")
         inside = indices - shard * self._per_shard
-        return self._first_block[shard] + inside * self._sample_blocks
+        blocks: np.ndarray = self._first_block[shard] + inside * self._sample_blocks
+        return blocks
 
     def samples_at(self, seed: int, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Samples and variants at any positions of the training stream; see `maskgit_core/order.py`."""
@@ -256,7 +257,7 @@ class TokenShards:
 
     def _labels(self, blocks: np.ndarray) -> np.ndarray:
         characters = self._rows("cls")[blocks, 0, 0].view(np.uint8).reshape(-1, LABEL_CHARS)
-        values = characters.astype(np.float64) @ _POWERS - _ZEROS  # exact: all below 2^53
+        values: np.ndarray = characters.astype(np.float64) @ _POWERS - _ZEROS  # exact: all below 2^53
         if (negative := characters[:, 0] == ord("-")).any():
             values[negative] = _MINUS - values[negative]
         return values.astype(np.int64)
@@ -290,7 +291,7 @@ class TokenShards:
         if suffix not in self.layout.members:
             raise DataError(f"{self.folder}: this cache keeps no {suffix.split('.')[0]}; ask cache_tokens for them")
         shape = self.layout.members[suffix].shape
-        rows = self._rows(suffix)[self.find(np.asarray(indices))]
+        rows: np.ndarray = self._rows(suffix)[self.find(np.asarray(indices))]
         return rows.reshape(len(rows), *shape)
 
 

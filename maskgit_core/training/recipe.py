@@ -77,7 +77,7 @@ def ema_decay_at(recipe: Recipe, step: int) -> float:
     """
     limit = recipe.ema_decay or 0.0
     if recipe.ema_warmup == "inverse_power":
-        return min(limit, 1.0 - (1.0 + step) ** (-2.0 / 3.0))
+        return min(limit, 1.0 - float((1.0 + step) ** (-2.0 / 3.0)))
     if recipe.ema_warmup == "by_ten":
         return min(limit, (1.0 + step) / (10.0 + step))
     if recipe.ema_warmup == "none":
@@ -133,4 +133,5 @@ class Ema:
         current = [p.detach() for p in parameters.values()]
         differences = torch._foreach_sub(list(self.averages.values()), current)
         norms = [torch.stack(torch._foreach_norm(group)).norm() for group in (differences, current)]
-        return norms[0] / norms[1].clamp(min=1e-12)
+        distance: torch.Tensor = norms[0] / norms[1].clamp(min=1e-12)
+        return distance

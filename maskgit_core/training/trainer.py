@@ -48,7 +48,8 @@ def compile_for_training(block: nn.Module) -> None:
     plain, compiled = block.forward, torch.compile(block.forward, fullgraph=True)
 
     def forward(*inputs: torch.Tensor | None) -> torch.Tensor:
-        return compiled(*inputs) if block.training else plain(*inputs)
+        outputs: torch.Tensor = compiled(*inputs) if block.training else plain(*inputs)
+        return outputs
 
     block.forward = forward
 
