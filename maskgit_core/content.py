@@ -12,12 +12,12 @@ import gzip
 import hashlib
 import json
 import os
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from maskgit_core.errors import DataError
+from maskgit_core.files import remember
 
 BUNDLED = Path(__file__).parent / "datasets" / "bundled"
 
@@ -213,10 +213,4 @@ class _Table:
         """Keeps the table if it changed; a cache that cannot be written only costs time."""
         if self._path is None or self._seen == self._known:
             return
-        temporary = self._path.with_name(f".{self._path.name}.{uuid.uuid4().hex[:8]}")
-        with contextlib.suppress(OSError):
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(json.dumps({"version": _VERSION, "files": self._seen}))
-            os.replace(temporary, self._path)
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+        remember(self._path, {"version": _VERSION, "files": self._seen})

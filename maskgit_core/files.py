@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
+import shutil
 import stat
 import uuid
 from collections.abc import Callable
@@ -134,6 +136,21 @@ def _link(temporary: Path, path: Path) -> bool:
     return True
 
 
+def remember(path: Path, value: Any) -> None:
+    """Writes JSON that can be made again: a folder that cannot be written only costs time."""
+    with contextlib.suppress(ArtifactError):
+        write_json(path, value, durable=False)
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """A hard link `target` to a finished file, or a copy where the disk has no hard links; replaces `target`."""
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
 def create_exclusively(path: Path, value: Any) -> bool:
     """Writes JSON to `path` only if nothing is there; True if this call made it.
 
@@ -166,3 +183,15 @@ def process_start(pid: int) -> int | None:
         return None
     fields = text.rpartition(")")[2].split()
     return None if fields[0] in "ZX" else int(fields[19])
+
+
+def sha256_of(path: Path) -> str:
+    """sha256 (hex) of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def looks_like_html(head: bytes) -> bool:
+    """Whether the first bytes of a file are those of a web page, as servers send instead of a file."""
+    start = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    return start.startswith((b"<!doctype", b"<html", b"<head", b"<?xml", b"<!--", b"<script", b"<body"))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import time
 from pathlib import Path
@@ -81,7 +80,7 @@ def _facts(given: list[str]) -> dict[str, Any]:
 
 def _adopt(source: Path, node: Any, graph: Any, facts: dict[str, Any]) -> None:
     from experiments.store.step_folder import check_outputs, finish, list_outputs, manifest_digest, new_attempt
-    from maskgit_core.files import read_json, write_json
+    from maskgit_core.files import link_or_copy, read_json, write_json
 
     manifest = read_json(source / "manifest.json")
     known: dict[str, Any] = {}
@@ -93,7 +92,7 @@ def _adopt(source: Path, node: Any, graph: Any, facts: dict[str, Any]) -> None:
         source = source / "attempts" / f"{int(manifest['attempt']):04d}" / "files"
     number = new_attempt(node.folder)
     files = node.folder / "attempts" / f"{number:04d}" / "files"
-    shutil.copytree(source, files, copy_function=_link_or_copy)
+    shutil.copytree(source, files, copy_function=lambda a, b: link_or_copy(Path(a), Path(b)))
     outputs = list_outputs(files)
     facts = {**known.get("facts", {}), **facts}
     inputs = {p: (read_json(graph.nodes[p].folder / "manifest.json") or {}).get("digest") for p in node.upstream}
@@ -117,10 +116,3 @@ def _adopt(source: Path, node: Any, graph: Any, facts: dict[str, Any]) -> None:
         node.folder / "attempts" / f"{number:04d}" / "end.json", {"state": "done", "reason": f"adopted {source}"}
     )
     finish(node.folder, number, made)
-
-
-def _link_or_copy(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)

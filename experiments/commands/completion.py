@@ -27,9 +27,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Prints the script that the shell evaluates."""
-    import argcomplete
+    from argcomplete.shell_integration import shellcode
 
-    print(ZSH_START * (args.shell == "zsh") + argcomplete.shellcode(["maskgit"], shell=args.shell))
+    print(ZSH_START * (args.shell == "zsh") + shellcode(["maskgit"], shell=args.shell))
     return 0
 
 

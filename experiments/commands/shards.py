@@ -148,15 +148,7 @@ def _push(args: argparse.Namespace) -> int:
     from maskgit_core.shards.hub import hub, push
 
     _repository(args.target)
-    with _bar("pushing") as report:
-        sent = push(
-            Path(args.source),
-            args.target,
-            hub(),
-            prefix=args.prefix,
-            private=not args.public,
-            report=lambda done, total: report(done),
-        )
+    sent = push(Path(args.source), args.target, hub(), prefix=args.prefix, private=not args.public)
     print(f"{args.target}: whole; {sent} shards sent, the others were there already")
     return 0
 
@@ -165,15 +157,7 @@ def _pull(args: argparse.Namespace) -> int:
     from maskgit_core.shards.hub import hub, pull
 
     _repository(args.source)
-    with _bar("pulling") as report:
-        fetched = pull(
-            args.source,
-            Path(args.target),
-            hub(),
-            prefix=args.prefix,
-            revision=args.revision,
-            report=lambda done, total: report(done),
-        )
+    fetched = pull(args.source, Path(args.target), hub(), prefix=args.prefix, revision=args.revision)
     print(f"{args.target}: whole; {fetched} shards fetched, the others were there already")
     return 0
 

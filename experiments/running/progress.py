@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
+
+from maskgit_core.files import remember
 
 
 class Progress:
@@ -59,10 +58,7 @@ class Progress:
         rate = (self.done - self._start_count) / max(now - self._first, 1e-6)
         note = {"done": self.done, "total": self.total, "unit": self.unit, "label": self.label, "rate": rate}
         assert self._file is not None
-        temporary = self._file.with_suffix(".tmp")
-        with contextlib.suppress(OSError):  # a note for onlookers must never stop the work
-            temporary.write_text(json.dumps({**note, "time": time.time()}))
-            os.replace(temporary, self._file)
+        remember(self._file, {**note, "time": time.time()})  # an unwritable note never stops the work
 
     def __iter__(self) -> Iterator[Any]:
         if self._iterable is None:

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 import sys
 import time
 from pathlib import Path
@@ -18,7 +16,7 @@ from typing import Annotated, Any, Literal
 from experiments.config.specs import DatasetSpec, Input, TokenizerSpec
 from experiments.running.attempt import Attempt
 from experiments.running.components import load_tokenizer
-from maskgit_core.files import read_json
+from maskgit_core.files import link_or_copy, read_json
 from maskgit_core.hints import Execution, Kind, Range
 from maskgit_core.images.encoding import Encoder, state_digest
 from maskgit_core.images.views import Views
@@ -161,12 +159,7 @@ def _finalise(attempt: Attempt, pieces: Path, num_shards: int, about: dict[str, 
     """Links the finished shards into the outputs and writes their manifest."""
     layout, indexes = finished_indexes(pieces, num_shards)
     for index in indexes:
-        target = attempt.files / index["name"]
-        target.unlink(missing_ok=True)
-        try:
-            os.link(pieces / index["name"], target)
-        except OSError:  # no hard links here
-            shutil.copyfile(pieces / index["name"], target)
+        link_or_copy(pieces / index["name"], attempt.files / index["name"])
     manifest = write_manifest(attempt.files, layout, indexes, **about)
     attempt.fact(
         codebook_size=layout.codebook_size,

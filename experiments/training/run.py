@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -21,7 +19,7 @@ from experiments.training.pictures import SampleGrids
 from maskgit_core.batches.held_out import HeldOut
 from maskgit_core.batches.tokens import ahead
 from maskgit_core.errors import ArtifactError, ConfigError
-from maskgit_core.files import write_json
+from maskgit_core.files import link_or_copy, write_json
 from maskgit_core.refusals import check_goes_on
 from maskgit_core.trained import MODEL_FILE, RAW_FILE, WEIGHTS_FILE
 from maskgit_core.training.checkpoints import (
@@ -202,7 +200,7 @@ class TrainingRun:
         """Publishes a checkpoint as an artifact of its own, `train@STEP`: usable at once and for good."""
 
         def fill(files: Path) -> None:
-            link(checkpoint, files / checkpoint.name)
+            link_or_copy(checkpoint, files / checkpoint.name)
             write_json(files / MODEL_FILE, describe(self.spec, self.facts))
 
         publish_kept(self.attempt, step, fill, {**self.facts, "num_train_steps": step})
@@ -221,7 +219,7 @@ class TrainingRun:
         folders = [self.attempt.checkpoints, *self.attempt.earlier_checkpoints()]
         last = [path for path in list_checkpoints(folders) if checkpoint_step(path) == self.trainer.step][:1]
         for path in last:
-            link(path, self.attempt.files / path.name)
+            link_or_copy(path, self.attempt.files / path.name)
         if self.pictures is not None:
             self.pictures.publish()
         write_json(self.attempt.files / MODEL_FILE, describe(self.spec, self.facts))
@@ -315,15 +313,6 @@ def find_state(files: Path) -> Path:
     if not found:
         raise ArtifactError(f"{files}: holds no training state to go on from; name a model that was trained here")
     return found[0]
-
-
-def link(source: Path, target: Path) -> None:
-    """A second name for a finished file, or a copy where the disk has no hard links."""
-    target.unlink(missing_ok=True)
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
 
 
 def new_model(spec: ModelSpec, facts: dict[str, Any], seed: int) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 import tempfile
@@ -14,7 +13,7 @@ from launchers.calls import Call, Resources
 from launchers.cluster.batches import Batch
 from launchers.cluster.profile import Profile
 from launchers.cluster.queue import call_tool
-from maskgit_core.errors import LaunchError
+from maskgit_core.errors import LaunchError, suggestion
 
 
 @dataclass(frozen=True)
@@ -86,8 +85,7 @@ def check(launcher: Profile, calls: Iterable[Call]) -> list[str]:
     wanted = launcher.partition.split(",") if launcher.partition else [k.partition for k in kinds if k.is_default]
     for name in wanted:
         if name not in names:
-            close = difflib.get_close_matches(name, names, 1)
-            hint = f"did you mean {close[0]}? " if close else ""
+            hint = suggestion(name, names)
             raise LaunchError(f"launcher.partition: {name} is no partition here; {hint}one of [{', '.join(names)}]")
     usable = [kind for kind in kinds if kind.partition in wanted or not wanted]
     if not any(kind.is_up for kind in usable):

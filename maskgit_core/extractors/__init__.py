@@ -8,10 +8,10 @@ pooled features names them in `outputs` and has `all_outputs(images_BCHW) -> dic
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from maskgit_core import files
 from maskgit_core.errors import WeightsError
 
 if TYPE_CHECKING:
@@ -24,14 +24,10 @@ def sha256_of(path: Path) -> str:
     Raises:
         WeightsError: the file is missing or cannot be read.
     """
-    hashed = hashlib.sha256()
     try:
-        with Path(path).open("rb") as file:
-            while chunk := file.read(1 << 20):
-                hashed.update(chunk)
+        return files.sha256_of(Path(path))
     except OSError as error:
         raise WeightsError(f"{path}: cannot be read ({error.strerror}); put the weights file there") from error
-    return hashed.hexdigest()
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

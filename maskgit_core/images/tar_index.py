@@ -11,11 +11,11 @@ import hashlib
 import json
 import os
 import tarfile
-import uuid
 from pathlib import Path
 from typing import IO, NamedTuple
 
 from maskgit_core.errors import DataError
+from maskgit_core.files import remember
 
 _VERSION = 1
 
@@ -46,11 +46,7 @@ def index_of(path: Path) -> list[Member]:
         if stored["state"] == state:
             return [Member(*entry) for entry in stored["members"]]
     members = _scan(path)
-    with contextlib.suppress(OSError):  # an index that cannot be kept only costs time
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        temporary = kept.with_name(f".{kept.name}.{uuid.uuid4().hex[:8]}")
-        temporary.write_text(json.dumps({"state": state, "members": members}))
-        os.replace(temporary, kept)
+    remember(kept, {"state": state, "members": members})
     return members
 
 

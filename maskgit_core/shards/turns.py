@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from maskgit_core.files import process_start
 from maskgit_core.shards.writer import read_index, shard_name
 
 HEARTBEAT_S = 5.0
@@ -42,7 +43,7 @@ class ShardTurns:
         self._me = {
             "host": socket.gethostname(),
             "pid": os.getpid(),
-            "birth": _birth(os.getpid()),
+            "birth": process_start(os.getpid()),
             "id": uuid.uuid4().hex,
         }
         self._held: set[int] = set()
@@ -99,7 +100,7 @@ class ShardTurns:
         except (OSError, ValueError):
             owner, beat = {}, 0
         if owner.get("host") == self._me["host"]:
-            return owner.get("birth") is not None and owner.get("birth") == _birth(int(owner["pid"]))
+            return owner.get("birth") is not None and owner["birth"] == process_start(int(owner["pid"]))
         # Another machine's clock is not compared with ours: only whether its heartbeat moves while we watch.
         seen, since = self._watched.get(number, (-1, 0.0))
         if beat != seen:
@@ -113,12 +114,3 @@ class ShardTurns:
                 for number in self._held:
                     with contextlib.suppress(OSError):
                         os.utime(self._path(number))
-
-
-def _birth(pid: int) -> str | None:
-    """When a process of this machine began, or None where it is gone (or not to be seen)."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    except (OSError, IndexError):
-        return None
-    return None if fields[0] == "Z" else fields[19]

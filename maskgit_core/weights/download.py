@@ -15,11 +15,13 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-from maskgit_core.errors import WeightsError
+from filelock import FileLock, Timeout
+
+from maskgit_core.errors import ArtifactError, WeightsError
+from maskgit_core.files import looks_like_html, publish
 from maskgit_core.weights import registry
 from maskgit_core.weights.registry import Entry
 
@@ -50,10 +52,10 @@ def fetch(name: str, say: Say = print, show: Show = lambda done, total: None) ->
     say(f"  licence: {entry.licence}")
     say(f"  from {entry.source}")
     say(f"  to   {entry.target}")
-    with _alone(entry):
-        arrived = _from_hub(entry) if entry.hub else _over_http(entry, show)
-        _accept(entry, arrived)
-    return entry.target
+    with _alone(entry, say):
+        if not entry.target.is_file():  # else it arrived while this process waited
+            _accept(entry, _from_hub(entry) if entry.hub else _over_http(entry, show))
+    return registry.verified(name)
 
 
 def import_file(name: str, path: Path) -> Path:
@@ -65,15 +67,12 @@ def import_file(name: str, path: Path) -> Path:
     entry = registry.by_name(name)
     path = Path(path).expanduser()
     check_file(entry, path)
-    temporary = entry.target.with_name(f".{entry.target.name}.{os.getpid()}")
     try:
-        entry.target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, temporary)
-        _accept(entry, temporary)
-    except OSError as error:
-        raise WeightsError(f"{entry.target}: cannot be written ({error.strerror}); set MASKGIT_HOME") from None
-    finally:
-        temporary.unlink(missing_ok=True)
+        publish(entry.target, lambda temporary: shutil.copyfile(path, temporary))
+    except ArtifactError as error:
+        raise WeightsError(f"{error}; or set MASKGIT_HOME to another folder") from None
+    if not entry.sha256:
+        registry.record_sha256(entry, registry.sha256_of(entry.target))
     return entry.target
 
 
@@ -101,7 +100,7 @@ def check_file(entry: Entry, path: Path) -> None:
             head = file.read(512)
     except OSError as error:
         raise WeightsError(f"{path}: cannot be read ({error.strerror}); give the downloaded file") from None
-    if _is_page(head):
+    if looks_like_html(head):
         raise WeightsError(
             f"{path}: is an HTML page, not weights; open {entry.source} in a browser, download the file and run "
             f"`maskgit weights import {entry.name} PATH`"
@@ -113,47 +112,24 @@ def check_file(entry: Entry, path: Path) -> None:
     registry.check_digest(entry, registry.sha256_of(path), path)
 
 
-def _is_page(head: bytes) -> bool:
-    return head.lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith((b"<!doctype", b"<html", b"<head", b"<?xml"))
-
-
 @contextlib.contextmanager
-def _alone(entry: Entry) -> Any:
-    """Keeps a second process on this machine from writing the same partial file."""
-    lock = entry.target.parent / "fetching.json"
-    me = {"host": socket.gethostname(), "pid": os.getpid()}
+def _alone(entry: Entry, say: Say) -> Iterator[None]:
+    """Holds the lock of an entry's download; the kernel releases it when its process ends, however it ends."""
+    lock = FileLock(registry.home() / ".locks" / f"{entry.name}.lock")
     try:
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        for _ in range(2):
-            try:
-                with lock.open("x") as file:
-                    json.dump(me, file)
-                break
-            except FileExistsError:
-                if _lives(lock, me):
-                    raise WeightsError(
-                        f"{lock}: another process is fetching {entry.name}; wait for it, or delete this file if it died"
-                    ) from None
-                lock.unlink(missing_ok=True)
+        for folder in (Path(lock.lock_file).parent, entry.target.parent):
+            folder.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            say(f"{entry.name}: another process is fetching it; waiting")
+            lock.acquire()
     except OSError as error:
-        raise WeightsError(f"{lock.parent}: cannot be written ({error.strerror}); set MASKGIT_HOME") from None
+        raise WeightsError(f"{lock.lock_file}: cannot be written ({error.strerror}); set MASKGIT_HOME") from None
     try:
         yield
     finally:
-        lock.unlink(missing_ok=True)
-
-
-def _lives(lock: Path, me: dict[str, Any]) -> bool:
-    try:
-        owner = json.loads(lock.read_text())
-        if owner["host"] != me["host"]:
-            return True
-        os.kill(int(owner["pid"]), 0)
-    except PermissionError:
-        return True
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-    return True
+        lock.release()
 
 
 def _from_hub(entry: Entry) -> Path:

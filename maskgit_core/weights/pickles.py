@@ -24,6 +24,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from maskgit_core.errors import WeightsError
+from maskgit_core.files import looks_like_html
 
 #: Names a pickle may really use. Nothing here touches files, processes or attributes of other objects.
 _ALLOWED = {
@@ -172,12 +173,6 @@ def kind_of(path: Path) -> str:
     raise WeightsError(
         f"{path}: is neither safetensors nor a PyTorch file (begins {head[:8].hex()}); get the right file"
     )
-
-
-def looks_like_html(head: bytes) -> bool:
-    """Whether the first bytes of a file are those of a web page."""
-    start = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    return start.startswith((b"<!doctype", b"<html", b"<head", b"<?xml", b"<!--", b"<script", b"<body"))
 
 
 def _unpickled(path: Path, kind: str) -> Any:

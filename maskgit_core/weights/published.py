@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from maskgit_core.errors import WeightsError
+from maskgit_core.errors import ArtifactError, WeightsError
+from maskgit_core.files import publish
 from maskgit_core.weights import registry
 from maskgit_core.weights.pickles import kind_of, read_safetensors, read_state_dict
 
@@ -58,17 +57,11 @@ def _without(tensors: Mapping[str, Tensor], drop: Sequence[str]) -> dict[str, Te
 
 def _keep(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Writes the converted file; a home folder that is full or read-only only costs the conversion next time."""
-    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(dict(tensors), temporary)
-        os.replace(temporary, path)
+        publish(path, lambda temporary: save_file(dict(tensors), temporary), durable=False)
     except Exception as error:
-        if not isinstance(error, OSError) and "os error" not in str(error).lower():
+        if not isinstance(error, ArtifactError) and "os error" not in str(error).lower():
             raise
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
 
 
 class Unfilled(TorchFunctionMode):

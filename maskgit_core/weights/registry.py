@@ -7,7 +7,6 @@ here imports torch; `maskgit plan` uses it. Downloads are `weights_download`, re
 from __future__ import annotations
 
 import contextlib
-import difflib
 import hashlib
 import json
 import os
@@ -18,7 +17,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from maskgit_core.errors import WeightsError
+from maskgit_core import files
+from maskgit_core.errors import WeightsError, suggestion
+from maskgit_core.files import remember
 
 REGISTRY_FILE = Path(__file__).with_name("weights.yaml")
 
@@ -83,10 +84,9 @@ def locate(value: str | os.PathLike[str]) -> Path:
         path = Path(value).expanduser()
         if path.is_file():
             return path
-        near = difflib.get_close_matches(str(value), registry(), n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]}? " if near else ""
         raise WeightsError(
-            f"{value}: is neither a file nor a name in the registry; {hint}`maskgit weights list` shows the names"
+            f"{value}: is neither a file nor a name in the registry; {suggestion(str(value), list(registry()))}"
+            "`maskgit weights list` shows the names"
         )
     for path in places(entry):
         if path.is_file():
@@ -173,7 +173,7 @@ def recorded_sha256(entry: Entry) -> str | None:
 
 def record_sha256(entry: Entry, digest: str) -> None:
     """Keeps a digest for later comparison; where the home folder cannot be written, it is passed over."""
-    _write_quietly(_record_file(entry), {"sha256": digest, "source": entry.source})
+    remember(_record_file(entry), {"sha256": digest, "source": entry.source})
 
 
 def sha256_of(path: Path) -> str:
@@ -191,20 +191,11 @@ def sha256_of(path: Path) -> str:
             known = json.loads(memory.read_text())
             if known["file"] == mark:
                 return str(known["sha256"])
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = files.sha256_of(path)
     except OSError as error:
         raise WeightsError(f"{path}: cannot be read ({error.strerror}); put the weights file there") from None
-    _write_quietly(memory, {"file": mark, "sha256": digest})
+    remember(memory, {"file": mark, "sha256": digest})
     return digest
-
-
-def _write_quietly(path: Path, value: Any) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(value) + "\n")
-        os.replace(temporary, path)
 
 
 def by_name(name: str) -> Entry:
@@ -215,6 +206,5 @@ def by_name(name: str) -> Entry:
     """
     if name in registry():
         return registry()[name]
-    near = difflib.get_close_matches(name, registry(), n=1, cutoff=0.4)
-    hint = f"; did you mean {near[0]}?" if near else ";"
-    raise WeightsError(f"{name}: no such weights{hint} `maskgit weights list` shows the names")
+    hint = suggestion(name, list(registry()))
+    raise WeightsError(f"{name}: no such weights; {hint}`maskgit weights list` shows the names")

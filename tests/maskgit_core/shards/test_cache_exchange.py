@@ -110,7 +110,7 @@ def test_exports_that_would_lose_something_are_refused(tmp_path):
 
 # -- hub ------------------------------------------------------------------------------------------------------------
 class FolderHub:
-    """Stands in for the hub's client: a folder, with the five calls that are used, under the same signatures."""
+    """Stands in for the hub's client: a folder, with the four calls that are used, under the same signatures."""
 
     def __init__(self, root: Path) -> None:
         self.root, self.log, self.fail_at = root, [], None
@@ -125,23 +125,22 @@ class FolderHub:
         digest = {p: hashlib.sha256((self.root / repo_id / p).read_bytes()).hexdigest() for p in found}
         return [SimpleNamespace(path=p, lfs=SimpleNamespace(sha256=digest[p])) for p in found]
 
-    def upload_file(self, *, path_or_fileobj, path_in_repo, repo_id, repo_type, commit_message):
-        if len(self.log) == self.fail_at:
-            raise ConnectionError("the line\nbroke")
-        target = self.root / repo_id / path_in_repo
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path_or_fileobj, target)
-        self.log.append(("upload", path_in_repo))
+    def upload_folder(self, *, repo_id, repo_type, folder_path, path_in_repo, allow_patterns, commit_message):
+        for name in allow_patterns:
+            if len(self.log) == self.fail_at:
+                raise ConnectionError("the line\nbroke")
+            target = self.root / repo_id / (path_in_repo or "") / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(Path(folder_path) / name, target)
+            self.log.append(("upload", str(target)))
 
-    def hf_hub_download(self, repo_id, filename, *, repo_type, revision, local_dir):
-        source = self.root / repo_id / filename
-        if not source.is_file():
-            raise FileNotFoundError(f"404: {filename}")
-        target = Path(local_dir) / filename
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, target)
-        self.log.append(("download", filename))
-        return str(target)
+    def snapshot_download(self, repo_id, *, repo_type, revision, local_dir, allow_patterns):
+        for pattern in allow_patterns:
+            for source in (self.root / repo_id).glob(pattern):
+                target = Path(local_dir) / source.relative_to(self.root / repo_id)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(source, target)
+        return str(local_dir)
 
 
 @pytest.fixture

@@ -236,11 +236,31 @@ def test_no_hub_is_said_at_once(monkeypatch):
     assert "Connection refused" in text and str(entry.target) in text
 
 
-def test_two_processes_do_not_write_one_file(monkeypatch, server):
+def test_a_second_process_waits_and_takes_what_the_first_fetched(monkeypatch, server, tmp_path):
     entry = register(monkeypatch, url=f"{server}/net.bin")
-    with download._alone(entry):
-        assert "another process" in refusal(download.fetch, entry.name, lambda line: None)
-    (entry.target.parent / "fetching.json").write_text("{torn")  # left by a process that died
+    said = []
+
+    def say(line):
+        said.append(line)
+        if "waiting" in line:
+            entry.target.parent.mkdir(parents=True, exist_ok=True)
+            entry.target.write_bytes(BODY)
+            holder.kill()  # the kernel gives the lock of a dead process free
+
+    code = (
+        f"from maskgit_core.weights import download; from maskgit_core.weights.registry import Entry\n"
+        f"import sys; e = Entry(name={entry.name!r}, title='', licence='', file='net.bin')\n"
+        f"with download._alone(e, print): print('held', flush=True); sys.stdin.read()"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert holder.stdout.readline() == b"held\n"
+    asked = download.urllib.request.urlopen
+    monkeypatch.setattr(download.urllib.request, "urlopen", lambda *a, **k: pytest.fail("fetched twice"))
+    assert download.fetch(entry.name, say).read_bytes() == BODY
+    assert any("another process is fetching" in line for line in said)
+    holder.wait()
+    entry.target.unlink()
+    monkeypatch.setattr(download.urllib.request, "urlopen", asked)
     assert download.fetch(entry.name, lambda line: None).is_file()
 
 
