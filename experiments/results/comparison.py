@@ -149,42 +149,40 @@ def as_json(found: Comparison) -> dict[str, Any]:
 
 def page(found: Comparison, *, x: str | None = None, y: str | None = None) -> str:
     """A self-contained page: differences, metrics, training curves, and a chart of two metrics where asked."""
-    header = ["", *(html.tag("span", s.label.replace(",", ", "), title=_origin(s)) for s in found.sides)]
+    header = ["", *(html.Cell(s.label.replace(",", ", "), note=_origin(s)) for s in found.sides)]
     differing = [
-        [key, *(html.cell(v, class_="differs" if v != values[0] else None) for v in values)]
+        [key, *(html.Cell(v, style="differs" if v != values[0] else None) for v in values)]
         for key, values in found.differing.items()
     ]
     metrics = [
         [f"{row.title} [{row.protocol}]", *(_value(row.values.get(s.label)) for s in found.sides)]
         for row in found.metrics
     ]
-    charts = [_curves(found)]
+    chart = None
     if x and y:
-        chart = chart_of(found, x, y)
-        charts.append(html.picture(chart, ".svg", f"{y} over {x}", f"{y} over {x}; dashed: Pareto front"))
-    body = [
-        html.tag("h1", "Comparison"),
-        html.join(html.tag("h2", "Config"), _laid_out([header, *differing])) if differing else None,
-        html.tag("h2", "Metrics"),
-        _laid_out([header, *metrics], numbers=True),
-        html.tag("ul", [html.tag("li", text) for text in found.refused]) if found.refused else None,
-        *charts,
-    ]
-    return html.page("Comparison", *body)
+        caption = f"{y} over {x}"
+        chart = html.picture(chart_of(found, x, y), ".svg", caption, f"{caption}; dashed: Pareto front")
+    return html.render(
+        "comparison",
+        title="Comparison",
+        differing=_laid_out([header, *differing]) if differing else None,
+        metrics=_laid_out([header, *metrics]),
+        refused=found.refused,
+        curves=_curves(found),
+        chart=chart,
+    )
 
 
-def _laid_out(rows: Sequence[Sequence[object]], *, numbers: bool = False) -> html.Markup:
-    """A column a side, as long as they fit a page; of many, a row a side."""
-    if len(rows[0]) > MAX_COLUMNS:
-        rows = list(zip(*rows, strict=True))
-    return html.table(rows[0], rows[1:], range(1, len(rows[0])) if numbers else ())
+def _laid_out(rows: Sequence[Sequence[object]]) -> Sequence[Sequence[object]]:
+    """A column per side, as long as they fit a page; of many, a row per side."""
+    return list(zip(*rows, strict=True)) if len(rows[0]) > MAX_COLUMNS else rows
 
 
 def _origin(side: Side) -> str:
     return "; ".join(f"{r.run} at {r.commit[:12] or 'no commit'}" for r in side.results)
 
 
-def _curves(found: Comparison) -> html.Markup | None:
+def _curves(found: Comparison) -> html.Picture | None:
     """Curves of the models behind the sides; a model shared by several is drawn once."""
     runs: dict[str, Sequence[Point]] = {}
     seen: set[Path] = set()
@@ -198,9 +196,7 @@ def _curves(found: Comparison) -> html.Markup | None:
                         folder
                     )
     figure = curve_figure(panels(runs))
-    if figure is None:
-        return None
-    return html.join(html.tag("h2", "Curves"), html.picture(rendered(figure, "svg"), ".svg", "training curves"))
+    return html.picture(rendered(figure, "svg"), ".svg", "training curves", "") if figure is not None else None
 
 
 def chart_of(found: Comparison, x: str, y: str, form: str = "svg") -> bytes:

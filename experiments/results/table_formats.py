@@ -193,22 +193,20 @@ def as_json(filled: Filled) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
 
-def page(filled: Filled, *charts: html.Markup) -> str:
+def page(filled: Filled) -> str:
     """A self-contained page; runs and commits show on hover."""
     table = filled.table
-    rows: list[Sequence[object]] = []
+    rows: list[Sequence[html.Cell]] = []
     for row, cells in zip(table.rows, filled.cells, strict=True):
-        shown: list[object] = [html.cell(row.name, title=f"source: {row.source}" if row.source else None)]
+        shown = [html.Cell(row.name, note=f"source: {row.source}" if row.source else None)]
         for column in table.columns:
             cell = cells[column.key]
             style = "missing" if cell.missing else ("number" if column.metric else None)
-            shown.append(html.cell(cell_text(cell, column), class_=style, title=_note_of(cell)))
+            shown.append(html.Cell(cell_text(cell, column), style, _note_of(cell)))
         rows.append(shown)
-    header = ["", *(html.tag("span", heading(c), title=c.protocol) for c in table.columns)]
-    absent = missing(filled)
-    notes = html.tag("ul", [html.tag("li", text) for text in [*_legend(filled), *absent]])
-    body = [html.tag("h1", table.title), html.table(header, rows), *charts, notes]
-    return html.page(table.title, *body)
+    header = ["", *(html.Cell(heading(c), note=c.protocol) for c in table.columns)]
+    notes = [*_legend(filled), *missing(filled)]
+    return html.render("table", title=table.title, header=header, rows=rows, notes=notes)
 
 
 FORMATS: dict[str, Callable[[Filled], str]] = {

@@ -46,22 +46,23 @@ def run(
     """
     pictured = [*tokenizers, *tokenizer_scores, *samples, *models, *scores]
     everything = list({i.fingerprint: i for i in pictured}.values())
-    body = [
-        html.tag("h1", title),
-        _scores([*tokenizer_scores, *scores]) if len(scores) < 2 else _sweep(attempt, scores),
-        _pictures(attempt, everything),
-        _curves(attempt, [*tokenizers, *models]),
-        _protocols([*tokenizer_scores, *scores]),
-        _configs(everything),
-        _provenance(everything),
-    ]
-    page = html.page(title, *body)
+    measured = [*tokenizer_scores, *scores]
+    page = html.render(
+        "report",
+        title=title,
+        scores=_scores(measured) if len(scores) < 2 else _sweep(attempt, scores),
+        pictures=_pictures(attempt, everything),
+        curves=_curves(attempt, [*tokenizers, *models]),
+        protocols=_protocols(measured),
+        configs=[(_label(i), json.dumps(dict(i.config), indent=2, sort_keys=True)) for i in everything],
+        provenance=_provenance(everything),
+    )
     attempt.publish(attempt.files / "report.html", lambda path: path.write_text(page, encoding="utf-8"))
     attempt.show(attempt.files / "report.html")
 
 
 # -- sections ---------------------------------------------------------------------------------------------------------
-def _scores(inputs: Sequence[Input]) -> html.Markup | None:
+def _scores(inputs: Sequence[Input]) -> dict[str, Any] | None:
     """Every number with the step it comes from and the protocol it was measured under."""
     rows = []
     for item in inputs:
@@ -71,12 +72,12 @@ def _scores(inputs: Sequence[Input]) -> html.Markup | None:
     if not rows:
         return None
     header = ["step", "score", "of", "value", "images", "protocol"]
-    note = html.tag("p", "Comparable are numbers of one protocol over equally many images.", class_="note")
-    return html.join(html.tag("h2", "Scores"), html.table(header, rows, [3, 4]), note)
+    note = "Comparable are numbers of one protocol over equally many images."
+    return {"header": header, "rows": rows, "numbers": [3, 4], "note": note, "front": None}
 
 
-def _sweep(attempt: Attempt, inputs: Sequence[Input]) -> html.Markup:
-    """One row an item and a column a score; a chart of the headline over another score that varies, with its front."""
+def _sweep(attempt: Attempt, inputs: Sequence[Input]) -> dict[str, Any]:
+    """A row per item, a column per score; a chart of the headline over another score that varies, with its front."""
     read = {item.fingerprint: _read(item) for item in inputs}
     # Scores of unlike protocols get columns of their own.
     columns = {s.comparable: s for scores in read.values() for s in scores}
@@ -85,17 +86,15 @@ def _sweep(attempt: Attempt, inputs: Sequence[Input]) -> html.Markup:
         values = {s.comparable: f"{s.value:.5g}" for s in read[item.fingerprint]}
         rows.append([_label(item), *(values.get(c, "—") for c in columns)])
     header = ["", *(f"{s.key} ({s.num_images} images)" for s in columns.values())]
-    shown = [html.tag("h2", "Scores"), html.table(header, rows, range(1, len(header)))]
     varying = [c for c in columns if len({r[1 + i] for i, c2 in enumerate(columns) for r in rows if c2 == c}) > 1]
-    if len(varying) > 1:
-        shown.append(_front(attempt, inputs, read, columns[varying[1]], columns[varying[0]]))
-    return html.join(*shown)
+    front = _front(attempt, inputs, read, columns[varying[1]], columns[varying[0]]) if len(varying) > 1 else None
+    return {"header": header, "rows": rows, "numbers": range(1, len(header)), "note": None, "front": front}
 
 
 def _front(
     attempt: Attempt, inputs: Sequence[Input], read: Mapping[str, list[Score]], x: Score, y: Score
-) -> html.Markup:
-    """`sweep.png` and `sweep.svg`: score `y` over score `x`, one line a value of the sweep's first parameter."""
+) -> html.Picture:
+    """`sweep.png` and `sweep.svg`: score `y` over score `x`, one line per value of the sweep's first parameter."""
     groups: dict[str, list[Mark]] = {}
     for item in inputs:
         values = {s.comparable: s.value for s in read[item.fingerprint]}
@@ -113,7 +112,7 @@ def _front(
     return html.picture(rendered(figure, "svg"), ".svg", "sweep", f"{y.key} over {x.key}; dashed: the Pareto front")
 
 
-def _pictures(attempt: Attempt, inputs: Sequence[Input]) -> html.Markup | None:
+def _pictures(attempt: Attempt, inputs: Sequence[Input]) -> list[html.Picture]:
     """The pictures the steps asked to show, copied beside the page and inlined in it."""
     figures = []
     for number, item in enumerate(inputs):
@@ -125,8 +124,9 @@ def _pictures(attempt: Attempt, inputs: Sequence[Input]) -> html.Markup | None:
             attempt.publish(copy, partial(shutil.copyfile, source))
             if source.suffix.lower() == ".png":
                 attempt.show(copy)
-            figures.append(html.picture_file(source, _caption(item, source.name)))
-    return html.join(html.tag("h2", "Pictures"), figures) if figures else None
+            data, suffix = source.read_bytes(), source.suffix.lower()
+            figures.append(html.picture(data, suffix, source.stem, _caption(item, source.name)))
+    return figures
 
 
 def _caption(item: Input, name: str) -> str:
@@ -135,7 +135,7 @@ def _caption(item: Input, name: str) -> str:
     return f"{_label(item)}: {name}{rows}"
 
 
-def _curves(attempt: Attempt, inputs: Sequence[Input]) -> html.Markup | None:
+def _curves(attempt: Attempt, inputs: Sequence[Input]) -> list[html.Picture]:
     """Training curves of tokenizers and models, as a picture in the page and as files."""
     figures = []
     for kind in ("tokenizer", "model"):
@@ -148,7 +148,7 @@ def _curves(attempt: Attempt, inputs: Sequence[Input]) -> html.Markup | None:
             attempt.publish(path, partial(_write, data))
             attempt.show(path)
         figures.append(html.picture(rendered(figure, "svg"), ".svg", f"curves of the {kind}", f"{kind}"))
-    return html.join(html.tag("h2", "Curves"), figures) if figures else None
+    return figures
 
 
 def _write(data: bytes, path: Path) -> None:
@@ -159,25 +159,19 @@ def _results(points: Sequence[Point]) -> list[Point]:
     return [p for p in points if not any(word in p.metric for word in NOT_RESULTS)]
 
 
-def _protocols(inputs: Sequence[Input]) -> html.Markup | None:
-    found: dict[str, html.Markup] = {}
+def _protocols(inputs: Sequence[Input]) -> dict[str, list[tuple[str, Any]]]:
+    """Heading of a score -> the settings it was measured under."""
+    settings: dict[str, list[tuple[str, Any]]] = {}
     for item in inputs:
         for score in _read(item):
-            heading = f"{_label(item)}: {score.name} of {score.of}"
             shown = _flat(score.details)
             if shown:
-                found.setdefault(heading, html.folded(f"{heading}: {score.protocol}", html.definitions(shown)))
-    return html.join(html.tag("h2", "Protocols"), list(found.values())) if found else None
+                heading = f"{_label(item)}: {score.name} of {score.of}: {score.protocol}"
+                settings.setdefault(heading, list(shown.items()))
+    return settings
 
 
-def _configs(inputs: Sequence[Input]) -> html.Markup | None:
-    shown = [
-        html.folded(_label(i), html.tag("pre", json.dumps(dict(i.config), indent=2, sort_keys=True))) for i in inputs
-    ]
-    return html.join(html.tag("h2", "Config"), shown) if shown else None
-
-
-def _provenance(inputs: Sequence[Input]) -> html.Markup | None:
+def _provenance(inputs: Sequence[Input]) -> list[list[str]]:
     rows = []
     for item in inputs:
         record = read_json(item.folder / "record.json") or {}
@@ -186,8 +180,7 @@ def _provenance(inputs: Sequence[Input]) -> html.Markup | None:
         versions = ", ".join(f"{n} {packages[n]}" for n in ("torch", "numpy") if n in packages)
         digest = str(_manifest(item).get("digest", ""))[:12]
         rows.append([_label(item), item.fingerprint[:12], digest, commit, versions])
-    header = ["step", "fingerprint", "outputs", "commit", "packages"]
-    return html.join(html.tag("h2", "Provenance"), html.table(header, rows)) if rows else None
+    return rows
 
 
 # -- reading an input -------------------------------------------------------------------------------------------------
