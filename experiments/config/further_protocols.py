@@ -17,14 +17,7 @@ from experiments.config.signatures import MISSING, read_component, read_stage, s
 from maskgit_core.errors import ConfigError, unknown_key
 
 REFERENCE = "reference_statistics"
-#: Stages that measure -> the options of theirs that may differ from protocol to protocol.
-SETTINGS = {
-    "evaluate": (
-        *("metrics", "score_order", "num_splits", "num_subsets", "subset_size"),
-        *("num_neighbours", "density_neighbours"),
-    ),
-    "eval_tokenizer": ("metrics",),
-}
+MEASURING = ("evaluate", "eval_tokenizer")
 Read = Callable[[str], Mapping[str, Any]]
 
 
@@ -55,7 +48,7 @@ def with_further_protocols(config: Mapping[str, Any], read: Read) -> dict[str, A
         further = _Further(name, read(name), own, changed, steps)
         made = {step: further.add_reference(step) for step, stage in stages.items() if stage == REFERENCE}
         for step, stage in stages.items():
-            if stage in SETTINGS:
+            if stage in MEASURING:
                 further.add_to(step, stage, made)
     changed["pipeline"] = {**pipeline, "steps": steps}
     return changed
@@ -131,21 +124,23 @@ class _Further:
         """Adds this protocol to a step that measures, and the references it needs to that step's needs."""
         block, given = _mapping(self.config.get(step)), _mapping(self.file.get(stage))
         params = read_stage(f"experiments.stages.{stage}", stage).params
+        # what may differ from protocol to protocol
+        own = [p.name for p in params.values() if p.group == "settings"] or ["metrics"]
         settings = {k: v for k, v in {"metrics": self.file.get("metrics"), **given}.items() if v is not None}
         for key in settings:
             if key not in params:
                 raise unknown_key(f"protocol {self.name}: {stage}.{key}", key, params)
         said = {**_mapping(self.config.get(stage)), **block}
-        filled = {k: v for k, v in settings.items() if k not in SETTINGS[stage] and k not in said}
+        filled = {k: v for k, v in settings.items() if k not in own and k not in said}
         for key, entry in (
             ("further_extractors", self.extractor),
-            ("further_settings", {k: settings[k] for k in SETTINGS[stage] if k in settings}),
+            ("further_settings", {k: settings[k] for k in own if k in settings}),
         ):
             further = _mapping(block.get(key))
             filled[key] = {**further, self.name: {**entry, **_mapping(further.get(self.name))}}
         for key, value in filled["further_settings"][self.name].items():
-            if key not in SETTINGS[stage]:
-                raise unknown_key(f"{step}.further_settings.{self.name}.{key}", key, SETTINGS[stage])
+            if key not in own:
+                raise unknown_key(f"{step}.further_settings.{self.name}.{key}", key, own)
             coerce(params[key], value, f"{step}.further_settings.{self.name}.{key}")
         self.config[step] = {**block, **filled}
         node = _mapping(self.steps[step])

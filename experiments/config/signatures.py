@@ -2,7 +2,8 @@
 
 The grammar of hints: `int float bool str`, `None`, `X | Y`, `Optional[X]`, `Literal[...]`, `tuple[X, ...]`,
 `tuple[X, Y]`, `list[X]`, `dict[str, X]`, component specs, `Input`, and the marks of `maskgit_core/hints.py`. Names of
-aliases and constants are followed to where they are assigned, also across `from ... import ...`.
+aliases and constants are followed to where they are assigned, also across `from ... import ...`. A stage may take a
+frozen dataclass (`recipe: Recipe`): its fields are keys of the stage's block like any other.
 """
 
 from __future__ import annotations
@@ -64,6 +65,7 @@ class Param:
     neutral: Any = MISSING
     revision: int | None = None  # the meaning of its values changed ...
     unrevised: tuple[Any, ...] = ()  # ... but for these
+    group: str = ""  # the stage's parameter whose dataclass has this field
 
     @property
     def required(self) -> bool:
@@ -90,6 +92,7 @@ class Signature:
     path: Path
     params: dict[str, Param]
     constants: dict[str, Any] = field(default_factory=dict)
+    groups: dict[str, tuple[str, str]] = field(default_factory=dict)  # parameter -> module and name of its dataclass
 
 
 def read_component(module: str, class_name: str, key: str) -> Signature:
@@ -139,13 +142,16 @@ def _read(module: str, class_name: str | None, key: str) -> Signature:
         raise ConfigError(f"{key}: {path.name} has no function run")
     if function.args.kwarg is not None or (class_name is not None and len(function.args.args) > 1):
         raise ConfigError(f"{key}: {path.name}: {wanted} must take keyword-only arguments; its signature is the schema")
-    params = {}
+    signature = Signature(module, path, {}, _constants(tree))
     for argument, default in zip(function.args.kwonlyargs, function.args.kw_defaults, strict=True):
         try:
-            params[argument.arg] = _param(argument, default, module)
+            for param in _params(argument, default, module, signature.groups):
+                if param.name in signature.params:
+                    raise ValueError(f"{param.name} is declared twice")
+                signature.params[param.name] = param
         except ValueError as error:
             raise ConfigError(f"{key}.{argument.arg}: {path.name} line {argument.lineno}: {error}") from None
-    return Signature(module, path, params, _constants(tree))
+    return signature
 
 
 @cache
@@ -170,11 +176,41 @@ def _constants(tree: ast.Module) -> dict[str, Any]:
     return found
 
 
-def _param(argument: ast.arg, default: ast.expr | None, module: str) -> Param:
-    if argument.annotation is None:
+def _params(
+    argument: ast.arg, default: ast.expr | None, module: str, groups: dict[str, tuple[str, str]]
+) -> list[Param]:
+    """The keys that an argument stands for: itself, or the fields of its dataclass, which is noted in `groups`."""
+    hint = argument.annotation
+    if hint is None:
         raise ValueError("a parameter of a config schema needs a type hint")
-    param = _hinted(argument.annotation, module, argument.arg)
+    if isinstance(hint, ast.Name) and hint.id not in {*SCALARS, *SPEC_NAMES, "dict", "Input"}:
+        definition = _definition(hint.id, module)
+        if definition is not None and isinstance(definition[0], ast.ClassDef):
+            groups[argument.arg] = (definition[1], definition[0].name)
+            return [replace(param, group=argument.arg) for param in _fields(*definition).values()]
+    return [_param(argument.arg, hint, default, module)]
+
+
+def _param(name: str, hint: ast.expr, default: ast.expr | None, module: str) -> Param:
+    param = _hinted(hint, module, name)
     return param if default is None else replace(param, default=_literal(default, module))
+
+
+def _fields(node: ast.expr | ast.ClassDef, module: str) -> dict[str, Param]:
+    """The fields of a dataclass, those of its bases first."""
+    decorators = [ast.unparse(d) for d in node.decorator_list] if isinstance(node, ast.ClassDef) else []
+    if not isinstance(node, ast.ClassDef) or not any("dataclass" in d and "frozen=True" in d for d in decorators):
+        raise ValueError("only the fields of a frozen dataclass can be keys of a config")
+    fields: dict[str, Param] = {}
+    for base in node.bases:
+        definition = _definition(ast.unparse(base), module)
+        if definition is not None:
+            fields |= _fields(*definition)
+    for inner in node.body:
+        if isinstance(inner, ast.AnnAssign) and not ast.unparse(inner.annotation).startswith("ClassVar"):
+            name = ast.unparse(inner.target)
+            fields[name] = _param(name, inner.annotation, inner.value, module)
+    return fields
 
 
 def _hinted(node: ast.expr, module: str, name: str) -> Param:
@@ -235,9 +271,9 @@ def _hint(node: ast.expr, module: str) -> Hint:
             return Hint("spec", (SPEC_NAMES[node.id],))
         if node.id == "dict":
             return Hint("dict")
-        found = _definition(node.id, module)
-        if found is not None:
-            return _hint(found[0], found[1])
+        definition = _definition(node.id, module)
+        if definition is not None and isinstance(definition[0], ast.expr):
+            return _hint(definition[0], definition[1])
     raise ValueError(f"the hint {ast.unparse(node)} is outside the schema's grammar")
 
 
@@ -263,12 +299,14 @@ def _is_any(node: ast.expr) -> bool:
     return isinstance(node, ast.Name) and node.id in ("Any", "object")
 
 
-def _definition(name: str, module: str) -> tuple[ast.expr, str] | None:
-    """The expression assigned to `name` at the top of `module`, or where `module` imports it from."""
+def _definition(name: str, module: str) -> tuple[ast.expr | ast.ClassDef, str] | None:
+    """The class or expression that `name` means at the top of `module`, followed through imports; and its module."""
     path = source_file(module)
     if path is None:
         return None
     for node in _tree(path).body:
+        if isinstance(node, ast.ClassDef) and node.name == name:
+            return node, module
         if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == name for t in node.targets):
             return node.value, module
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.target.id == name:
@@ -282,10 +320,10 @@ def _definition(name: str, module: str) -> tuple[ast.expr, str] | None:
 
 def _literal(node: ast.expr, module: str) -> Any:
     if isinstance(node, ast.Name):
-        found = _definition(node.id, module)
-        if found is None:
+        definition = _definition(node.id, module)
+        if definition is None or isinstance(definition[0], ast.ClassDef):
             raise ValueError(f"{node.id} is not a constant that can be read from source")
-        return _literal(found[0], found[1])
+        return _literal(definition[0], definition[1])
     try:
         value = ast.literal_eval(node)
     except ValueError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from experiments.evaluation.feature_pass import Scores
 from maskgit_core.errors import ConfigError, DataError
 from maskgit_core.evaluation.blocks import ReadableBlocks
 from maskgit_core.evaluation.features import gather, load_moments, moments_of, streamed_inception_score
+from maskgit_core.hints import Range
 from maskgit_core.metrics import kernel, neighbours
 from maskgit_core.metrics.frechet import Moments, frechet_distance
 
@@ -28,23 +29,24 @@ SHORT = {"spatial_frechet": "sfid", "kernel_distance": "kid", "kernel_distance_s
 
 @dataclass(frozen=True)
 class Settings:
-    """Which metrics, and what fixes their numbers.
+    """Which metrics, and what fixes their numbers; the fields are config keys of `evaluate` and of further protocols.
 
     Args:
         metrics: names of `MetricName`.
-        score_order: how images are assigned to the Inception score's splits (`metrics/inception_score.py`).
+        score_order: how images are assigned to the Inception score's splits (`metrics/inception_score.py`); `content`
+            does not depend on the order of the file.
         num_splits: of the Inception score.
         num_subsets, subset_size: of the kernel distance.
         num_neighbours, density_neighbours: k of precision and recall, and of density and coverage.
     """
 
-    metrics: tuple[str, ...] = ("frechet",)
+    metrics: tuple[MetricName, ...] = ("frechet",)
     score_order: Literal["content", "torch_fidelity"] = "content"
-    num_splits: int = 10
-    num_subsets: int = 100
-    subset_size: int = 1000
-    num_neighbours: int = 3
-    density_neighbours: int = 5
+    num_splits: Annotated[int, Range(1, 1000)] = 10
+    num_subsets: Annotated[int, Range(1, 10_000)] = 100
+    subset_size: Annotated[int, Range(2, 100_000)] = 1000
+    num_neighbours: Annotated[int, Range(1, 1000)] = 3
+    density_neighbours: Annotated[int, Range(1, 1000)] = 5
 
     def about(self) -> dict[str, Any]:
         """The settings that bear on the chosen metrics, as part of the protocol."""

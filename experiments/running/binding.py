@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,16 @@ def arguments(
             built[name] = [] if param.hint.form == "list" else None
         elif not param.required:
             built[name] = _shaped(param, param.default)
-    return built
+    return grouped(signature, built)
+
+
+def grouped(signature: Signature, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Keyword arguments by key of the config, with those that are fields of a dataclass put into it."""
+    arguments = {name: value for name, value in values.items() if not signature.params[name].group}
+    for group, (module, class_name) in signature.groups.items():
+        fields = {name: value for name, value in values.items() if signature.params[name].group == group}
+        arguments[group] = getattr(import_module(module), class_name)(**fields)
+    return arguments
 
 
 def _shaped(param: Param, value: Any) -> Any:

@@ -13,22 +13,19 @@ Keywords of `run`:
     tokenizer_scores: its Fréchet distance of reconstructions is shown beside.
     dataset: real images; `test_split` gives the floor, `train_split` the classifier's lessons.
     num_images: of each set, evenly spread over the file; None: all of the samples.
-    metrics: of the samples; floor and ceiling get the Fréchet distance alone.
-    score_order, num_splits: of the Inception score; `content` does not depend on the order of the file.
-    num_subsets, subset_size: of the kernel distance; num_neighbours, density_neighbours: k of precision and
-        recall, and of density and coverage.
+    settings: its fields are keys of this stage; floor and ceiling get the Fréchet distance alone.
     classifier_steps: training steps of the small classifier that names the samples; 0: none (needs labels).
     seed: of the classifier.
     protocol: name of the protocol, stored with every number.
-    further_extractors, further_settings: more protocols by name, each with its network and the keywords above that fix
-        its numbers; every distinct network sees the samples once.
+    further_extractors, further_settings: more protocols by name, each with its network and settings; every distinct
+        network sees the samples once.
     further_references: the references made under those protocols.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -37,7 +34,7 @@ from torch import Tensor
 from experiments.config.specs import DatasetSpec, ExtractorSpec, Input
 from experiments.evaluation.feature_pass import Scores, publish_scores
 from experiments.evaluation.measures import Measure, Network, further_measures, networks
-from experiments.evaluation.set_scores import MetricName, Reference, Settings, add_scores
+from experiments.evaluation.set_scores import Reference, Settings, add_scores
 from experiments.running.attempt import Attempt
 from maskgit_core.content import resolve
 from maskgit_core.errors import ConfigError, DataError
@@ -65,13 +62,7 @@ def run(
     train_split: str = "train",
     test_split: str = "test",
     num_images: Annotated[int | None, Range(2, None)] = None,
-    metrics: tuple[MetricName, ...] = ("frechet",),
-    score_order: Literal["content", "torch_fidelity"] = "content",
-    num_splits: Annotated[int, Range(1, 1000)] = 10,
-    num_subsets: Annotated[int, Range(1, 10_000)] = 100,
-    subset_size: Annotated[int, Range(2, 100_000)] = 1000,
-    num_neighbours: Annotated[int, Range(1, 1000)] = 3,
-    density_neighbours: Annotated[int, Range(1, 1000)] = 5,
+    settings: Settings,
     classifier_steps: Annotated[int, Range(0, None)] = 0,
     seed: int = 0,
     protocol: str = "unnamed",
@@ -82,9 +73,6 @@ def run(
     """Writes `files/scores.json`; the keywords are explained above."""
     source = _open(generated, samples)
     count = min(num_images or len(source), len(source))
-    settings = Settings(
-        tuple(metrics), score_order, num_splits, num_subsets, subset_size, num_neighbours, density_neighbours
-    )
     measures = [Measure(protocol, extractor, settings, reference)]
     measures += further_measures(further_extractors, further_settings, further_references, needs_reference=True)
     loaded = networks(attempt, measures)

@@ -25,14 +25,10 @@ from maskgit_core.hints import Execution, Range
 from maskgit_core.images.pixels import picture_grid, stack, to_signed, to_uint8, to_unit
 from maskgit_core.tokenizers import vq
 from maskgit_core.training.checkpoints import save_tensors
-from maskgit_core.training.tokenizer import Recipe, Trainer, TrainingImages, held_out_ids, held_out_scores
+from maskgit_core.training.tokenizer import Positive, Recipe, Trainer, TrainingImages, held_out_ids, held_out_scores
 
 VERSION = 2
 PRODUCES = "tokenizer"
-
-Positive = Annotated[int, Range(1, 10_000_000)]
-Weight = Annotated[float, Range(0, 1000)]
-Share = Annotated[float, Range(0, 1)]
 
 
 def run(
@@ -40,18 +36,8 @@ def run(
     *,
     dataset: DatasetSpec,
     tokenizer: TokenizerSpec,
-    num_train_steps: Positive = 20_000,
-    batch_size: Positive = 64,
-    lr: Annotated[float, Range(0, 1, low_open=True)] = 1e-3,
-    warmup_steps: Annotated[int, Range(0, 1_000_000)] = 100,
-    continuous_share: Share = 0.15,
-    commitment_weight: Weight = 0.25,
-    edge_weight: Weight = 0.5,
-    codebook_decay: Share = 0.98,
-    revive_every: Annotated[int, Range(0, 1_000_000)] = 20,
-    flip: bool = False,
+    recipe: Recipe,
     num_held_out: Positive = 500,
-    seed: int = 0,
     log_every: Execution[Positive] = 50,
     checkpoint_every: Execution[Positive] = 200,
     num_workers: Execution[Annotated[int, Range(0, 256)]] = 0,
@@ -61,29 +47,15 @@ def run(
     Args:
         dataset: images to train on; a few of them are held out to judge by.
         tokenizer: `vq` and its options.
-        num_train_steps: optimizer steps; the learning rate falls to 0 at the last.
-        batch_size: images a step.
-        lr: highest learning rate (AdamW), reached after `warmup_steps`.
-        continuous_share: share of the steps in which there is no codebook yet; it is found by k-means afterwards.
-        commitment_weight: of the squared distance between latents and their codes.
-        edge_weight: of the absolute error of neighbouring pixels' differences; higher is crisper.
-        codebook_decay: of the moving average by which codes follow their latents.
-        revive_every: steps between moving unused codes onto latents in use; 0: never.
-        flip: mirror half of the images left to right.
+        recipe: its fields are keys of this stage.
         num_held_out: images kept from training (at most a tenth).
-        seed: of initial weights, order, flips, k-means and revival.
         log_every, checkpoint_every: steps between journal points, and between checkpoints.
         num_workers: threads that read images ahead; 0 suits data sets that lie in memory.
     """
     images = _checked(attempt, dataset.build())
-    recipe = Recipe(
-        num_train_steps, batch_size, seed, lr, warmup_steps,
-        min(round(continuous_share * num_train_steps), num_train_steps - 1),
-        commitment_weight, edge_weight, codebook_decay, revive_every, flip,
-    )  # fmt: skip
-    train_ids, held_ids = held_out_ids(seed, len(images), num_held_out)
+    train_ids, held_ids = held_out_ids(recipe.seed, len(images), num_held_out)
     facts = {"in_channels": int(images[0].image.shape[2])}
-    network = _build(tokenizer, seed, facts).to(attempt.device)
+    network = _build(tokenizer, recipe.seed, facts).to(attempt.device)
     held_BCHW = to_signed(stack(images, held_ids.tolist())[0]).to(attempt.device)
     training = TrainingImages(images, train_ids, recipe, num_workers)
     _train(attempt, Trainer(network, recipe), training, held_BCHW, log_every, checkpoint_every)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import torch
 
@@ -20,6 +20,7 @@ from maskgit_core.batches.held_out import HeldOut
 from maskgit_core.batches.tokens import ahead
 from maskgit_core.errors import ArtifactError, ConfigError
 from maskgit_core.files import link_or_copy, write_json
+from maskgit_core.hints import Execution, Neutral, Range
 from maskgit_core.refusals import check_goes_on
 from maskgit_core.trained import MODEL_FILE, RAW_FILE, WEIGHTS_FILE
 from maskgit_core.training.checkpoints import (
@@ -41,16 +42,27 @@ from maskgit_core.training.utilisation import matrix_rate, operations_per_token
 
 @dataclass(frozen=True)
 class Cadence:
-    """How often things happen, in optimizer steps, and how many samples go through at once."""
+    """How a training runs, and what it shows and keeps on its way; the fields are config keys of the `train` stage.
 
-    log_every: int
-    checkpoint_every: int
-    keep_last: int
-    keep_every: int | None
-    micro_batch_size: int | None
-    compile_blocks: bool
-    samples_every: int = 0
-    peak_tflops: float | None = None
+    Args:
+        keep_every: checkpoints of these steps are kept as artifacts: `sample.model=train@50000`, or to continue from.
+        micro_batch_size: samples a process puts through at once; more are accumulated. None: its whole share.
+        compile: whether each transformer block is compiled.
+        log_every, checkpoint_every: in optimizer steps.
+        keep_last: checkpoints kept while training.
+        samples_every: a grid of samples of the same seeds every so many steps, `samples/step-*.png`; 0: none.
+        peak_tflops: rate of one device that utilisation is a share of (its data sheet's); None: matrix products are
+            timed.
+    """
+
+    keep_every: Annotated[int | None, Range(1), Neutral(None)] = None
+    micro_batch_size: Annotated[Execution[int | None], Range(1)] = None
+    compile: Execution[bool] = False
+    log_every: Annotated[Execution[int], Range(1)] = 50
+    checkpoint_every: Annotated[Execution[int], Range(1)] = 1000
+    keep_last: Annotated[Execution[int], Range(1)] = 2
+    samples_every: Annotated[Execution[int], Range(0)] = 0
+    peak_tflops: Annotated[Execution[float | None], Range(0.0, low_open=True)] = None
 
 
 class Source(Protocol):
@@ -85,7 +97,7 @@ class TrainingRun:
         self.attempt, self.recipe, self.spec, self.source, self.cadence = attempt, recipe, spec, source, cadence
         self.facts = source.facts
         model = new_model(spec, self.facts, recipe.seed)
-        self.trainer = Trainer(model, recipe, attempt.device, cadence.compile_blocks)
+        self.trainer = Trainer(model, recipe, attempt.device, cadence.compile)
         self.vote = StopVote(self.trainer.accelerator.num_processes)
         self.writer = BackgroundWriter()
         self.pictures: SampleGrids | None = None

@@ -6,46 +6,68 @@ Each published implementation is one setting of these switches; see `conf/experi
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 
 from maskgit_core.errors import ConfigError
+from maskgit_core.hints import Neutral, Range
+from maskgit_core.losses import LossOn
+from maskgit_core.masking import Schedule
 
 LrSchedule = Literal["constant", "cosine", "last_tenth"]
 EmaWarmup = Literal["none", "inverse_power", "by_ten"]
 DecayOn = Literal["all", "matrices"]
+Precision = Literal["fp32", "bf16", "fp16"]
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A training run; the keywords, defaults and meanings are those of the `train` stage."""
+    """What decides the result of a training run; the fields are config keys of the `train` stage.
 
-    num_train_steps: int
-    batch_size: int
-    lr: float
-    lr_schedule: str
-    lr_end: float
-    warmup_steps: int
-    optimizer: str
-    weight_decay: float
-    betas: tuple[float, float]
-    grad_clip: float | None
-    label_drop: float
-    label_smoothing: float
-    loss_on: str
-    unmasked_weight: float
-    mask_schedule: str
-    mask_schedule_power: float
-    mask_kind: Literal["exact", "bernoulli"]
-    mask_rounding: Literal["ceil", "round"]
-    mask_ratio_per: str
-    min_mask_ratio: float
-    ema_decay: float | None
-    ema_warmup: str
-    precision: str
-    seed: int
-    decay_on: DecayOn = "all"
+    Args:
+        num_train_steps: optimizer steps.
+        batch_size: samples an optimizer step, over all processes.
+        lr: highest learning rate; lr_schedule, lr_end, warmup_steps (linear): see `learning_rate`.
+        weight_decay: of all parameters or, with `decay_on: matrices`, not of biases, norms, embeddings.
+        betas: of Adam's moments.
+        grad_clip: largest norm of the gradient; None: no limit.
+        label_drop: share of labels replaced by "no class", for classifier-free guidance.
+        label_smoothing: share of the target distribution that is uniform.
+        loss_on, unmasked_weight: see `losses.token_weights`.
+        mask_schedule, mask_schedule_power, mask_kind, mask_rounding, min_mask_ratio: see `masking`.
+        mask_ratio_per: whether each sample draws a mask ratio of its own, or the batch one.
+        ema_decay: highest decay of the moving average of the weights, None: there is none; ema_warmup: see
+            `ema_decay_at`.
+        precision: of the forward pass (autocast); weights and moments are fp32.
+        seed: of initial weights, batches, masks, dropped labels and dropout.
+    """
+
+    num_train_steps: Annotated[int, Range(1)]
+    batch_size: Annotated[int, Range(1)] = 256
+    lr: Annotated[float, Range(0.0, low_open=True)] = 1e-4
+    lr_schedule: LrSchedule = "cosine"
+    lr_end: Annotated[float, Range(0.0)] = 0.0
+    warmup_steps: Annotated[int, Range(0)] = 5000
+    optimizer: Literal["adamw", "adam"] = "adamw"
+    weight_decay: Annotated[float, Range(0.0)] = 0.045
+    decay_on: Annotated[DecayOn, Neutral("all")] = "all"
+    betas: Annotated[tuple[float, float], Range(0.0, 1.0, high_open=True)] = (0.9, 0.96)
+    grad_clip: Annotated[float | None, Range(0.0, low_open=True)] = 1.0
+    label_drop: Annotated[float, Range(0.0, 1.0)] = 0.1
+    label_smoothing: Annotated[float, Range(0.0, 0.99)] = 0.1
+    loss_on: LossOn = "masked"
+    unmasked_weight: Annotated[float, Range(0.0, 1.0)] = 0.1
+    mask_schedule: Schedule = "cosine"
+    mask_schedule_power: Annotated[float, Range(0.0, low_open=True)] = 1.0
+    mask_kind: Literal["exact", "bernoulli"] = "exact"
+    mask_rounding: Literal["ceil", "round"] = "ceil"
+    mask_ratio_per: Literal["sample", "batch"] = "sample"
+    min_mask_ratio: Annotated[float, Range(0.0, 1.0, high_open=True)] = 0.0
+    ema_decay: Annotated[float | None, Range(0.0, 1.0, high_open=True)] = 0.9999
+    ema_warmup: EmaWarmup = "inverse_power"
+    precision: Precision = "fp32"
+    seed: int = 0
 
 
 def learning_rate(recipe: Recipe, step: int) -> float:

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from maskgit_core.errors import WeightsError
+from maskgit_core.hints import Range
 from maskgit_core.images.pixels import stack
 from maskgit_core.order import sample_ids
 from maskgit_core.tokenizers.vq import Reconstruction, Tokenizer
@@ -32,25 +33,47 @@ from maskgit_core.tokenizers.vq import Reconstruction, Tokenizer
 if TYPE_CHECKING:
     from maskgit_core.datasets import ImageSequence
 
+Positive = Annotated[int, Range(1, 10_000_000)]
+Weight = Annotated[float, Range(0, 1000)]
+Share = Annotated[float, Range(0, 1)]
+
 # Separates the random streams of one seed; the numbers themselves mean nothing.
 _HELD_OUT, _KMEANS, _REVIVAL = range(3)
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a tokenizer's training is asked to do; see `experiments/stages/train_tokenizer.py` for each value."""
+    """What decides the result of a tokenizer's training; the fields are config keys of the `train_tokenizer` stage.
 
-    num_train_steps: int
-    batch_size: int
-    seed: int
-    lr: float
-    warmup_steps: int
-    continuous_steps: int
-    commitment_weight: float
-    edge_weight: float
-    codebook_decay: float
-    revive_every: int
-    flip: bool
+    Args:
+        num_train_steps: optimizer steps; the learning rate falls to 0 at the last.
+        batch_size: images a step.
+        lr: highest learning rate (AdamW), reached after `warmup_steps`.
+        continuous_share: share of the steps in which there is no codebook yet; it is found by k-means afterwards.
+        commitment_weight: of the squared distance between latents and their codes.
+        edge_weight: of the absolute error of neighbouring pixels' differences; higher is crisper.
+        codebook_decay: of the moving average by which codes follow their latents.
+        revive_every: steps between moving unused codes onto latents in use; 0: never.
+        flip: mirror half of the images left to right.
+        seed: of initial weights, order, flips, k-means and revival.
+    """
+
+    num_train_steps: Positive = 20_000
+    batch_size: Positive = 64
+    lr: Annotated[float, Range(0, 1, low_open=True)] = 1e-3
+    warmup_steps: Annotated[int, Range(0, 1_000_000)] = 100
+    continuous_share: Share = 0.15
+    commitment_weight: Weight = 0.25
+    edge_weight: Weight = 0.5
+    codebook_decay: Share = 0.98
+    revive_every: Annotated[int, Range(0, 1_000_000)] = 20
+    flip: bool = False
+    seed: int = 0
+
+    @property
+    def continuous_steps(self) -> int:
+        """The first steps, in which there is no codebook; at least one step has one."""
+        return min(round(self.continuous_share * self.num_train_steps), self.num_train_steps - 1)
 
 
 def stream(seed: int, purpose: int, index: int = 0) -> np.random.Generator:

@@ -20,6 +20,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
+from stage_calls import call
 
 from experiments.config.specs import Input, ModelSpec
 from experiments.running.attempt import Attempt, Stopped
@@ -51,7 +52,7 @@ def one_process(launch: dict[str, Any], rank: int) -> int:
     attempt = Attempt(Path(launch["folder"]), launch["number"], rank=rank, world_size=launch["world"], stop=stop)
     model = ModelSpec(launch["model"].pop("name"), launch["model"])
     try:
-        train.run(attempt, tokens=tokens_input(launch["tokens"]), model=model, **launch["values"])
+        call(train, attempt, tokens=tokens_input(launch["tokens"]), model=model, **launch["values"])
     except Stopped as stopped:
         return 75 if stopped.requeue else 143
     finally:

@@ -87,12 +87,13 @@ def watch(work: Any, seconds: float | None = None) -> None:
 def stage(folder: Path, count: int) -> None:
     """FID, sFID and IS of `count` samples through the stages, against statistics of 3,000 images."""
     from experiments.config.specs import ExtractorSpec, Input
+    from experiments.evaluation.set_scores import MetricName, Settings
     from experiments.running.attempt import Attempt
     from experiments.stages import evaluate, reference_statistics
     from maskgit_core.files import write_json
 
     spec = ExtractorSpec("random", {}, module="tools.bench.evaluation_memory")
-    metrics = ("frechet", "spatial_frechet", "inception_score")
+    metrics: tuple[MetricName, ...] = ("frechet", "spatial_frechet", "inception_score")
     for name, number in (("real", 3000), ("samples", count)):
         with (folder / f"{name}.npz").open("wb") as file:
             pixels = np.random.default_rng(len(name)).integers(0, 256, (number, SIDE, SIDE, 1), dtype=np.uint8)
@@ -106,7 +107,8 @@ def stage(folder: Path, count: int) -> None:
     reference = Input("reference", "reference", folder / "reference", "0" * 64, made.notes["facts"], {})
     attempt = Attempt(folder / "evaluate")
     samples = str(folder / "samples.npz")
-    watch(lambda: evaluate.run(attempt, reference=reference, extractor=spec, samples=samples, metrics=metrics))
+    settings = Settings(metrics)
+    watch(lambda: evaluate.run(attempt, reference=reference, extractor=spec, samples=samples, settings=settings))
     attempt.close()
 
 

@@ -28,7 +28,7 @@ from maskgit_core.shards.format import Layout
 from maskgit_core.shards.reader import TokenShards
 from maskgit_core.shards.writer import Samples, write_manifest, write_shard
 from maskgit_core.training.masked import Masker, masked_steps
-from maskgit_core.training.recipe import Recipe
+from maskgit_core.training.recipe import Precision, Recipe
 from maskgit_core.training.trainer import Trainer
 from maskgit_core.training.utilisation import matrix_rate, operations_per_token
 
@@ -37,12 +37,9 @@ FACTS = {"codebook_size": 1024, "num_tokens": 256, "num_classes": 1000}
 BATCH, ROUNDS = 8, 6
 
 
-def recipe(precision: str = "fp32", batch_size: int = BATCH) -> Recipe:
+def recipe(precision: Precision = "fp32", batch_size: int = BATCH) -> Recipe:
     """The PyTorch MaskGIT's recipe."""
-    return Recipe(
-        1000, batch_size, 1e-4, "cosine", 0.0, 100, "adamw", 0.045, (0.9, 0.96), 1.0, 0.1, 0.1, "masked", 0.1,
-        "cosine", 1.0, "exact", "ceil", "sample", 0.0, 0.9999, "inverse_power", precision, 0,
-    )  # fmt: skip
+    return Recipe(num_train_steps=1000, batch_size=batch_size, warmup_steps=100, precision=precision)
 
 
 def batches(batch_size: int) -> Iterator[Batch]:

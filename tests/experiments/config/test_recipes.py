@@ -43,14 +43,8 @@ def asked(store: Path, *overrides: str) -> tuple[dict[str, Any], str]:
 
 
 def recipe(**changed: Any) -> Recipe:
-    values: dict[str, Any] = {
-        "num_train_steps": 1000, "batch_size": 8, "lr": 1e-3, "lr_schedule": "cosine", "lr_end": 0.0,
-        "warmup_steps": 10, "optimizer": "adamw", "weight_decay": 0.1, "betas": (0.9, 0.96),
-        "grad_clip": 1.0, "label_drop": 0.1, "label_smoothing": 0.1, "loss_on": "masked", "unmasked_weight": 0.1,
-        "mask_schedule": "cosine", "mask_schedule_power": 1.0, "mask_kind": "exact", "mask_rounding": "ceil",
-        "mask_ratio_per": "sample", "min_mask_ratio": 0.0, "ema_decay": 0.999, "ema_warmup": "none",
-        "precision": "fp32", "seed": 0,
-    }  # fmt: skip
+    values: dict[str, Any] = {"num_train_steps": 1000, "batch_size": 8, "lr": 1e-3, "warmup_steps": 10}
+    values |= {"weight_decay": 0.1, "ema_decay": 0.999, "ema_warmup": "none"}
     return Recipe(**{**values, **changed})
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from stage_calls import call
 
 from experiments.config.specs import DatasetSpec, ExtractorSpec, Input
 from experiments.running.attempt import Attempt, Stopped
@@ -45,7 +46,7 @@ def run(folder: Path, stage: ModuleType, *, ranks: int = 1, **kwargs: Any) -> In
     """Runs every rank of a stage, the last first; rank 0 then finds the blocks of the others."""
     for rank in reversed(range(ranks)):
         attempt = Attempt(folder, rank=rank, world_size=ranks)
-        stage.run(attempt, **kwargs)
+        call(stage, attempt, **kwargs)
     return finished(folder, stage, attempt, folder.name)
 
 
@@ -153,7 +154,7 @@ def test_shares_are_tasks_of_their_own_and_the_last_one_only_merges(
         whole = scores(run(tmp_path / f"{stage.PRODUCES}-whole", stage, **options))
         for rank in (2, 0, 1):
             share = Attempt(folder, rank=rank, world_size=3, share=f"task-{rank}")
-            stage.run(share, **options)
+            call(stage, share, **options)
             share.close()
             assert not (share.files / "scores.json").exists()
         with monkeypatch.context() as patch:
@@ -178,7 +179,7 @@ def test_a_stopped_evaluation_goes_on_with_what_is_missing(
             return self.asked_for > 2
 
     with pytest.raises(Stopped):
-        evaluate.run(Attempt(tmp_path / "torn", 1, stop=AfterTwo()), **asked)
+        call(evaluate, Attempt(tmp_path / "torn", 1, stop=AfterTwo()), **asked)
     done = sorted((tmp_path / "torn" / "parts").rglob("*.safetensors"))
     assert 0 < len(done) < 3
     times = [path.stat().st_mtime_ns for path in done]
@@ -194,7 +195,7 @@ def test_a_stopped_evaluation_goes_on_with_what_is_missing(
 
     monkeypatch.setattr(feature_pass, "extract", counted)
     attempt = Attempt(tmp_path / "torn", 2)
-    evaluate.run(attempt, **asked)
+    call(evaluate, attempt, **asked)
     assert scores(finished(tmp_path / "torn", evaluate, attempt, "torn")) == whole and computed
     assert not list((tmp_path / "torn" / "parts").rglob("*.safetensors")), "blocks are removed once the scores stand"
 

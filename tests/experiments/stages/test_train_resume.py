@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TESTS
+from stage_calls import call
 from train_processes import tokens_input
 
 from experiments.config.specs import ModelSpec
@@ -62,7 +63,7 @@ def trained(folder: Path, cache: Path, *, number: int = 1, stop_at: int | None =
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(Trainer, "train_step", watched)
         try:
-            train.run(attempt, tokens=tokens_input(str(cache)), model=model, **{**VALUES, **changed})
+            call(train, attempt, tokens=tokens_input(str(cache)), model=model, **{**VALUES, **changed})
         except Stopped:
             assert stop_at is not None
         finally:

@@ -15,6 +15,7 @@ import pytest
 import torch
 from conftest import TESTS
 from PIL import Image
+from stage_calls import call
 from train_processes import tokens_input
 
 from experiments.config.specs import DatasetSpec, Input, ModelSpec, TokenizerSpec
@@ -148,7 +149,7 @@ def test_processes_that_come_and_go_see_the_same_losses(tmp_path: Path, cache: P
 def trained(folder: Path, cache: Path, **changed: Any) -> Attempt:
     attempt = Attempt(folder, changed.pop("number", 1))
     spec = ModelSpec("prenorm", {"dim": 16, "num_layers": 2, "num_heads": 2, "dropout": changed.pop("dropout", 0.1)})
-    train.run(attempt, tokens=tokens_input(str(cache)), model=spec, **{**VALUES, "num_train_steps": 4, **changed})
+    call(train, attempt, tokens=tokens_input(str(cache)), model=spec, **{**VALUES, "num_train_steps": 4, **changed})
     attempt.close()
     return attempt
 
@@ -231,7 +232,7 @@ def losses_of(folder: Path) -> list[float]:
 
 def test_neither_tokens_nor_images_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"train.tokens: neither cached tokens nor images"):
-        train.run(Attempt(tmp_path), model=ModelSpec("prenorm", {}), num_train_steps=1)
+        call(train, Attempt(tmp_path), model=ModelSpec("prenorm", {}), num_train_steps=1)
 
 
 def artifact(attempt: Attempt) -> Input:
@@ -342,7 +343,7 @@ def test_images_on_the_fly_give_the_losses_of_their_cache(tmp_path: Path, cache_
     attempt = Attempt(tmp_path / "fly")
     model = ModelSpec("prenorm", {"dim": 16, "num_layers": 2, "num_heads": 2, "dropout": 0.1})
     values = {**VALUES, "num_train_steps": 4, "held_out_share": 0.2, "checkpoint_every": 2, **options}
-    train.run(attempt, images=images, image_tokenizer=upstream, model=model, samples_every=2, **values)
+    call(train, attempt, images=images, image_tokenizer=upstream, model=model, samples_every=2, **values)
     attempt.close()
     names = ("loss", "held_out")
     found = [[p.value for p in read_points(tmp_path / n) if p.metric.startswith(names)] for n in ("cached", "fly")]

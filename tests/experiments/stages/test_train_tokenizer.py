@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from stage_calls import call
 
 from experiments.config.specs import DatasetSpec, Input, TokenizerSpec
 from experiments.running.attempt import Attempt, Stopped
@@ -44,7 +45,7 @@ VALUES = {"num_train_steps": 20, "batch_size": 4, "warmup_steps": 2, "log_every"
 
 def run(folder, pictures, number=1, stop=None, **changed):
     attempt = Attempt(folder, number, stop=stop)
-    train_tokenizer.run(attempt, dataset=pictures, tokenizer=TINY, **(VALUES | changed))
+    call(train_tokenizer, attempt, dataset=pictures, tokenizer=TINY, **(VALUES | changed))
     attempt.close()
     return attempt
 
@@ -94,4 +95,4 @@ def test_reading_ahead_and_logging_change_nothing(tmp_path, pictures):
 def test_more_than_one_process_is_refused(tmp_path, pictures):
     attempt = Attempt(tmp_path / "step", 1, rank=0, world_size=2)
     with pytest.raises(ConfigError, match=r"^resources\.train_tokenizer\.ranks: found 2"):
-        train_tokenizer.run(attempt, dataset=pictures, tokenizer=TINY, **VALUES)
+        call(train_tokenizer, attempt, dataset=pictures, tokenizer=TINY, **VALUES)

@@ -33,7 +33,8 @@ class Stripes:
 
 
 def recipe(**changed):
-    values = {"num_train_steps": 24, "batch_size": 16, "seed": 3, "lr": 3e-3, "warmup_steps": 5, "continuous_steps": 5}
+    values = {"num_train_steps": 24, "batch_size": 16, "seed": 3, "lr": 3e-3, "warmup_steps": 5}
+    values |= {"continuous_share": 5 / 24}
     values |= {"commitment_weight": 0.25, "edge_weight": 0.5, "codebook_decay": 0.9, "revive_every": 5, "flip": True}
     return Recipe(**(values | changed))
 
@@ -96,7 +97,7 @@ def test_training_stopped_anywhere_goes_on_bit_for_bit(tmp_path):
 
 
 def test_training_learns_and_uses_its_codes():
-    plan = recipe(num_train_steps=100, continuous_steps=20, flip=False)
+    plan = recipe(num_train_steps=100, continuous_share=0.2, flip=False)
     trainer, dataset = Trainer(small(), plan), Stripes()
     pixels = torch.from_numpy(np.stack([dataset[i].image for i in range(64)])).permute(0, 3, 1, 2)
     for batch in TrainingImages(dataset, np.arange(64), plan).since(0):
