@@ -7,6 +7,7 @@ per class, not per sample.
 Shapes: B samples, L tokens, M asked positions (row-major over the batch), K codebook, U distinct labels.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,7 +48,7 @@ class Decoder:
     Args:
         model: a `Model` (see docs/architecture.md), in eval mode.
         labels_B: int64 classes, or None for an unconditional model.
-        grid: (H, W) with H * W = L.
+        grid: (H, W) with H * W = L, or (H, W, S) where a model draws S groups for a token.
         seeds_B: int64, one per sample; all that its draws depend on.
         known_BL: int64 tokens that are given, -1 where unknown; None where nothing is known.
     Raises:
@@ -58,7 +59,7 @@ class Decoder:
         self,
         model: Any,
         labels_B: torch.Tensor | None,
-        grid: tuple[int, int],
+        grid: tuple[int, ...],
         seeds_B: torch.Tensor,
         known_BL: torch.Tensor | None = None,
         guidance: Guidance | None = None,
@@ -68,7 +69,7 @@ class Decoder:
         self.guidance = guidance or Guidance()
         self.seeds_B = seeds_B
         self._check(labels_B, known_BL)
-        shape = (len(seeds_B), grid[0] * grid[1])
+        shape = (len(seeds_B), math.prod(grid))
         self.labels_B = labels_B
         self.tokens_BL = torch.full(shape, model.mask_token_id, dtype=torch.long, device=seeds_B.device)
         self.masked_BL = torch.ones(shape, dtype=torch.bool, device=seeds_B.device)
@@ -78,9 +79,10 @@ class Decoder:
         self.unknown_B = self.masked_BL.sum(1)
 
     def _check(self, labels_B: torch.Tensor | None, known_BL: torch.Tensor | None) -> None:
-        model, (height, width) = self.model, self.grid
-        if height * width != model.num_tokens:
-            raise ConfigError(f"grid: {height} x {width} cells do not fit a model of {model.num_tokens} tokens")
+        model = self.model
+        if math.prod(self.grid) != model.num_tokens:
+            shown = " x ".join(map(str, self.grid))
+            raise ConfigError(f"grid: {shown} cells do not fit a model of {model.num_tokens} tokens")
         check_steps(self.num_steps, model.num_tokens)
         check_guidance(self.guidance.scale, model.num_classes)
         if model.num_classes is not None and labels_B is not None and len(labels_B):

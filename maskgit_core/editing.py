@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from maskgit_core import rng
 from maskgit_core.errors import ConfigError
+from maskgit_core.token_groups import joined_tokens, sampling_grid, split_tokens
 
 
 def unknown_tokens(pixels_BHW: torch.Tensor, grid: tuple[int, int], grow: int = 0) -> torch.Tensor:
@@ -36,9 +37,9 @@ def edited_tokens(
 ) -> torch.Tensor:
     """Tokens with the unknown ones drawn given the others: int64 (B, h, w); known tokens stay as they are."""
     grid = (tokens_Bhw.shape[1], tokens_Bhw.shape[2])
-    known_BL = torch.where(unknown_Bhw, -1, tokens_Bhw).flatten(1)
-    drawn_BL = sampler.sample(model, labels_B, grid=grid, seeds_B=seeds_B, known_BL=known_BL)
-    tokens: torch.Tensor = drawn_BL.unflatten(1, grid)
+    known_BL = split_tokens(model, torch.where(unknown_Bhw, -1, tokens_Bhw).flatten(1))
+    drawn_BL = sampler.sample(model, labels_B, grid=sampling_grid(model, grid), seeds_B=seeds_B, known_BL=known_BL)
+    tokens: torch.Tensor = joined_tokens(model, drawn_BL).unflatten(1, grid)
     return tokens
 
 

@@ -79,3 +79,12 @@ def check_batch(batch_size: int, num_processes: int, key: str = "train.batch_siz
             f"{key}: {batch_size} samples cannot be shared evenly by {num_processes} processes; give {near}, "
             f"or another number of processes (resources.train.ranks)"
         )
+
+
+def check_places(key: str, one_dimensional: bool) -> None:
+    """Raises `ConfigError` where a region is to be edited by tokens that belong to no place in the picture."""
+    if one_dimensional:
+        raise ConfigError(
+            f"{key}: its tokens are one-dimensional and belong to no region of the picture, so none can be edited; "
+            "use a model and a tokenizer with a two-dimensional grid"
+        )

@@ -48,7 +48,9 @@ def load_model(source: Input, device: str = "cpu", *, weights: str = "model") ->
 
 def check_pair(model: Any, tokenizer: Any, key: str) -> None:
     """Raises `ConfigError` where a transformer and a tokenizer do not speak of the same codebook."""
-    check_codebooks(key, tokenizer.codebook_size, model.codebook_size)
+    from maskgit_core.token_groups import whole_codebook
+
+    check_codebooks(key, tokenizer.codebook_size, whole_codebook(model))
 
 
 def manifest_digests(*sources: Any) -> str:

@@ -32,7 +32,7 @@ from maskgit_core.errors import DataError
 from maskgit_core.hints import Content, Execution, Kind, Range
 from maskgit_core.images.pixels import picture_grid, stack, to_nhwc, to_signed, to_uint8, to_unit
 from maskgit_core.layers.steady import decoded
-from maskgit_core.refusals import check_classes, check_region
+from maskgit_core.refusals import check_classes, check_places, check_region
 from maskgit_core.sample_files import read_piece, write_joined
 
 VERSION = 1
@@ -67,6 +67,7 @@ def run(
     pixels = None if region == "outpaint" else _mask(region, mask, (int(size[0]), int(size[1])))
     transformer, network = load_model(model, attempt.device), load_tokenizer(tokenizer, attempt.device)
     check_pair(transformer, network, "edit.tokenizer")
+    check_places("edit.tokenizer", getattr(network, "grid", None) is not None)
     check_classes("edit.label", None if label is None else [label], transformer.num_classes)
     maker = Editor(transformer, network, sampler.build(), images, seed, label, attempt.device)
     maker.pixels, maker.columns, maker.grow, maker.feather = pixels, (left, right), grow, feather

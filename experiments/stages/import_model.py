@@ -52,6 +52,7 @@ def run(
     }
     transformer = new_model(model, facts, seed=0)
     tensors = {_plain(name): tensor for name, tensor in read(weights, containers=CONTAINERS).items()}
+    tensors = getattr(transformer, "from_published", dict)(tensors)
     load_strictly(transformer, tensors, weights)
     state = {name: tensor.float().clone() for name, tensor in transformer.state_dict().items()}
     attempt.publish(attempt.files / WEIGHTS_FILE, partial(save_tensors, tensors=state, facts={}))

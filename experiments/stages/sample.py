@@ -38,6 +38,7 @@ from maskgit_core.images.pixels import picture_grid, to_nhwc, to_uint8, to_unit
 from maskgit_core.layers.steady import decoded
 from maskgit_core.refusals import check_classes
 from maskgit_core.sample_files import piece_name, piece_ranges, read_piece, write_joined, write_piece
+from maskgit_core.token_groups import joined_tokens, sampling_grid
 from maskgit_core.trained import build_model
 
 VERSION = 1
@@ -117,12 +118,13 @@ class Maker:
         device_type = torch.device(self.device).type
         dtype = torch.float16 if self.precision == "fp16" else torch.bfloat16
         with torch.autocast(device_type, dtype, enabled=self.precision != "fp32"):
-            tokens_NL = self.sampler.sample(
+            drawn_NL = self.sampler.sample(
                 self.model,
                 labels_N.to(self.device) if self.classes else None,
-                grid=self.grid,
+                grid=sampling_grid(self.model, self.grid),
                 seeds_B=seeds_N.to(self.device),
             )
+        tokens_NL = joined_tokens(self.model, drawn_NL)
         images_NCHW = to_uint8(to_unit(decoded(self.tokenizer, tokens_NL.unflatten(1, self.grid))))
         return {
             "tokens": tokens_NL.cpu().numpy().astype(np.int32),

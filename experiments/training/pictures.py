@@ -18,6 +18,7 @@ from maskgit_core.errors import ConfigError
 from maskgit_core.images.pixels import picture_grid, to_uint8, to_unit
 from maskgit_core.samplers.confidence import Sampler
 from maskgit_core.shards.reader import TokenShards
+from maskgit_core.token_groups import joined_tokens, sampling_grid
 from maskgit_core.training.checkpoints import checkpoint_name
 
 ROWS, COLUMNS, MAX_STEPS = 10, 8, 12
@@ -48,7 +49,8 @@ class SampleGrids:
         seeds = rng.sample_seeds(0, numbers).to(self.attempt.device)
         was_training = model.training
         model.eval()
-        tokens_NL = sampler.sample(model, labels, grid=self.grid, seeds_B=seeds)
+        drawn_NL = sampler.sample(model, labels, grid=sampling_grid(model, self.grid), seeds_B=seeds)
+        tokens_NL = joined_tokens(model, drawn_NL)
         model.train(was_training)
         images_NCHW = to_uint8(to_unit(self._tokenizer.decode(tokens_NL.unflatten(1, self.grid)))).cpu()
         picture = picture_of(images_NCHW)

@@ -22,6 +22,7 @@ from maskgit_core.errors import ArtifactError, ConfigError
 from maskgit_core.files import link_or_copy, write_json
 from maskgit_core.hints import Execution, Neutral, Range
 from maskgit_core.refusals import check_goes_on
+from maskgit_core.token_groups import split_tokens, whole_codebook
 from maskgit_core.trained import MODEL_FILE, RAW_FILE, WEIGHTS_FILE
 from maskgit_core.training.checkpoints import (
     BackgroundWriter,
@@ -243,7 +244,8 @@ class TrainingRun:
         recipe, accelerator = self.recipe, self.trainer.accelerator
         own = recipe.batch_size // accelerator.num_processes
         parts = -(-own // (self.cadence.micro_batch_size or own))
-        masker = Masker(recipe, self.trainer.model.mask_token_id, self.trainer.model.null_label)
+        model = self.trainer.model
+        masker = Masker(recipe, model.mask_token_id, model.null_label, partial(split_tokens, model))
         stream = self.source.batches(
             batch_size=recipe.batch_size,
             seed=recipe.seed,
@@ -333,9 +335,9 @@ def new_model(spec: ModelSpec, facts: dict[str, Any], seed: int) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = spec.build(**known)
-    if model.codebook_size < facts["codebook_size"]:
+    if whole_codebook(model) < facts["codebook_size"]:
         raise ConfigError(
-            f"model: {spec.name} knows {model.codebook_size} tokens but the tokenizer has {facts['codebook_size']}; "
+            f"model: {spec.name} knows {whole_codebook(model)} tokens but the tokenizer has {facts['codebook_size']}; "
             "use the tokenizer the model is made for"
         )
     return model

@@ -13,7 +13,7 @@ from maskgit_core.batches.held_out import HeldOut, Split
 from maskgit_core.batches.images import ImageBatches
 from maskgit_core.batches.tokens import Batches
 from maskgit_core.errors import ConfigError
-from maskgit_core.images.encoding import Encoder
+from maskgit_core.images.encoding import Encoder, token_grid
 from maskgit_core.images.views import Views
 from maskgit_core.shards.reader import TokenShards
 
@@ -45,8 +45,7 @@ class Source:
             network = self._network
             self._encoder, self._views = Encoder(network, device, "fp32"), views
             height, width = views.one(self._images[0].image, 0, 0).shape[:2]
-            factor = network.downsample_factor
-            grid = (height // factor, width // factor)
+            grid = token_grid(network, (height, width))
             codebook_size, num_classes = network.codebook_size, self._images.num_classes
             names = list(self._images.class_names)
         else:

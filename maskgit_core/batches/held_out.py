@@ -13,6 +13,7 @@ from maskgit_core.errors import ConfigError
 from maskgit_core.losses import token_cross_entropy
 from maskgit_core.masking import training_masks
 from maskgit_core.order import mix, permute, samples_at
+from maskgit_core.token_groups import split_tokens
 
 RATIOS = (0.25, 0.5, 0.75, 1.0)
 #: At most so many are looked at; the others are left out of training all the same.
@@ -73,12 +74,13 @@ class HeldOut:
         return found
 
     def _at(self, model: Any, ratio: float, batch_size: int) -> float:
-        num_tokens = self.tokens_NL.shape[1]
-        ratios_N = torch.full((len(self.tokens_NL),), ratio)
+        tokens_NL = split_tokens(model, self.tokens_NL)
+        num_tokens = tokens_NL.shape[1]
+        ratios_N = torch.full((len(tokens_NL),), ratio)
         masked_NL = training_masks(self._seed, torch.from_numpy(self.indices_N), ratios_N, num_tokens)
         total = torch.zeros((), device=self._device)
-        for rows in torch.arange(len(self.tokens_NL)).split(batch_size):
-            tokens, masked = self.tokens_NL[rows].to(self._device), masked_NL[rows].to(self._device)
+        for rows in torch.arange(len(tokens_NL)).split(batch_size):
+            tokens, masked = tokens_NL[rows].to(self._device), masked_NL[rows].to(self._device)
             labels = None if model.num_classes is None else self.labels_N[rows].to(self._device)
             if labels is not None:
                 labels = torch.where(labels < 0, model.null_label, labels)

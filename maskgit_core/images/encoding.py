@@ -16,6 +16,14 @@ import torch
 from maskgit_core.errors import DataError
 
 
+def token_grid(tokenizer: Any, size: tuple[int, int]) -> tuple[int, int]:
+    """The grid (h, w) of an image's tokens: its size over the pixels a token, or (1, L) where tokens have no place."""
+    fixed: tuple[int, int] | None = getattr(tokenizer, "grid", None)
+    if fixed is not None:
+        return fixed
+    return size[0] // tokenizer.downsample_factor, size[1] // tokenizer.downsample_factor
+
+
 class Encoder:
     """A tokenizer as a function from pixels to tokens, at a chosen precision.
 

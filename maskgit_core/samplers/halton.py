@@ -83,7 +83,7 @@ class Sampler:
         model: Any,
         labels_B: torch.Tensor | None,
         *,
-        grid: tuple[int, int],
+        grid: tuple[int, ...],
         seeds_B: torch.Tensor,
         known_BL: torch.Tensor | None = None,
     ) -> torch.Tensor:
@@ -97,10 +97,16 @@ class Sampler:
             reveal_in_order(state, places_BL, counts_TB[step], step, 1 / self._scale(step), self.top_k, self.top_p)
         return state.tokens_BL
 
-    def _places(self, grid: tuple[int, int], seeds_B: torch.Tensor) -> torch.Tensor:
-        """The place of each cell in the order: int64 (B, L), a permutation of 0 ... L - 1 per sample."""
-        cells_L2 = torch.tensor(halton_cells(*grid), device=seeds_B.device)
+    def _places(self, grid: tuple[int, ...], seeds_B: torch.Tensor) -> torch.Tensor:
+        """The place of each cell in the order: int64 (B, L), a permutation of 0 ... L - 1 per sample.
+
+        In a grid (H, W, S) the groups of a cell follow one another.
+        """
+        cells_L2 = torch.tensor(halton_cells(grid[0], grid[1]), device=seeds_B.device)
         places_L = (cells_L2[:, 0] * grid[1] + cells_L2[:, 1]).argsort()
+        if len(grid) == 3:
+            splits = grid[2]
+            places_L = (places_L[:, None] * splits + torch.arange(splits, device=seeds_B.device)).flatten()
         if not self.randomize:
             return places_L.expand(len(seeds_B), -1)
         shifts_B1 = (rng.uniforms(seeds_B, rng.ORDER, 1) * len(places_L)).long()

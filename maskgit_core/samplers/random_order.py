@@ -50,7 +50,7 @@ class Sampler:
         model: Any,
         labels_B: torch.Tensor | None,
         *,
-        grid: tuple[int, int],
+        grid: tuple[int, ...],
         seeds_B: torch.Tensor,
         known_BL: torch.Tensor | None = None,
     ) -> torch.Tensor:

@@ -6,7 +6,7 @@ itself never has to ask the GPU how many tokens are masked.
 Shapes: B this process's samples, L tokens, M tokens that enter the loss.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -64,10 +64,18 @@ class Masker:
     Args:
         recipe: masking, labels and loss settings, and the seed.
         mask_token_id, null_label: of the model; `null_label=None` where it has no classes.
+        grouped: what the model masks of tokens (B, N): groups (B, L) of their bits; None: the tokens themselves.
     """
 
-    def __init__(self, recipe: Recipe, mask_token_id: int, null_label: int | None) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        mask_token_id: int,
+        null_label: int | None,
+        grouped: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    ) -> None:
         self.recipe, self.mask_token_id, self.null_label = recipe, mask_token_id, null_label
+        self.grouped = grouped
 
     def masks(self, numbers_B: torch.Tensor, num_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
         """(ratios_B, masked_BL) for samples at the given places of the training stream."""
@@ -88,6 +96,8 @@ class Masker:
 
     def __call__(self, tokens_BL: torch.Tensor, labels_B: torch.Tensor, numbers_B: torch.Tensor) -> MaskedBatch:
         """The masked batch of this process's samples, whose places in the stream are `numbers_B`."""
+        if self.grouped is not None:
+            tokens_BL = self.grouped(tokens_BL)
         recipe, num_tokens = self.recipe, tokens_BL.shape[1]
         step = int(numbers_B[0]) // recipe.batch_size
         whole_G = torch.arange(step * recipe.batch_size, (step + 1) * recipe.batch_size)

@@ -17,6 +17,7 @@ import yaml
 from safetensors.torch import save_file
 
 from maskgit_core.errors import DataError, WeightsError
+from maskgit_core.images.encoding import token_grid
 from maskgit_core.weights import published
 
 HERE = Path(__file__).parent
@@ -26,7 +27,7 @@ NAMES = sorted(p.stem for p in (ROOT / "maskgit_core" / "tokenizers").glob("*.py
 
 def layouts(name: str) -> list[Path]:
     """The published layouts of a family: `taming` has `taming_f16_1024.txt`, ..."""
-    return sorted((HERE / "layouts").glob(f"{name}*.txt"))
+    return sorted((HERE / "layouts").glob(f"{name}*.txt"), key=lambda path: path.stat().st_size)
 
 
 def build(name: str, folder: Path):
@@ -61,20 +62,28 @@ def tokenizer(request, tmp_path_factory):
         yield build(request.param, tmp_path_factory.mktemp(request.param)).eval().requires_grad_(False)
 
 
+def sizes(tokenizer) -> tuple[tuple[int, int], tuple[int, int]]:
+    """A small image size and its grid of tokens; one-dimensional tokenizers have one of each."""
+    if getattr(tokenizer, "grid", None):
+        return (tokenizer.image_size, tokenizer.image_size), tokenizer.grid
+    return (tokenizer.downsample_factor, 2 * tokenizer.downsample_factor), (1, 2)
+
+
 def test_ids_lie_in_range_and_images_come_back_in_shape(tokenizer):
-    factor = tokenizer.downsample_factor
-    images = torch.rand(2, tokenizer.in_channels, factor, 2 * factor) * 2 - 1
+    size, grid = sizes(tokenizer)
+    assert token_grid(tokenizer, size) == grid
+    images = torch.rand(2, tokenizer.in_channels, *size) * 2 - 1
     tokens = tokenizer.encode(images)
-    assert tokens.shape == (2, 1, 2) and tokens.dtype == torch.int64
+    assert tokens.shape == (2, *grid) and tokens.dtype == torch.int64
     assert int(tokens.min()) >= 0 and int(tokens.max()) < tokenizer.codebook_size
-    every = torch.tensor([[[0, tokenizer.codebook_size - 1]]])
+    every = torch.tensor([0, tokenizer.codebook_size - 1]).repeat(grid[0] * grid[1])[: grid[0] * grid[1]].view(1, *grid)
     assert tokenizer.decode(tokens).shape == images.shape
     assert tokenizer.decode(every).shape == images[:1].shape and tokenizer.decode(every).dtype == torch.float32
 
 
 def test_tokens_do_not_depend_on_the_batch_or_on_each_other(tokenizer):
-    factor = tokenizer.downsample_factor
-    images = torch.rand(3, tokenizer.in_channels, factor, factor, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    height, width = sizes(tokenizer)[0]
+    images = torch.rand(3, tokenizer.in_channels, height, width, generator=torch.Generator().manual_seed(1)) * 2 - 1
     together, before = tokenizer.encode(images), images.clone()
     assert torch.equal(together, torch.cat([tokenizer.encode(image[None]) for image in images]))
     assert torch.equal(images, before), "encode changes its input"
@@ -85,7 +94,7 @@ def test_tokens_do_not_depend_on_the_batch_or_on_each_other(tokenizer):
 
 def test_sizes_that_do_not_divide_are_refused_in_one_line(tokenizer):
     with pytest.raises(DataError) as caught:
-        tokenizer.encode(torch.zeros(1, tokenizer.in_channels, tokenizer.downsample_factor + 1, 64))
+        tokenizer.encode(torch.zeros(1, tokenizer.in_channels, sizes(tokenizer)[0][0] + 1, 64))
     assert "\n" not in str(caught.value) and "image size" in str(caught.value)
 
 
