@@ -20,6 +20,7 @@ from maskgit_core.files import read_json
 from maskgit_core.images.pixels import picture_grid, to_uint8, to_unit
 from maskgit_core.layers.steady import decoded
 from maskgit_core.refusals import check_codebooks
+from maskgit_core.token_groups import joined_tokens, sampling_grid, whole_codebook
 from maskgit_core.training.checkpoints import list_checkpoints, load_strictly, load_tensors, select
 from maskgit_core.weights import registry
 
@@ -125,7 +126,7 @@ def sample(
     Raises:
         ConfigError: codebooks differ, or the number of samples is unknown.
     """
-    check_codebooks("sample", tokenizer.codebook_size, model.codebook_size)
+    check_codebooks("sample", tokenizer.codebook_size, whole_codebook(model))
     if labels is None and num_samples is None:
         raise ConfigError("sample: neither labels nor num_samples; give one class id per image, or a number of images")
     if sampler is None:
@@ -141,8 +142,9 @@ def sample(
         numbers_B = torch.arange(first, min(first + batch_size, total))
         labels_B = None if labels is None else torch.tensor(labels)[numbers_B].to(device)
         seeds_B = rng.sample_seeds(seed, numbers_B).to(device)
-        tokens_BL = sampler.sample(model, labels_B, grid=grid, seeds_B=seeds_B)
-        images.append(to_uint8(to_unit(decoded(tokenizer, tokens_BL.unflatten(1, grid)))).cpu())
+        drawn_BL = sampler.sample(model, labels_B, grid=sampling_grid(model, grid), seeds_B=seeds_B)
+        tokens_BN = joined_tokens(model, drawn_BL)
+        images.append(to_uint8(to_unit(decoded(tokenizer, tokens_BN.unflatten(1, grid)))).cpu())
     return torch.cat(images)
 
 
