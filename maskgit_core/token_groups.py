@@ -30,7 +30,8 @@ def splits_of(model: Any) -> int:
 
 def whole_codebook(model: Any) -> int:
     """The number of tokens, K, of the tokenizer that the model was made for."""
-    return int(model.codebook_size) ** splits_of(model)
+    size: int = int(model.codebook_size) ** splits_of(model)
+    return size
 
 
 def sampling_grid(model: Any, grid: tuple[int, int]) -> tuple[int, ...]:
@@ -55,4 +56,5 @@ def joined_tokens(model: Any, groups_BL: torch.Tensor) -> torch.Tensor:
     if splits == 1:
         return groups_BL
     powers = model.codebook_size ** torch.arange(splits, device=groups_BL.device)
-    return (groups_BL.unflatten(-1, (-1, splits)) * powers).sum(-1)
+    tokens_BN: torch.Tensor = (groups_BL.unflatten(-1, (-1, splits)) * powers).sum(-1)
+    return tokens_BN

@@ -146,8 +146,9 @@ class Model(nn.Module):
         for block in self.blocks[:-1]:
             x_BLD = block(x_BLD)
         if wanted_BL is None:
-            return self.blocks[-1](x_BLD)[:, -length:]
-        out: torch.Tensor = self.blocks[-1](x_BLD, F.pad(wanted_BL, (ids_BL.shape[1] - length, 0)))
+            out: torch.Tensor = self.blocks[-1](x_BLD)[:, -length:]
+            return out
+        out = self.blocks[-1](x_BLD, F.pad(wanted_BL, (ids_BL.shape[1] - length, 0)))
         return out
 
     def logits(self, features: torch.Tensor) -> torch.Tensor:

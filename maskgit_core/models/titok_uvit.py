@@ -122,9 +122,10 @@ class Model(nn.Module):
         for block in self.out_blocks[:-1]:
             x_BLD = block(x_BLD, skips.pop())
         if wanted_BL is None:
-            return self.out_blocks[-1](x_BLD, skips.pop())[:, -length:]
+            out: torch.Tensor = self.out_blocks[-1](x_BLD, skips.pop())[:, -length:]
+            return out
         padded_BL = F.pad(wanted_BL, (ids_BL.shape[1] - length, 0))
-        out: torch.Tensor = self.out_blocks[-1](x_BLD, skips.pop(), padded_BL)
+        out = self.out_blocks[-1](x_BLD, skips.pop(), padded_BL)
         return out
 
     def logits(self, features: torch.Tensor) -> torch.Tensor:
