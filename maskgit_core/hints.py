@@ -1,6 +1,6 @@
-"""Type hints that carry meaning for the config door (`experiments/config/checker.py`).
+"""Type hints that carry meaning for the config checker (`experiments/config/checker.py`).
 
-A component is a class with keyword-only arguments; its signature *is* the config schema. The door reads it
+A component is a class with keyword-only arguments; its signature *is* the config schema. The checker reads it
 from source and understands scalars (`int float bool str`), `Literal[...]`, `X | None`, `tuple[...]`,
 `list[...]`, `dict[str, X]`, nested components and the marks below. To Python and mypy the marks are
 plain `Annotated` types and cost nothing.

@@ -1,10 +1,10 @@
-"""Every shipped config composes and passes the door."""
+"""Every shipped config composes and passes the checker."""
 
 from __future__ import annotations
 
 import pytest
 
-from experiments.config.checker import Door
+from experiments.config.checker import Checker
 from experiments.config.compose import group_names, groups, resolve
 from experiments.config.points import plan_configs
 from experiments.planning.pipeline import build
@@ -15,7 +15,7 @@ from maskgit_core.errors import DataError, WeightsError
 def test_every_experiment_composes_and_passes_the_door(name: str) -> None:
     _, resolved = plan_configs([f"experiment={name}"])
     for config in resolved[:50]:
-        assert Door((), groups()).steps(resolve(config))
+        assert Checker((), groups()).steps(resolve(config))
 
 
 @pytest.mark.parametrize("name", group_names("experiment"))
@@ -43,4 +43,4 @@ def test_every_experiment_says_what_it_is_for(name: str) -> None:
 def test_another_order_takes_the_place_of_the_quickstarts(sampler: str) -> None:
     """No key of the sampler that stands in the experiment is unknown to the others."""
     _, (config,) = plan_configs(["experiment=quickstart", f"sampler={sampler}"])
-    assert Door((), groups()).steps(resolve(config))["sample"].config["sampler"]["name"] == sampler
+    assert Checker((), groups()).steps(resolve(config))["sample"].config["sampler"]["name"] == sampler

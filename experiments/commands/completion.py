@@ -110,7 +110,7 @@ def steps_of(experiment: str | None) -> list[str]:
 
 
 def _requests(experiment: str | None) -> list[Any]:
-    from experiments.config.checker import Door
+    from experiments.config.checker import Checker
     from experiments.config.compose import groups
     from experiments.config.points import plan_configs
     from maskgit_core.errors import MaskgitError
@@ -119,7 +119,7 @@ def _requests(experiment: str | None) -> list[Any]:
         return []
     try:
         _, resolved = plan_configs([experiment])
-        return list(Door((), groups()).steps(resolved[0]).values())
+        return list(Checker((), groups()).steps(resolved[0]).values())
     except MaskgitError:
         return []
 

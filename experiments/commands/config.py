@@ -22,15 +22,15 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Prints YAML."""
-    from experiments.config.checker import Door
+    from experiments.config.checker import Checker
     from experiments.config.compose import groups, to_yaml
     from experiments.config.points import plan_configs
 
     dirs = config_dirs(args)
     points, resolved = plan_configs(args.overrides, dirs)
-    door = Door(resolved[0].get("plugins") or (), groups(dirs))
+    checker = Checker(resolved[0].get("plugins") or (), groups(dirs))
     for point, config in zip(points, resolved, strict=True):
-        requests = door.steps(config)
+        requests = checker.steps(config)
         if len(points) > 1:
             print(f"--- # {point}")
         if args.checked:

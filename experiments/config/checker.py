@@ -1,7 +1,7 @@
-"""The one door: plain composed data in; checked, typed, frozen step requests out.
+"""Validation: plain composed data in; checked, typed, frozen step requests out.
 
-Nothing past the door sees a DictConfig or an unchecked key. Signatures of stages and components are the schema
-(`experiments/config/signatures.py` reads them from source), so the door loads none of them.
+No other code sees a DictConfig or an unchecked key. Signatures of stages and components are the schema
+(`experiments/config/signatures.py` reads them from source), so checking imports none of them.
 """
 
 from __future__ import annotations
@@ -61,12 +61,12 @@ class _Parts:
     modules: dict[str, str] = field(default_factory=dict)
 
 
-class Door:
-    """Checks composed configs; keeps what it learned, so that the points of a sweep share the work.
+class Checker:
+    """Checks composed configs; results are memoised, so that the points of a sweep share the work.
 
     Args:
         plugins: packages searched after our own for `<package>/<folder>/<name>.py`.
-        known_groups: config groups, which may stand at the top level even when no step uses them.
+        known_groups: config groups, which may be at the top level even when no step uses them.
     """
 
     def __init__(self, plugins: Sequence[str] = (), known_groups: Sequence[str] = ()) -> None:
@@ -132,14 +132,14 @@ class Door:
     def _names(self, folder: str, package: str = "maskgit_core") -> list[str]:
         """The component or stage files there are; listed once, as every point of a sweep asks."""
         if folder not in self._listed:
-            found = []
+            names = []
             for place in (package, *self.plugins):
                 init = source_file(f"{place}.{folder}.__init__")
                 root = init.parent if init else None
                 if root is not None:
                     files = (p.relative_to(root).with_suffix("").as_posix() for p in root.rglob("*.py"))
-                    found += [name for name in files if not name.rsplit("/", 1)[-1].startswith("_")]
-            self._listed[folder] = sorted(found)
+                    names += [name for name in files if not name.rsplit("/", 1)[-1].startswith("_")]
+            self._listed[folder] = sorted(names)
         return self._listed[folder]
 
     def _check_top_level(

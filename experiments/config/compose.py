@@ -1,7 +1,7 @@
 """Composes configs with Hydra and hands on plain data; the only file that imports hydra and omegaconf.
 
 Group choices (`sampler=halton`) select files and are composed once per distinct set; value overrides (`train.lr=1e-4`)
-are applied to the plain result and checked by the door, so that a typo is answered with the nearest name and a sweep
+are applied to the plain result and checked (`checker.py`), so that a typo is answered with the nearest name and a sweep
 of a thousand points costs one composition.
 """
 
@@ -130,61 +130,54 @@ def compose(choices: Sequence[tuple[str, str]], config_dirs: Sequence[Path] = ()
     Raises:
         ConfigError: Hydra refuses, e.g. a file that is not YAML; names the file.
     """
+    search = [f"hydra.searchpath=[{','.join(f'file://{d.resolve()}' for d in config_dirs)}]"] if config_dirs else []
+    try:
+        composed = _hydra(CONF, "config", [f"{key}={name}" for key, name in choices] + search)
+    except CompositionError:
+        # A group that the experiment does not mention must be added, not replaced; users should not have to know.
+        overrides = [f"{key}={name}" for key, name in choices if key == "experiment"]
+        for key, name in (choice for choice in choices if choice[0] != "experiment"):
+            mentioned = key in _hydra(CONF, "config", overrides + search, hydra=True)["hydra"]["runtime"]["choices"]
+            overrides.append(f"{'' if mentioned else '+'}{key}={name}")
+        composed = _hydra(CONF, "config", overrides + search)
+    composed.pop("hydra", None)
+    return composed
+
+
+class CompositionError(ConfigError):
+    """Hydra, OmegaConf or YAML refused to compose."""
+
+
+def _hydra(folder: Path, name: str, overrides: Sequence[str], *, hydra: bool = False) -> dict[str, Any]:
+    """What Hydra composes, as plain data, interpolations still unresolved; with its own block where `hydra` is set."""
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
+    from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
-    search = [f"hydra.searchpath=[{','.join(f'file://{d.resolve()}' for d in config_dirs)}]"] if config_dirs else []
-    plus: set[str] = set()
-    while True:
-        overrides = [f"{'+' if key in plus else ''}{key}={name}" for key, name in choices]
-        GlobalHydra.instance().clear()
-        try:
-            with initialize_config_dir(str(CONF), version_base="1.3"):
-                composed = hydra_compose("config", overrides=[*overrides, *search])
-            break
-        except (HydraException, OmegaConfBaseException, YAMLError) as error:
-            text = " ".join(str(error).split())
-            # A group that the experiment does not mention must be added, not replaced; users should not have to know.
-            absent = re.search(r"Could not override '([^']+)'", text)
-            if absent and absent[1] not in plus:
-                plus.add(absent[1])
-                continue
-            raise ConfigError(f"conf: the config cannot be composed: {text[:400]}") from None
-    return _container(composed)
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(folder), version_base="1.3"):
+            composed = hydra_compose(name, overrides=list(overrides), return_hydra_config=hydra)
+            plain = OmegaConf.to_container(composed, resolve=False)
+    except (HydraException, OmegaConfBaseException, YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
+        text = " ".join(str(error).split())
+        raise CompositionError(f"conf: the config cannot be composed: {text[:400]}") from None
+    if not isinstance(plain, dict):
+        raise CompositionError(f"conf: {name} is a {type(plain).__name__}; it must be a mapping")
+    return {str(k): v for k, v in plain.items()}
 
 
 def read_choice(group: str, name: str, config_dirs: Sequence[Path] = ()) -> dict[str, Any]:
     """What one file of a group says, alone; interpolations still unresolved."""
-    from hydra import compose as hydra_compose
-    from hydra import initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
-
     check_choice(group, name, config_dirs)
     places = [place.resolve() for place in (CONF, *config_dirs)]
     place = next(p for p in places if (p / group / f"{name}.yaml").is_file())
     others = ",".join(f"file://{p}" for p in places if p != place)
-    GlobalHydra.instance().clear()
-    try:
-        with initialize_config_dir(str(place), version_base="1.3"):
-            return _container(hydra_compose(f"{group}/{name}", overrides=[f"hydra.searchpath=[{others}]"]))
-    except (HydraException, OmegaConfBaseException, YAMLError) as error:
-        text = " ".join(str(error).split())
-        raise ConfigError(f"{group}: {name} cannot be composed: {text[:400]}") from None
-
-
-def _container(composed: Any) -> dict[str, Any]:
-    from omegaconf import OmegaConf
-
-    plain = OmegaConf.to_container(composed, resolve=False)
-    assert isinstance(plain, dict)
-    return {str(k): v for k, v in plain.items()}
+    return _hydra(place, f"{group}/{name}", [f"hydra.searchpath=[{others}]"])
 
 
 def with_value(config: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:

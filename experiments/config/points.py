@@ -17,10 +17,13 @@ def plan_configs(
     arguments: Sequence[str], config_dirs: Sequence[Path] = ()
 ) -> tuple[list[sweeps.Point], list[dict[str, Any]]]:
     """The sweep's points and each one's resolved config; Hydra composes once per distinct set of group choices."""
-    return _read(configs.parse(arguments, config_dirs), config_dirs)
+    return read_points(configs.parse(arguments, config_dirs), config_dirs)
 
 
-def _read(asked: configs.Overrides, config_dirs: Sequence[Path]) -> tuple[list[sweeps.Point], list[dict[str, Any]]]:
+def read_points(
+    asked: configs.Overrides, config_dirs: Sequence[Path]
+) -> tuple[list[sweeps.Point], list[dict[str, Any]]]:
+    """The same of overrides that are parsed already."""
     if asked.choice("experiment") is None:
         names = ", ".join(configs.group_names("experiment", config_dirs))
         raise ConfigError(f"experiment: missing; add experiment=NAME, one of [{names}]")

@@ -80,7 +80,7 @@ def submit(
 
 def plan(graph: Graph, redo: Collection[str] = ()) -> list[PlannedStep]:
     """The plan as it is with the queue's knowledge."""
-    queued = queue.queued_steps({print_: node.folder for print_, node in graph.nodes.items()})
+    queued = queue.queued_steps({fingerprint: node.folder for fingerprint, node in graph.nodes.items()})
     return Planner(graph, redo=redo, job_alive=queue.job_alive(), queued=queued).plan()
 
 

@@ -73,8 +73,8 @@ def queued_steps(folders: dict[str, Path]) -> dict[str, QueueEntry]:
     """fingerprint -> the queue's entry, for those of the given steps that wait or run in the queue."""
     if not has_queue() or not queue().all():
         return {}
-    found = {print_: live_entry(folder) for print_, folder in folders.items()}
-    return {print_: entry for print_, entry in found.items() if entry is not None}
+    found = {fingerprint: live_entry(folder) for fingerprint, folder in folders.items()}
+    return {fingerprint: entry for fingerprint, entry in found.items() if entry is not None}
 
 
 def exit_note(folder: Path, store: Path) -> dict[str, Any] | None:

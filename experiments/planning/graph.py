@@ -33,7 +33,7 @@ class Node:
     @property
     def upstream(self) -> list[str]:
         """Fingerprints of all inputs."""
-        return list(dict.fromkeys(p for prints in self.inputs.values() for p in prints))
+        return list(dict.fromkeys(p for several in self.inputs.values() for p in several))
 
 
 @dataclass(frozen=True)

@@ -10,15 +10,16 @@ from typing import Any
 
 from experiments.config import compose as configs
 from experiments.config import sweep as sweeps
-from experiments.config.checker import Door, StepRequest
+from experiments.config.checker import Checker, StepRequest
 from experiments.config.needs import Need, topological
-from experiments.config.points import _read, plan_configs
+from experiments.config.points import plan_configs, read_points
 from experiments.config.settings import checked
 from experiments.planning import preflight
 from experiments.planning.graph import Graph, Item, Node
 from experiments.planning.kept_needs import check_is_kept, stored_request
 from experiments.store.kept import INPUT, find_model, kept_fingerprint, kept_folder
-from experiments.store.step_folder import Store, fingerprint
+from experiments.store.step_folder import Store
+from experiments.store.step_folder import fingerprint as fingerprint_of
 from maskgit_core.errors import ConfigError, WeightsError
 
 #: (dotted key, value, "content" | "weights") -> digest
@@ -44,7 +45,7 @@ def weights_of(arguments: Sequence[str], step: str, config_dirs: Sequence[Path] 
 @cache
 def _first_requests(arguments: tuple[str, ...], config_dirs: tuple[Path, ...]) -> Mapping[str, StepRequest]:
     _, resolved = plan_configs(arguments, config_dirs)
-    return Door(checked(resolved[0])["plugins"], configs.groups(config_dirs)).steps(resolved[0])
+    return Checker(checked(resolved[0])["plugins"], configs.groups(config_dirs)).steps(resolved[0])
 
 
 def build(
@@ -67,15 +68,15 @@ def build(
         ConfigError, DataError, WeightsError: whatever is wrong with the request, before anything is written.
     """
     asked = configs.parse(arguments, config_dirs)
-    points, resolved = _read(asked, config_dirs)
+    points, resolved = read_points(asked, config_dirs)
     settings = checked(resolved[0])
     store = Store(Path(settings["paths"].get("store", "runs")))
-    door = Door(settings["plugins"], configs.groups(config_dirs))
+    checker = Checker(settings["plugins"], configs.groups(config_dirs))
     if digest is None:
         from experiments.store.content_digests import Outside
 
         digest = Outside(store.root, fetch)
-    requests: list[Mapping[str, StepRequest]] = [door.steps(config) for config in resolved]
+    requests: list[Mapping[str, StepRequest]] = [checker.steps(config) for config in resolved]
     if check is not None:
         check(settings)
     left_out: Sequence[str] = ()
@@ -137,21 +138,25 @@ class _Builder:
         order = topological(requests[0])
         if any(list(r) != list(requests[0]) for r in requests):
             raise ConfigError("sweep: all points must have the same steps; sweep over values, not over pipelines")
-        prints: list[dict[str, str]] = [{} for _ in points]
+        fingerprints: list[dict[str, str]] = [{} for _ in points]
         for name in order:
-            for point, request, known in zip(points, requests, prints, strict=True):
-                known[name] = self._node(request[name], known, prints, point)
+            for point, request, known in zip(points, requests, fingerprints, strict=True):
+                known[name] = self._node(request[name], known, fingerprints, point)
         nodes = {p: self._with_params(node) for p, node in self._nodes.items()}
-        return nodes, tuple(Item(dict(pt), pr) for pt, pr in zip(points, prints, strict=True))
+        return nodes, tuple(Item(dict(pt), pr) for pt, pr in zip(points, fingerprints, strict=True))
 
     def _node(
-        self, request: StepRequest, known: Mapping[str, str], prints: Sequence[Mapping[str, str]], point: sweeps.Point
+        self,
+        request: StepRequest,
+        known: Mapping[str, str],
+        fingerprints: Sequence[Mapping[str, str]],
+        point: sweeps.Point,
     ) -> str:
         inputs = {}
         for param, needs in request.needs.items():
             found: list[str] = []
             for need in needs:
-                found += self._sources(need, f"{request.name}.{param}", known, prints)
+                found += self._sources(need, f"{request.name}.{param}", known, fingerprints)
             inputs[param] = tuple(dict.fromkeys(found))
         outside = {k: self._digest(k, v, "content") for k, v in request.content.items()}
         outside |= {k: self._digest(k, v, "weights") for k, v in request.weights.items()}
@@ -165,39 +170,39 @@ class _Builder:
         }
         if not request.module.startswith("experiments."):
             asked["module"] = request.module
-        print_ = fingerprint(asked)
-        if print_ not in self._nodes:
+        fingerprint = fingerprint_of(asked)
+        if fingerprint not in self._nodes:
             label = self._label(request, inputs)
-            folder = self._store.folder(request.stage, label, print_)
-            self._nodes[print_] = Node(request, print_, label, folder, inputs, outside, {})
-            self._params[print_] = dict(point)
+            folder = self._store.folder(request.stage, label, fingerprint)
+            self._nodes[fingerprint] = Node(request, fingerprint, label, folder, inputs, outside, {})
+            self._params[fingerprint] = dict(point)
         else:
-            shared = self._params[print_]
-            self._params[print_] = {k: v for k, v in shared.items() if k in point and point[k] == v}
-        return print_
+            shared = self._params[fingerprint]
+            self._params[fingerprint] = {k: v for k, v in shared.items() if k in point and point[k] == v}
+        return fingerprint
 
     def _sources(
-        self, need: Need, key: str, known: Mapping[str, str], prints: Sequence[Mapping[str, str]]
+        self, need: Need, key: str, known: Mapping[str, str], fingerprints: Sequence[Mapping[str, str]]
     ) -> list[str]:
         """Fingerprints of what fills an edge; kept checkpoints and steps of the store become nodes of their own."""
         if need.stored:
             folder = find_model(self._store, need.step, need.at, key)
-            request, print_ = stored_request(folder, need.step if need.at is None else f"{need.step}@{need.at}")
-            self._nodes.setdefault(print_, Node(request, print_, folder.name, folder, {}, {}, {}))
-            return [print_]
-        found = [p[need.step] for p in prints] if need.all_items else [known[need.step]]
+            request, fingerprint = stored_request(folder, need.step if need.at is None else f"{need.step}@{need.at}")
+            self._nodes.setdefault(fingerprint, Node(request, fingerprint, folder.name, folder, {}, {}, {}))
+            return [fingerprint]
+        found = [p[need.step] for p in fingerprints] if need.all_items else [known[need.step]]
         return found if need.at is None else [self._kept(self._nodes[p], need.at, key) for p in found]
 
     def _kept(self, maker: Node, step: int, key: str) -> str:
         """The fingerprint of `train@50000`; the training's own where that is its end and nothing more is kept of it."""
         if check_is_kept(maker.request, step, key):
             return maker.fingerprint
-        print_ = kept_fingerprint(maker.fingerprint, step)
+        fingerprint = kept_fingerprint(maker.fingerprint, step)
         request = replace(maker.request, name=f"{maker.request.name}@{step}")
-        node = Node(request, print_, maker.label, kept_folder(maker.folder, step), {INPUT: (maker.fingerprint,)}, {},
-                    {}, maker.fingerprint)  # fmt: skip
-        self._nodes.setdefault(print_, node)
-        return print_
+        folder, inputs = kept_folder(maker.folder, step), {INPUT: (maker.fingerprint,)}
+        node = Node(request, fingerprint, maker.label, folder, inputs, {}, {}, maker.fingerprint)
+        self._nodes.setdefault(fingerprint, node)
+        return fingerprint
 
     def _with_params(self, node: Node) -> Node:
         """The values this node shares with no other value of the sweep: empty for a step all points share."""
@@ -207,6 +212,6 @@ class _Builder:
         """Words a person would say: the components of the step, else those of what it works on."""
         words = [str(v["name"]) for v in request.config.values() if isinstance(v, Mapping) and "name" in v]
         if not words:
-            words = [self._nodes[p].label for prints in inputs.values() for p in prints[:1]]
+            words = [self._nodes[p].label for fingerprints in inputs.values() for p in fingerprints[:1]]
         text = "-".join(dict.fromkeys("-".join(words).replace("/", "-").split("-"))) or request.stage
         return text[:40].strip("-")

@@ -68,8 +68,8 @@ class Planner:
             ArtifactError: a finished step's files no longer match its manifest.
         """
         planned: dict[str, PlannedStep] = {}
-        for print_, node in self._graph.nodes.items():
-            planned[print_] = self._step(node, planned)
+        for fingerprint, node in self._graph.nodes.items():
+            planned[fingerprint] = self._step(node, planned)
         return list(planned.values())
 
     def _step(self, node: Node, planned: Mapping[str, PlannedStep]) -> PlannedStep:
@@ -105,7 +105,7 @@ class Planner:
         found, again = status(node.folder), maker.action == "run" and "--redo" in maker.reason
         inputs = {p: planned[p].status.manifest for p in maker.node.upstream if planned[p].action == "done"}
         is_current = len(inputs) == len(maker.node.upstream) and (found.manifest or {}).get("inputs") == {
-            print_: (manifest or {}).get("digest") for print_, manifest in inputs.items()
+            fingerprint: (manifest or {}).get("digest") for fingerprint, manifest in inputs.items()
         }
         if found.state == "done" and is_current and not again:
             return PlannedStep(node, "done", "done", found)
@@ -116,10 +116,10 @@ class Planner:
     def _changed_inputs(self, manifest: Mapping[str, Any], node: Node, planned: Mapping[str, PlannedStep]) -> list[str]:
         recorded = manifest.get("inputs", {})
         changed = []
-        for print_ in node.upstream:
-            present = planned[print_].status.manifest or {}
-            if recorded.get(print_) != present.get("digest"):
-                changed.append(planned[print_].node.name)
+        for fingerprint in node.upstream:
+            present = planned[fingerprint].status.manifest or {}
+            if recorded.get(fingerprint) != present.get("digest"):
+                changed.append(planned[fingerprint].node.name)
         return changed
 
     # -- reasons ---------------------------------------------------------------------------------------------------

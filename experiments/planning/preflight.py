@@ -39,23 +39,23 @@ def check(nodes: Mapping[str, Node], *, ranks_count: bool = True) -> None:
     Raises:
         ConfigError: names the key, what was found and what is allowed.
     """
-    foresight = Foresight(nodes)
+    known_facts = KnownFacts(nodes)
     for node in nodes.values():
         if node.maker is not None or not node.request.module.startswith("experiments.stages."):
             continue
         if node.request.stage in ("sample", "edit"):
-            _check_sampling(node, foresight)
+            _check_sampling(node, known_facts)
         elif node.request.stage == "train":
-            _check_training(node, foresight, ranks_count)
+            _check_training(node, known_facts, ranks_count)
 
 
-def _check_sampling(node: Node, foresight: Foresight) -> None:
+def _check_sampling(node: Node, known_facts: KnownFacts) -> None:
     step, config = node.request.name, node.request.config
     if node.request.stage == "edit":
         refusals.check_region(config["region"], "mask" in node.request.content, config["left"], config["right"])
         refusals.check_places(f"{step}.tokenizer", foresight.of_param(node, "tokenizer", "one_dimensional") is True)
     (model,) = node.inputs["model"]
-    num_classes, num_tokens = (foresight.fact(model, name) for name in ("num_classes", "num_tokens"))
+    num_classes, num_tokens = (known_facts.fact(model, name) for name in ("num_classes", "num_tokens"))
     sampler = config["sampler"]
     if num_classes is not MISSING:
         if node.request.stage == "sample":
@@ -67,24 +67,24 @@ def _check_sampling(node: Node, foresight: Foresight) -> None:
         splits = foresight.fact(model, "splits")
         refusals.check_steps(sampler.get("num_steps", 1), num_tokens * (1 if splits is MISSING else splits))
     known, codebook_size = (
-        foresight.fact(model, "codebook_size"),
-        foresight.of_param(node, "tokenizer", "codebook_size"),
+        known_facts.fact(model, "codebook_size"),
+        known_facts.of_param(node, "tokenizer", "codebook_size"),
     )
     if MISSING not in (known, codebook_size):
         refusals.check_codebooks(f"{step}.tokenizer", codebook_size, known)
 
 
-def _check_training(node: Node, foresight: Foresight, ranks_count: bool) -> None:
+def _check_training(node: Node, known_facts: KnownFacts, ranks_count: bool) -> None:
     step, config = node.request.name, node.request.config
     if ranks_count:
         refusals.check_batch(config["batch_size"], int(node.request.resources.get("ranks") or 1), f"{step}.batch_size")
     for source in node.inputs.get("continue_from", ()):
-        done = foresight.num_train_steps(source)
+        done = known_facts.num_train_steps(source)
         if done is not MISSING:
             refusals.check_goes_on(config["num_train_steps"], done, f"{step}.num_train_steps")
 
 
-class Foresight:
+class KnownFacts:
     """Facts of the artifacts of a graph; `MISSING` where a fact cannot be known yet."""
 
     def __init__(self, nodes: Mapping[str, Node]) -> None:

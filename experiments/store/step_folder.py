@@ -45,16 +45,16 @@ class Store:
         write_for_group(self.root)
         self._listed: dict[str, dict[str, list[Path]]] = {}
 
-    def folder(self, stage: str, label: str, print_: str) -> Path:
+    def folder(self, stage: str, label: str, fingerprint: str) -> Path:
         """Where the step with this fingerprint lies (found by fingerprint, whatever its label) or will lie."""
-        for path in self._listing(stage).get(print_[:8], []):
+        for path in self._listing(stage).get(fingerprint[:8], []):
             request = read_json(path / "request.json")
-            if request is None or request.get("fingerprint") == print_:
+            if request is None or request.get("fingerprint") == fingerprint:
                 return path
         length = 8
-        while (path := self.root / stage / f"{label}-{print_[:length]}").exists():
+        while (path := self.root / stage / f"{label}-{fingerprint[:length]}").exists():
             request = read_json(path / "request.json")
-            if request is None or request.get("fingerprint") == print_:
+            if request is None or request.get("fingerprint") == fingerprint:
                 break
             length += 8
         return path

@@ -1,4 +1,4 @@
-"""The door: what it accepts, what it refuses, and in which words."""
+"""The checker: what it accepts, what it refuses, and in which words."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from conftest import LAB
 
-from experiments.config.checker import Door
+from experiments.config.checker import Checker
 from experiments.config.coercion import coerce
 from experiments.config.compose import groups
 from experiments.config.signatures import Param, read_stage
@@ -99,7 +99,7 @@ def test_a_cycle_of_right_kinds_is_refused(tmp_path: Path) -> None:
 
     sys.path.insert(0, str(tmp_path))
     try:
-        requests = Door(["looplab"]).steps(config)
+        requests = Checker(["looplab"]).steps(config)
         with pytest.raises(ConfigError, match=r"pipeline\.steps\.a\.needs: a cycle \(a -> b -> a\)"):
             topological(requests)
     finally:
@@ -147,7 +147,7 @@ def test_derived_keys_may_not_be_set(tmp_path: Path) -> None:
     sys.path.insert(0, str(tmp_path))
     try:
         with pytest.raises(ConfigError, match=r"facts\.num_classes: is derived .* remove it"):
-            Door(["derlab"], groups()).steps({"pipeline": {"steps": {"facts": {}}}, "facts": {"num_classes": 3}})
+            Checker(["derlab"], groups()).steps({"pipeline": {"steps": {"facts": {}}}, "facts": {"num_classes": 3}})
     finally:
         sys.path.remove(str(tmp_path))
 
@@ -171,10 +171,10 @@ def test_every_component_and_stage_has_a_readable_signature() -> None:
     from experiments.config.checker import FOLDERS
     from experiments.config.signatures import read_component
 
-    door = Door()
+    checker = Checker()
     seen = 0
     for base, folder in FOLDERS.items():
-        for name in door._names(folder):
+        for name in checker._names(folder):
             module = f"maskgit_core.{folder}.{name.replace('/', '.')}"
             from experiments.config.signatures import source_file
 
@@ -183,7 +183,7 @@ def test_every_component_and_stage_has_a_readable_signature() -> None:
             if f"class {base}" in path.read_text():
                 assert read_component(module, base, name).module == module
                 seen += 1
-    for stage in door._names("stages", "experiments"):
+    for stage in checker._names("stages", "experiments"):
         signature = read_stage(f"experiments.stages.{stage}", stage)
         assert isinstance(signature.constants.get("PRODUCES"), str), f"{stage} does not say what it PRODUCES"
         assert isinstance(signature.constants.get("VERSION"), int), f"{stage} has no VERSION"

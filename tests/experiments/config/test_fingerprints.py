@@ -14,31 +14,31 @@ from experiments.store.content_digests import Outside
 from experiments.store.step_folder import canonical
 
 
-def prints(*overrides: str, experiment: str = "chain", store: Path | None = None) -> dict[str, str]:
+def fingerprints(*overrides: str, experiment: str = "chain", store: Path | None = None) -> dict[str, str]:
     place = store or Path("/nonexistent/store")
     graph = build([f"experiment={experiment}", f"paths.store={place}", *overrides], [LAB])
-    return {node.name: print_ for print_, node in graph.nodes.items()}
+    return {node.name: fingerprint for fingerprint, node in graph.nodes.items()}
 
 
 def test_execution_paths_and_resources_change_nothing() -> None:
-    base = prints()
-    assert prints("numbers.pause_s=9", "resources.numbers.ranks=4", "launcher=inline") == base
-    assert prints(store=Path("/another/store")) == base
+    base = fingerprints()
+    assert fingerprints("numbers.pause_s=9", "resources.numbers.ranks=4", "launcher=inline") == base
+    assert fingerprints(store=Path("/another/store")) == base
 
 
 def test_a_value_changes_its_step_and_what_depends_on_it() -> None:
-    base, changed = prints(), prints("total.weight=2")
+    base, changed = fingerprints(), fingerprints("total.weight=2")
     assert base["numbers"] == changed["numbers"] and base["total"] != changed["total"]
-    upstream = prints("numbers.count=6")
+    upstream = fingerprints("numbers.count=6")
     assert upstream["numbers"] != base["numbers"] and upstream["total"] != base["total"]
 
 
 def test_equal_values_written_differently_are_equal() -> None:
-    assert prints("numbers.scale=2") == prints("numbers.scale=2.0") == prints("numbers.scale=20e-1")
+    assert fingerprints("numbers.scale=2") == fingerprints("numbers.scale=2.0") == fingerprints("numbers.scale=20e-1")
 
 
 def test_writing_the_default_out_changes_nothing() -> None:
-    assert prints("numbers.count=5", "numbers.scale=1") == prints()
+    assert fingerprints("numbers.count=5", "numbers.scale=1") == fingerprints()
 
 
 def test_a_new_option_at_its_neutral_value_readdresses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,8 +50,8 @@ def test_a_new_option_at_its_neutral_value_readdresses_nothing(tmp_path: Path, m
     old = (LAB.parent / "stages" / "numbers.py").read_text()
     assert "offset" in old
     without = old.replace("    offset: Annotated[int, Neutral(0)] = 0,\n", "")
-    before = prints()
-    assert prints("numbers.offset=1")["numbers"] != before["numbers"]
+    before = fingerprints()
+    assert fingerprints("numbers.offset=1")["numbers"] != before["numbers"]
     copy = tmp_path / "toylab"
     shutil.copytree(LAB.parent, copy)
     (copy / "stages" / "numbers.py").write_text(without)
@@ -60,7 +60,7 @@ def test_a_new_option_at_its_neutral_value_readdresses_nothing(tmp_path: Path, m
     signatures._read.cache_clear()
     signatures._tree.cache_clear()
     try:
-        assert prints() == before
+        assert fingerprints() == before
     finally:
         signatures._read.cache_clear()
         signatures._tree.cache_clear()
@@ -97,13 +97,13 @@ def test_content_counts_and_its_place_does_not(tmp_path: Path) -> None:
     first.parent.mkdir()
     first.write_text("3")
     store = tmp_path / "store"
-    before = prints(f"numbers.source={first}", store=store)
+    before = fingerprints(f"numbers.source={first}", store=store)
     moved = tmp_path / "b" / "renamed.txt"
     moved.parent.mkdir()
     shutil.move(first, moved)
-    assert prints(f"numbers.source={moved}", store=store) == before
+    assert fingerprints(f"numbers.source={moved}", store=store) == before
     moved.write_text("4")
-    assert prints(f"numbers.source={moved}", store=store)["numbers"] != before["numbers"]
+    assert fingerprints(f"numbers.source={moved}", store=store)["numbers"] != before["numbers"]
 
 
 def test_replacing_one_file_of_a_folder_changes_its_digest(tmp_path: Path) -> None:
@@ -128,11 +128,11 @@ def test_values_without_canonical_form_are_refused() -> None:
 
 
 def test_fan_in_does_not_depend_on_the_order_of_points() -> None:
-    one = prints("sweep.grid={numbers.scale: [1.0, 2.0, 3.0]}", experiment="fanin")
-    other = prints("sweep.grid={numbers.scale: [3.0, 1.0, 2.0]}", experiment="fanin")
+    one = fingerprints("sweep.grid={numbers.scale: [1.0, 2.0, 3.0]}", experiment="fanin")
+    other = fingerprints("sweep.grid={numbers.scale: [3.0, 1.0, 2.0]}", experiment="fanin")
     assert one["all"] == other["all"]
 
 
 def test_shared_steps_exist_once() -> None:
-    found = prints("total.weight=1,2,3")
+    found = fingerprints("total.weight=1,2,3")
     assert sorted(name.partition("[")[0] for name in found) == ["numbers", "total", "total", "total"]

@@ -103,7 +103,7 @@ def test_the_classes_of_a_tokenizers_pictures_are_not_those_of_the_model(tmp_pat
     few = [f"train_tokenizer.dataset.root={root / 'class0'}", f"dataset.root={root}"]
     graph = planned(tmp_path, "experiment=pictures", *few, "sampler.guidance_scale=2.0", "sample.classes=[2]")
     (train,) = (p for p, node in graph.nodes.items() if node.request.stage == "train")
-    known = preflight.Foresight(graph.nodes)
+    known = preflight.KnownFacts(graph.nodes)
     assert [known.fact(train, name) for name in ("num_classes", "num_tokens", "codebook_size")] == [3, 4, 256]
 
 
@@ -118,7 +118,7 @@ def test_published_weights_say_what_they_are() -> None:
 def test_a_fact_that_cannot_be_known_refuses_nothing(tmp_path: Path) -> None:
     graph = planned(tmp_path, "experiment=quickstart")
     (evaluate,) = (p for p, node in graph.nodes.items() if node.request.stage == "evaluate")
-    assert preflight.Foresight(graph.nodes).fact(evaluate, "downsample_side") is MISSING
+    assert preflight.KnownFacts(graph.nodes).fact(evaluate, "downsample_side") is MISSING
     with pytest.raises(MaskgitError, match=r"dataset.root: \S+nowhere: there is no such"):
         planned(tmp_path, "experiment=pictures", f"dataset.root={tmp_path / 'nowhere'}")
 
