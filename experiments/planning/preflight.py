@@ -53,7 +53,7 @@ def _check_sampling(node: Node, known_facts: KnownFacts) -> None:
     step, config = node.request.name, node.request.config
     if node.request.stage == "edit":
         refusals.check_region(config["region"], "mask" in node.request.content, config["left"], config["right"])
-        refusals.check_places(f"{step}.tokenizer", foresight.of_param(node, "tokenizer", "one_dimensional") is True)
+        refusals.check_places(f"{step}.tokenizer", known_facts.of_param(node, "tokenizer", "one_dimensional") is True)
     (model,) = node.inputs["model"]
     num_classes, num_tokens = (known_facts.fact(model, name) for name in ("num_classes", "num_tokens"))
     sampler = config["sampler"]
@@ -64,7 +64,7 @@ def _check_sampling(node: Node, known_facts: KnownFacts) -> None:
             refusals.check_classes(f"{step}.label", [config["label"]], num_classes)
         refusals.check_guidance(sampler.get("guidance_scale", 1.0), num_classes)
     if num_tokens is not MISSING:
-        splits = foresight.fact(model, "splits")
+        splits = known_facts.fact(model, "splits")
         refusals.check_steps(sampler.get("num_steps", 1), num_tokens * (1 if splits is MISSING else splits))
     known, codebook_size = (
         known_facts.fact(model, "codebook_size"),
