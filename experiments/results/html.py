@@ -41,7 +41,8 @@ def picture(data: bytes, suffix: str, alt: str, caption: str) -> Picture:
 
 def render(template: str, **values: Any) -> str:
     """The page that `templates/<template>.html.jinja` makes of `values`; a name that is missing is an error."""
-    return _environment().get_template(f"{template}.html.jinja").render(**values) + "\n"
+    page: str = _environment().get_template(f"{template}.html.jinja").render(**values)
+    return page + "\n"
 
 
 @cache

@@ -6,10 +6,10 @@ process on a lost node can only write where nobody looks. Import-light: torch is
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -75,14 +75,12 @@ class Attempt:
         """True in the process that writes: rank 0 of what is not a mere share."""
         return self.rank == 0 and self.share is None
 
-    @property
+    @cached_property
     def device(self) -> str:
-        """`"cuda"` where a GPU is visible, else `"cpu"`; MASKGIT_DEVICE overrides."""
-        if chosen := os.environ.get("MASKGIT_DEVICE"):
-            return chosen
-        import torch
+        """`"cuda:0"`, ... or `"cpu"`: the device of this process, current from the first use on (`bind_device`)."""
+        from maskgit_core.devices import bind_device
 
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        return bind_device()
 
     # -- files ----------------------------------------------------------------------------------------------------
     def earlier_checkpoints(self) -> list[Path]:

@@ -253,7 +253,7 @@ class TrainingRun:
             world_size=accelerator.num_processes,
             start=self.trainer.step * recipe.batch_size,
         )
-        return masked_steps(stream, masker, parts, self.attempt.device)
+        return masked_steps(stream, masker, parts, accelerator.device)
 
     def train(self, steps: Iterator[list[MaskedBatch]]) -> None:
         """Trains to the last step; ends early, saved, where a stop is asked for."""

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
+from maskgit_core.devices import use_bound_device
 from maskgit_core.errors import DataError
 from maskgit_core.order import samples_at
 from maskgit_core.shards.reader import TokenShards
@@ -273,6 +274,7 @@ def ahead(items: Iterator[T], depth: int) -> Iterator[T]:
 
     def work() -> None:
         try:
+            use_bound_device()  # pinning and copies made here belong to this process's GPU
             for item in items:
                 put((True, item))
                 if closed.is_set():

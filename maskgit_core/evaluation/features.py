@@ -32,7 +32,7 @@ def outputs_of(
     extractor: nn.Module, images_BCHW: Tensor, device: str = "cpu", wanted: Sequence[str] = ("features",)
 ) -> dict[str, Tensor]:
     """What the network gives of uint8 images, (B, ...) float32 on the CPU; with `logits` also `hashes` of pixels."""
-    size = FORWARD_BATCH.get(device, 32)
+    size = FORWARD_BATCH.get(torch.device(device).type, 32)
     parts: list[dict[str, Tensor]] = []
     for part in images_BCHW.split(size):
         if tuple(wanted) == ("features",):

@@ -46,9 +46,9 @@ class MaskedBatch:
     total_weight: float
     dropout_seeds: tuple[int, ...]
 
-    def to(self, device: str) -> "MaskedBatch":
+    def to(self, device: torch.device) -> "MaskedBatch":
         """The batch on `device`; from pinned memory the copy does not wait."""
-        if device == "cpu":
+        if device.type == "cpu":
             return self
         moved: dict[str, Any] = {
             name: value.pin_memory().to(device, non_blocking=True)
@@ -129,7 +129,9 @@ class Masker:
         return [self(*piece) for piece in pieces if len(piece[0])]
 
 
-def masked_steps(batches: Iterable[Any], masker: Masker, parts: int, device: str) -> Iterator[list[MaskedBatch]]:
+def masked_steps(
+    batches: Iterable[Any], masker: Masker, parts: int, device: torch.device
+) -> Iterator[list[MaskedBatch]]:
     """One list of masked micro-batches a training step, for ever; run it in a read-ahead thread."""
     for batch in batches:
         yield [piece.to(device) for piece in masker.split(batch, parts)]

@@ -7,12 +7,14 @@ Shapes: B samples of this process, L tokens, M tokens in the loss, K codebook.
 """
 
 import contextlib
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedDataParallelKwargs
 from torch import nn
 
 from maskgit_core import rng
@@ -28,7 +30,7 @@ PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 
 
 def make_accelerator(precision: str, device: str) -> Accelerator:
-    """An accelerator of its own for one training run; a process may make several, one after the other.
+    """An accelerator of its own for one training run, on `device`; a process may make several, one after the other.
 
     Raises:
         ConfigError: fp16 on a CPU, where gradients cannot be scaled.
@@ -36,7 +38,17 @@ def make_accelerator(precision: str, device: str) -> Accelerator:
     if precision == "fp16" and device == "cpu":
         raise ConfigError("train.precision: fp16 trains on GPUs only and there is none here; use bf16 or fp32")
     AcceleratorState._reset_state()
-    return Accelerator(cpu=device == "cpu", mixed_precision=PRECISIONS[precision])
+    # accelerate numbers GPUs by LOCAL_RANK alone, which is wrong where a site shows each task only its own GPU
+    os.environ.update(ACCELERATE_TORCH_DEVICE=device, ACCELERATE_BYPASS_DEVICE_MAP="true")
+    buckets = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
+    # a process alone needs no process group, which accelerate would make on a GPU because LOCAL_RANK is there
+    is_alone = int(os.environ.get("WORLD_SIZE") or 1) == 1
+    local_rank = os.environ.pop("LOCAL_RANK", None) if is_alone else None
+    try:
+        return Accelerator(cpu=device == "cpu", mixed_precision=PRECISIONS[precision], kwargs_handlers=[buckets])
+    finally:
+        if local_rank is not None:
+            os.environ["LOCAL_RANK"] = local_rank
 
 
 def compile_for_training(block: nn.Module) -> None:
@@ -81,7 +93,7 @@ class Trainer:
     Args:
         model: a `Model`, on the CPU.
         recipe: what was asked.
-        device: "cpu" or "cuda".
+        device: "cpu", "cuda:0", ...
         compile_blocks: compile each transformer block (`model.blocks`) by itself, as it trains.
     """
 

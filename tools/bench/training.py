@@ -135,7 +135,7 @@ def stall() -> None:
         samples = Samples([str(i) for i in range(512)], np.arange(512), rng.integers(0, 1024, (512, 2, 16, 16)))
         write_manifest(Path(folder), layout, [write_shard(Path(folder), 0, layout, samples)], num_classes=1000)
         stream = Batches(TokenShards(folder), batch_size=BATCH, seed=0)
-        ready = ahead(masked_steps(stream, Masker(recipe(), 1024, 1000), 1, "cpu"), 2)
+        ready = ahead(masked_steps(stream, Masker(recipe(), 1024, 1000), 1, torch.device("cpu")), 2)
         trainer.train_step(next(ready))
         began, waited = time.perf_counter(), 0.0
         for _ in range(12):
@@ -153,8 +153,8 @@ def on_gpu() -> None:
         figure("train_matrix_rate_share", None, None, "share", "no GPU here: not measured")
         return
     asked = recipe("bf16", 256)
-    trainer = Trainer(Model(**FACTS, dropout=0.1), asked, "cuda", compile_blocks=True)
-    ready = ahead(masked_steps(batches(256), Masker(asked, 1024, 1000), 1, "cuda"), 4)
+    trainer = Trainer(Model(**FACTS, dropout=0.1), asked, "cuda:0", compile_blocks=True)
+    ready = ahead(masked_steps(batches(256), Masker(asked, 1024, 1000), 1, trainer.accelerator.device), 4)
     for _ in range(10):
         trainer.train_step(next(ready))
     torch.cuda.synchronize()
