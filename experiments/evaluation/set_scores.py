@@ -14,7 +14,7 @@ from experiments.evaluation.feature_pass import Scores
 from maskgit_core.errors import ConfigError, DataError
 from maskgit_core.evaluation.blocks import ReadableBlocks
 from maskgit_core.evaluation.features import gather, load_moments, moments_of, streamed_inception_score
-from maskgit_core.hints import Range
+from maskgit_core.hints import Neutral, Range
 from maskgit_core.metrics import kernel, neighbours
 from maskgit_core.metrics.frechet import Moments, frechet_distance
 
@@ -34,29 +34,33 @@ class Settings:
     Args:
         metrics: names of `MetricName`.
         score_order: how images are assigned to the Inception score's splits (`metrics/inception_score.py`); `content`
-            does not depend on the order of the file.
-        num_splits: of the Inception score.
+            does not depend on the order of the file, `file` and `torch_fidelity` do.
+        num_splits: of the Inception score. split_size: images in each of its splits instead (ADM).
         num_subsets, subset_size: of the kernel distance.
         num_neighbours, density_neighbours: k of precision and recall, and of density and coverage.
     """
 
     metrics: tuple[MetricName, ...] = ("frechet",)
-    score_order: Literal["content", "torch_fidelity"] = "content"
+    score_order: Literal["content", "torch_fidelity", "file"] = "content"
     num_splits: Annotated[int, Range(1, 1000)] = 10
     num_subsets: Annotated[int, Range(1, 10_000)] = 100
     subset_size: Annotated[int, Range(2, 100_000)] = 1000
     num_neighbours: Annotated[int, Range(1, 1000)] = 3
     density_neighbours: Annotated[int, Range(1, 1000)] = 5
+    split_size: Annotated[int | None, Range(2, None), Neutral(None)] = None
 
     def about(self) -> dict[str, Any]:
         """The settings that bear on the chosen metrics, as part of the protocol."""
         known: dict[str, dict[str, Any]] = {
-            "inception_score": {"order": self.score_order, "splits": self.num_splits},
+            "inception_score": {"order": self.score_order, **self._splits()},
             "kernel_distance": {"subsets": self.num_subsets, "subset_size": self.subset_size, "kernel": "cubic"},
             "precision_recall": {"neighbours": self.num_neighbours},
             "density_coverage": {"neighbours": self.density_neighbours},
         }
         return {name: known.get(name, {}) for name in self.metrics}
+
+    def _splits(self) -> dict[str, int]:
+        return {"splits": self.num_splits} if self.split_size is None else {"split_size": self.split_size}
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -150,7 +154,7 @@ def add_scores(
         assert reference.spatial is not None
         found["spatial_frechet"] = frechet_distance(moments_of(blocks, "spatial"), reference.spatial)
     if "inception_score" in chosen:
-        found |= streamed_inception_score(blocks, settings.num_splits, settings.score_order)
+        found |= streamed_inception_score(blocks, settings.num_splits, settings.score_order, settings.split_size)
     if any(name in chosen for name in FEATURE_METRICS):
         found |= _by_features(blocks, reference, settings, chosen, scratch, device)
     for name, value in found.items():

@@ -16,10 +16,10 @@ from maskgit_core.content import resolve
 from maskgit_core.errors import ConfigError
 from maskgit_core.evaluation.blocks import Blocks
 from maskgit_core.evaluation.features import gather, moments_of, save_moments
-from maskgit_core.evaluation.reference_files import read_statistics
+from maskgit_core.evaluation.reference_files import holds_statistics, read_statistics
 from maskgit_core.files import write_json
 from maskgit_core.hints import Content, Range
-from maskgit_core.images.image_sets import npz_names, open_images
+from maskgit_core.images.image_sets import open_images
 from maskgit_core.images.pixels import stack
 
 VERSION = 1
@@ -47,7 +47,8 @@ def run(
         extractor: the feature network; all that is compared with these statistics goes through the same one.
         dataset: the real images; `split` of it is read, the first `num_images` (None: all).
         statistics: a file instead: an `.npz` with `mu`, `sigma` (and `mu_s`, `sigma_s`, and `arr_0`, the images for
-            precision and recall) as guided-diffusion publishes them, or images (`.npz` with `arr_0`, or a folder).
+            precision and recall) as guided-diffusion publishes them, a `.pt` with `mu` and `cov` as Halton-MaskGIT
+            does, or images (`.npz` with `arr_0`, or a folder).
         metrics: what the reference is made for.
         num_kept: features kept at most.
         protocol: name stored with every number that is compared with these statistics.
@@ -56,7 +57,7 @@ def run(
     features = FeaturePass(attempt, extractor)
     settings.check(features.network)
     path = None if statistics is None else resolve(statistics)
-    given = path is not None and path.is_file() and "mu" in npz_names(path)
+    given = path is not None and path.is_file() and holds_statistics(path)
     blocks, about = _images(attempt, features, dataset, split, num_images, path, settings, given)
     if not attempt.is_main:
         return

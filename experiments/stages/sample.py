@@ -15,6 +15,7 @@ by one; a killed run goes on with the missing ones. Publishes `images.npz` (`arr
 | precision | of the forward pass: fp32, bf16 or fp16 |
 | grid_columns, grid_rows | of the picture |
 | png | also writes every image as `png/<index>.png` |
+| rounding | of decoded pixels to 8 bits: `half_up`, or `truncate` (MaskBit's and 1d-tokenizer's evaluation) |
 | batch_size | samples at once; piece_size: samples a published piece |
 """
 
@@ -33,8 +34,8 @@ from experiments.config.specs import Input, SamplerSpec, TokenizerSpec
 from experiments.running.attempt import Attempt, iterate
 from experiments.running.components import check_pair, load_model, load_tokenizer, manifest_digests
 from maskgit_core import rng
-from maskgit_core.hints import Execution, Kind, Range
-from maskgit_core.images.pixels import picture_grid, to_nhwc, to_uint8, to_unit
+from maskgit_core.hints import Execution, Kind, Neutral, Range
+from maskgit_core.images.pixels import Rounding, picture_grid, to_nhwc, to_uint8, to_unit
 from maskgit_core.layers.steady import decoded
 from maskgit_core.refusals import check_classes
 from maskgit_core.sample_files import piece_name, piece_ranges, read_piece, write_joined, write_piece
@@ -61,6 +62,7 @@ def run(
     grid_rows: Annotated[int, Range(1, 100)] = 10,
     grid_columns: Annotated[int, Range(1, 100)] = 10,
     png: bool = False,
+    rounding: Annotated[Rounding, Neutral("half_up")] = "half_up",
     batch_size: Annotated[Execution[int], Range(1)] = 64,
     piece_size: Annotated[Execution[int], Range(1)] = 500,
 ) -> None:
@@ -71,7 +73,8 @@ def run(
     check_classes("sample.classes", classes, transformer.num_classes)
     grid = (int(model.facts["grid"][0]), int(model.facts["grid"][1]))
     origin = f"samples-{manifest_digests(model, tokenizer)}"
-    maker = Maker(transformer, decoder, sampler.build(), grid, classes, seed, precision, attempt.device, origin)
+    made_with = (transformer, decoder, sampler.build(), grid, classes, seed, precision, attempt.device)
+    maker = Maker(*made_with, origin, rounding)
     pieces = share(attempt, maker, num_samples, batch_size, piece_size)
     if attempt.is_main:
         publish(attempt, pieces, grid_rows, grid_columns, png)
@@ -101,8 +104,9 @@ class Maker:
         precision: str,
         device: str,
         origin: str,
+        rounding: Rounding = "half_up",
     ) -> None:
-        self.origin = origin
+        self.origin, self.rounding = origin, rounding
         self.model, self.tokenizer, self.sampler, self.grid = model, tokenizer, sampler, grid
         self.classes = classes if classes is not None else list(range(model.num_classes or 0))
         self.seed, self.precision, self.device = seed, precision, device
@@ -125,7 +129,8 @@ class Maker:
                 seeds_B=seeds_N.to(self.device),
             )
         tokens_NL = joined_tokens(self.model, drawn_NL)
-        images_NCHW = to_uint8(to_unit(decoded(self.tokenizer, tokens_NL.unflatten(1, self.grid))))
+        decoded_NCHW = decoded(self.tokenizer, tokens_NL.unflatten(1, self.grid))
+        images_NCHW = to_uint8(to_unit(decoded_NCHW), self.rounding)
         return {
             "tokens": tokens_NL.cpu().numpy().astype(np.int32),
             "labels": labels_N.numpy(),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from maskgit_core.errors import DataError
 from maskgit_core.evaluation.blocks import Blocks, ReadableBlocks
 from maskgit_core.metrics.frechet import Metric, Moments
 from maskgit_core.metrics.inception_score import Metric as InceptionScore
-from maskgit_core.metrics.inception_score import assign_splits, pixel_hashes
+from maskgit_core.metrics.inception_score import Order, assign_splits, pixel_hashes, splits_of_size
 
 #: Images a forward pass, by device: fixed, because the last digits of features may depend on it.
 FORWARD_BATCH = {"cpu": 32, "cuda": 128}
@@ -89,11 +89,13 @@ def gather(blocks: ReadableBlocks, path: Path, key: str = "features", limit: int
 
 
 def streamed_inception_score(
-    blocks: ReadableBlocks, num_splits: int, order: Literal["content", "torch_fidelity"]
+    blocks: ReadableBlocks, num_splits: int, order: Order, split_size: int | None = None
 ) -> dict[str, float]:
     """Inception score over blocks that hold `logits` and `hashes`; two passes, the first over the hashes alone."""
+    if split_size is not None:
+        num_splits = splits_of_size(blocks.count, split_size)
     hashes_N = torch.cat([tensors["hashes"] for tensors in blocks.read("hashes")])
-    splits_N = assign_splits(blocks.count, num_splits, order, hashes_N)
+    splits_N = assign_splits(blocks.count, num_splits, order, hashes_N, split_size)
     metric = InceptionScore(num_splits=num_splits)
     at = 0
     for tensors in blocks.read("logits"):

@@ -1,7 +1,8 @@
-"""Published statistics of reference sets: the `.npz` files of guided-diffusion (ADM), pytorch-fid and others."""
+"""Published statistics of reference sets: `.npz` of guided-diffusion (ADM) and others, `.pt` of Halton-MaskGIT."""
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -12,18 +13,23 @@ from maskgit_core.images.image_sets import npz_array, npz_names
 from maskgit_core.metrics.frechet import Moments
 
 
+def holds_statistics(path: Path) -> bool:
+    """Whether a file holds mean and covariance of features (and not images alone)."""
+    return path.suffix == ".pt" or "mu" in npz_names(path)
+
+
 def read_statistics(path: Path, feature_dim: int) -> tuple[Moments, Moments | None]:
     """Mean and covariance of the features, and of the spatial features where the file has them.
 
     Args:
-        path: `.npz` with `mu` (D,), `sigma` (D, D) and optionally `mu_s`, `sigma_s`.
+        path: `.npz` with `mu` (D,), `sigma` (D, D) and optionally `mu_s`, `sigma_s`; or `.pt` with tensors `mu`, `cov`.
         feature_dim: D of the extractor in use.
 
     Raises:
         DataError: not such a file, another D, or values that are no covariance.
     """
-    names = npz_names(path)
-    moments = _pair(path, "mu", "sigma")
+    names = [] if path.suffix == ".pt" else npz_names(path)
+    moments = _from_tensors(path) if path.suffix == ".pt" else _pair(path, "mu", "sigma")
     if len(moments.mean) != feature_dim:
         raise DataError(
             f"{path}: mu has {len(moments.mean)} values, the extractor gives {feature_dim}; "
@@ -33,8 +39,24 @@ def read_statistics(path: Path, feature_dim: int) -> tuple[Moments, Moments | No
     return moments, spatial
 
 
+def _from_tensors(path: Path) -> Moments:
+    """`mu` and `cov` of a file that holds nothing but tensors; no code in it is run."""
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+        mean, covariance = found["mu"].numpy(), found["cov"].numpy()
+    except (OSError, RuntimeError, EOFError, KeyError, TypeError, AttributeError, pickle.UnpicklingError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise DataError(
+            f"{path}: cannot be read as statistics ({reason}); a .pt of the tensors mu and cov is needed"
+        ) from None
+    return _checked(path, mean, covariance, "mu", "cov")
+
+
 def _pair(path: Path, mean_name: str, covariance_name: str) -> Moments:
-    mean, covariance = npz_array(path, mean_name), npz_array(path, covariance_name)
+    return _checked(path, npz_array(path, mean_name), npz_array(path, covariance_name), mean_name, covariance_name)
+
+
+def _checked(path: Path, mean: np.ndarray, covariance: np.ndarray, mean_name: str, covariance_name: str) -> Moments:
     if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
         raise DataError(
             f"{path}: {mean_name} is {mean.shape}, {covariance_name} {covariance.shape}; (D,) and (D, D) are needed"

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +20,8 @@ from torch.nn import functional
 
 from maskgit_core.errors import WeightsError
 from maskgit_core.extractors import read_tensors, sha256_of
-from maskgit_core.hints import Weights
-from maskgit_core.layers.network_input import resize_for_network
+from maskgit_core.hints import Neutral, Revised, Weights
+from maskgit_core.layers.network_input import Resize, resize_for_network
 from maskgit_core.weights.registry import verified
 
 #: First digits of the published file's sha256 (they stand in its name).
@@ -195,9 +195,11 @@ class Extractor(nn.Module):
     Args:
         weights: a name in the weights registry, or a file in the published layout.
         resize: how pixels reach 299 x 299: `tf1` (TensorFlow 1's bilinear: ADM, torch-fidelity), `torch` (bilinear with
-            half-pixel centres: pytorch-fid), `clean` (PIL's bicubic with antialias on floats: clean-fid).
+            half-pixel centres: pytorch-fid), `clean` (PIL's bicubic with antialias on floats: clean-fid), `clean_uint8`
+            (that without fractions: Halton-MaskGIT).
         random_seed: random weights in this layout instead of `weights` (set that to null, so that the file is not asked
             for), for trials without it; the distance is then called `fd_random_inception`.
+        precision: of resize and network; the features are float32 (MaskBit and 1d-tokenizer compute in float64).
 
     Raises:
         WeightsError: the file is missing, damaged or of another network.
@@ -210,11 +212,13 @@ class Extractor(nn.Module):
         self,
         *,
         weights: Weights[str | None] = "fid/inception-2015-12-05",
-        resize: Literal["tf1", "torch", "clean"] = "tf1",
+        resize: Annotated[Resize, Revised(2, unless=("tf1", "torch", "clean_uint8"))] = "tf1",
         random_seed: int | None = None,
+        precision: Annotated[Literal["float32", "float64"], Neutral("float32")] = "float32",
     ) -> None:
         super().__init__()
-        self.resize: Literal["tf1", "torch", "clean"] = resize
+        self.resize: Resize = resize
+        self.dtype = torch.float64 if precision == "float64" else torch.float32
         self.network = Network()
         if weights is None and random_seed is None:
             raise WeightsError("extractor.weights: missing; name weights, or set random_seed for a trial without them")
@@ -227,23 +231,26 @@ class Extractor(nn.Module):
             published = self.weights_sha256.startswith(PUBLISHED_SHA256)
             self.distance_name = "fid" if published else "fd_unpublished_inception"
             load(self.network, path)
-        self.eval().requires_grad_(False)
+        self.eval().requires_grad_(False).to(self.dtype)
 
     @property
     def preprocessing(self) -> dict[str, object]:
         """What happens to pixels before the network."""
-        return {"resize": self.resize, "input_size": SIDE, "rounding": "none", "scale": "(x - 128) / 128"
-                if self.resize != "torch" else "x / 127.5 - 1"}  # fmt: skip
+        about: dict[str, object] = {"resize": self.resize, "input_size": SIDE, "rounding": "none"}
+        about["scale"] = "x / 127.5 - 1" if self.resize == "torch" else "(x - 128) / 128"
+        if self.resize in ("clean", "clean_uint8"):
+            about |= {"clip": [0, 255], "rounding": "none" if self.resize == "clean" else "truncate"}
+        return about | ({"precision": "float64"} if self.dtype == torch.float64 else {})
 
     def all_outputs(self, images_BCHW: Tensor) -> dict[str, Tensor]:
         """uint8 images to `features` (B, 2048), `spatial` (B, 2023) and `logits` (B, 1008, without bias), float32."""
         if images_BCHW.shape[1] == 1:
             images_BCHW = images_BCHW.expand(-1, 3, -1, -1)
-        x_BCHW = resize_for_network(images_BCHW, SIDE, self.resize)
+        x_BCHW = resize_for_network(images_BCHW, SIDE, self.resize, self.dtype)
         # pytorch-fid scales [0, 1] to [-1, 1]; TensorFlow's graph centres at 128.
         x_BCHW = x_BCHW / 255 * 2 - 1 if self.resize == "torch" else (x_BCHW - 128) / 128
         outputs: dict[str, Tensor] = self.network(x_BCHW)
-        return outputs
+        return {name: value.float() for name, value in outputs.items()}
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """uint8 images of any size to float32 features (B, 2048)."""

@@ -11,19 +11,23 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-Resize = Literal["tf1", "torch", "clean"]
+Resize = Literal["tf1", "torch", "clean", "clean_uint8"]
 
 
-def resize_for_network(images_BCHW: Tensor, side: int, how: Resize) -> Tensor:
-    """uint8 images to floats in about [0, 255] of `side` x `side`, not rounded.
+def resize_for_network(images_BCHW: Tensor, side: int, how: Resize, dtype: torch.dtype = torch.float32) -> Tensor:
+    """uint8 images to floats in [0, 255] of `side` x `side`.
 
     `tf1`: TensorFlow 1's bilinear resize without half-pixel centres and without antialias (ADM, torch-fidelity).
     `torch`: bilinear with half-pixel centres, no antialias (pytorch-fid).
-    `clean`: PIL's bicubic with antialias, each channel as 32-bit floats (Parmar et al. 2022, arXiv:2104.11222).
+    `clean`: PIL's bicubic with antialias, each channel as 32-bit floats, then clipped to [0, 255] (Parmar et al. 2022,
+    arXiv:2104.11222; clean-fid). `clean_uint8`: that with the fractions cut off (Halton-MaskGIT). The others do not
+    round.
     """
     if how == "clean":
-        return _clean(images_BCHW, side)
-    x_BCHW = images_BCHW.float()
+        return _clean(images_BCHW, side).to(dtype)
+    if how == "clean_uint8":
+        return _clean(images_BCHW, side).floor().to(dtype)
+    x_BCHW = images_BCHW.to(dtype)
     if how == "torch":
         return functional.interpolate(x_BCHW, size=(side, side), mode="bilinear", align_corners=False)
     return _tensorflow_bilinear(x_BCHW, side)
@@ -34,17 +38,18 @@ def _tensorflow_bilinear(x_BCHW: Tensor, side: int) -> Tensor:
     height, width = x_BCHW.shape[-2:]
     if (height, width) == (side, side):
         return x_BCHW
-    top, bottom, down = _neighbours(height, side, x_BCHW.device)
-    left, right, across = _neighbours(width, side, x_BCHW.device)
+    top, bottom, down = _neighbours(height, side, x_BCHW)
+    left, right, across = _neighbours(width, side, x_BCHW)
     upper, lower = x_BCHW[:, :, top], x_BCHW[:, :, bottom]
     upper = upper[..., left] + (upper[..., right] - upper[..., left]) * across
     lower = lower[..., left] + (lower[..., right] - lower[..., left]) * across
     return upper + (lower - upper) * down[:, None]
 
 
-def _neighbours(size: int, side: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+def _neighbours(size: int, side: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """For every output pixel the two input pixels it lies between, and how far it is towards the second."""
-    place = torch.arange(side, dtype=torch.float32, device=device) * (torch.tensor(size).float() / side).to(device)
+    scale = torch.tensor(size, device=like.device).float() / side  # rounded to float32 in every precision
+    place = torch.arange(side, dtype=like.dtype, device=like.device) * scale
     first = place.floor()
     second = (first + 1).clamp_max(size - 1)
     return first.long(), second.long(), place - first
@@ -59,4 +64,4 @@ def _clean(images_BCHW: Tensor, side: int) -> Tensor:
         [np.asarray(Image.fromarray(plane).resize((side, side), Image.Resampling.BICUBIC)) for plane in image]
         for image in planes
     ]
-    return torch.from_numpy(np.array(resized)).to(images_BCHW.device)
+    return torch.from_numpy(np.array(resized).clip(0, 255)).to(images_BCHW.device)

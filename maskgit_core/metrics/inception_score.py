@@ -2,7 +2,7 @@
 
 The published score is taken over consecutive chunks of the file, so it depends on the samples' order (a file sorted by
 class scores 62 where the same images shuffled score 298). Here images are assigned to splits by a hash of their pixels,
-or by torch-fidelity's fixed shuffle. N samples, K classes of the network.
+by torch-fidelity's fixed shuffle, or by their place in the file. N samples, K classes of the network.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from maskgit_core.hints import Range
 
 #: torch-fidelity's seed for the shuffle of samples.
 SHUFFLE_SEED = 2020
+Order = Literal["content", "torch_fidelity", "file"]
 
 
 class Metric:
@@ -83,22 +84,32 @@ def pixel_hashes(images_BCHW: Tensor) -> Tensor:
     return torch.tensor([int.from_bytes(value, "little", signed=True) for value in hashes], dtype=torch.int64)
 
 
+def splits_of_size(count: int, split_size: int) -> int:
+    """How many splits of `split_size` samples there are, the last of them perhaps smaller."""
+    return -(-count // split_size)
+
+
 def assign_splits(
-    count: int, num_splits: int, order: Literal["content", "torch_fidelity"], hashes_N: Tensor | None = None
+    count: int, num_splits: int, order: Order, hashes_N: Tensor | None = None, split_size: int | None = None
 ) -> Tensor:
-    """The split of each sample (int64, N), in equal shares.
+    """The split of each sample (int64, N), in equal shares, or `split_size` samples in each but the last (ADM).
 
     `content`: by the rank of its hash, so that the order of the file does not matter. `torch_fidelity`: by its place
-    after torch-fidelity's fixed shuffle (which does depend on the order of the file).
+    after torch-fidelity's fixed shuffle (which does depend on the order of the file). `file`: by its place in the file,
+    as ADM's script does.
     """
     if order == "content":
         if hashes_N is None:
             raise DataError("inception score: the order `content` needs the hash of each image")
         place_N = torch.empty(count, dtype=torch.int64)
         place_N[torch.argsort(hashes_N, stable=True)] = torch.arange(count)
+    elif order == "file":
+        place_N = torch.arange(count)
     else:
         shuffled = np.random.RandomState(SHUFFLE_SEED).permutation(count)
         place_N = torch.empty(count, dtype=torch.int64)
         place_N[torch.from_numpy(shuffled)] = torch.arange(count)
+    if split_size is not None:
+        return place_N // split_size
     edges = torch.tensor([i * count // num_splits for i in range(1, num_splits)], dtype=torch.int64)
     return torch.bucketize(place_N, edges, right=True)

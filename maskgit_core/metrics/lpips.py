@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from maskgit_core.errors import DataError, WeightsError
 from maskgit_core.extractors import read_tensors, sha256_of
 from maskgit_core.hints import Weights
+from maskgit_core.layers.vgg16 import vgg16_convolutions
 from maskgit_core.weights.registry import verified
 
 #: Layers of torchvision's `features` that are compared, their channels, and the sha256 prefix of the head file.
@@ -37,7 +38,7 @@ class Network(nn.Module):
     def __init__(self, net: Literal["alex", "vgg"]) -> None:
         super().__init__()
         self.net, self.taps = net, TAPS[net]
-        self.features = _alexnet() if net == "alex" else _vgg16()
+        self.features = _alexnet() if net == "alex" else vgg16_convolutions()
         self.heads = nn.ParameterList([torch.zeros(width) for width in CHANNELS[net]])
         self.shift: Tensor
         self.scale: Tensor
@@ -72,18 +73,6 @@ def _alexnet() -> nn.Sequential:
         nn.Conv2d(256, 256, 3, padding=1),
         nn.ReLU(),
     )
-
-
-def _vgg16() -> nn.Sequential:
-    """The convolutions of torchvision's VGG-16 up to the last ReLU, under the same indices."""
-    layers: list[nn.Module] = []
-    inputs = 3
-    for stage, (width, repeats) in enumerate(zip(CHANNELS["vgg"], (2, 2, 3, 3, 3), strict=True)):
-        layers += [nn.MaxPool2d(2)] if stage else []
-        for _ in range(repeats):
-            layers += [nn.Conv2d(inputs, width, 3, padding=1), nn.ReLU()]
-            inputs = width
-    return nn.Sequential(*layers)
 
 
 class Metric:
