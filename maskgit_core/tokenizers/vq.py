@@ -2,31 +2,25 @@
 
 Van den Oord et al. 2017 (VQ-VAE, https://arxiv.org/abs/1711.00937), shaped for little compute: no layer works at
 full resolution, strided convolutions go down and sub-pixel convolutions (Shi et al. 2016,
-https://arxiv.org/abs/1609.05158) come up. Trained by the stage `train_tokenizer`.
+https://arxiv.org/abs/1609.05158) come up. Trained by the stage `train_tokenizer`, as is
+`vqgan`, the network of the published tokenizers.
 
 B batch, C image channels, H W image height and width, h w token grid, N = B*h*w latents, K codebook, D code width.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal
 
-import torch
 from einops import rearrange
 from torch import Tensor, nn
 
 from maskgit_core.errors import DataError
-from maskgit_core.hints import Derived, Range
+from maskgit_core.hints import Derived, Neutral, Range
+from maskgit_core.layers.quantizers import Kind, Quantizer, Reconstruction, nearest
 from maskgit_core.layers.steady import SiLU
 
-
-class Reconstruction(NamedTuple):
-    """What a training step needs of one forward pass."""
-
-    images_BCHW: Tensor  # about [-1, 1], not clamped
-    tokens_Bhw: Tensor  # int64 in [0, K)
-    latents_ND: Tensor  # before quantisation, with gradient
-    codes_ND: Tensor  # the codebook vectors chosen for them, without gradient
+__all__ = ["Block", "Reconstruction", "Tokenizer"]
 
 
 class Tokenizer(nn.Module):
@@ -36,10 +30,17 @@ class Tokenizer(nn.Module):
     Args:
         in_channels: channels of the images, 1 or 3; found from the data set.
         codebook_size: number of codebook vectors, K.
-        code_dim: width of a codebook vector, D.
+        code_dim: width of a codebook vector, D; with `lfq` and `fsq` it follows from K.
         downsample_factor: pixels per token along one side.
         width: channels at the finest grid; doubled with each halving, at most `max_width`.
         num_blocks: residual blocks per grid, in the encoder and in the decoder.
+        quantizer: `vq` (learnt codes), `lfq` (the sign of each of log2 K channels) or `fsq` (channels rounded to
+            levels); see `maskgit_core/layers/quantizers.py`.
+        normalised: of `vq`: latents and codes have unit length.
+        fsq_levels: of `fsq`: values per channel; their product is K.
+
+    Raises:
+        ConfigError: `codebook_size` does not fit the quantizer.
     """
 
     def __init__(
@@ -52,8 +53,13 @@ class Tokenizer(nn.Module):
         width: Annotated[int, Range(8, 1024)] = 32,
         max_width: Annotated[int, Range(8, 2048)] = 256,
         num_blocks: Annotated[int, Range(0, 16)] = 1,
+        quantizer: Annotated[Kind, Neutral("vq")] = "vq",
+        normalised: Annotated[bool, Neutral(False)] = False,
+        fsq_levels: Annotated[list[int], Neutral([])] = [],  # noqa: B006
     ) -> None:
         super().__init__()
+        self.quantizer = Quantizer(quantizer, codebook_size, code_dim, normalised, fsq_levels)
+        code_dim = self.quantizer.code_dim
         self.in_channels, self.codebook_size, self.downsample_factor = in_channels, codebook_size, downsample_factor
         widths = [min(width * 2**i, max_width) for i in range(downsample_factor.bit_length() - 1)]
         down: list[nn.Module] = []
@@ -65,7 +71,7 @@ class Tokenizer(nn.Module):
             up += [*(Block(here) for _ in range(num_blocks)), _norm(here), SiLU()]
             up += [nn.Conv2d(here, 4 * finer, 3, padding=1), nn.PixelShuffle(2)]
         self.decoder = nn.Sequential(*up)
-        self.register_buffer("codebook", torch.randn(codebook_size, code_dim))
+        self.register_buffer("codebook", self.quantizer.codebook())
         self.codebook: Tensor
 
     def encode(self, images_BCHW: Tensor) -> Tensor:
@@ -75,12 +81,13 @@ class Tokenizer(nn.Module):
             DataError: H or W is not a multiple of `downsample_factor`, or C is neither 1 nor `in_channels`.
         """
         latents_BDhw = self.encoder(self._fit(images_BCHW))
-        tokens_N = self.nearest(rearrange(latents_BDhw, "b d h w -> (b h w) d"))
-        return tokens_N.view(latents_BDhw.shape[0], *latents_BDhw.shape[2:])
+        placed_ND = self.quantizer.place(rearrange(latents_BDhw, "b d h w -> (b h w) d"))
+        return self.quantizer.tokens(placed_ND, self.codebook).view(latents_BDhw.shape[0], *latents_BDhw.shape[2:])
 
     def decode(self, tokens_Bhw: Tensor) -> Tensor:
         """Tokens (B, h, w) to images (B, C, H, W), about [-1, 1], not clamped."""
-        images_BCHW: Tensor = self.decoder(rearrange(self.codebook[tokens_Bhw], "b h w d -> b d h w"))
+        codes_BDhw = rearrange(self.quantizer.codes(self.codebook)[tokens_Bhw], "b h w d -> b d h w")
+        images_BCHW: Tensor = self.decoder(codes_BDhw)
         return images_BCHW
 
     def forward(self, images_BCHW: Tensor, quantised: bool = True) -> Reconstruction:
@@ -89,22 +96,20 @@ class Tokenizer(nn.Module):
         With `quantised=False` the decoder sees the latents themselves (a plain autoencoder; tokens are all 0).
         """
         latents_BDhw = self.encoder(self._fit(images_BCHW))
-        b, _, h, w = latents_BDhw.shape
-        latents_ND = rearrange(latents_BDhw, "b d h w -> (b h w) d")
-        if not quantised:
-            tokens_Bhw = torch.zeros(b, h, w, dtype=torch.long, device=latents_ND.device)
-            return Reconstruction(self.decoder(latents_BDhw), tokens_Bhw, latents_ND, latents_ND.detach())
-        tokens_N = self.nearest(latents_ND.detach())
-        codes_ND = self.codebook[tokens_N]
-        through_ND = latents_ND + (codes_ND - latents_ND).detach()
-        images = self.decoder(rearrange(through_ND, "(b h w) d -> b d h w", b=b, h=h, w=w))
-        return Reconstruction(images, tokens_N.view(b, h, w), latents_ND, codes_ND)
+        return self.quantizer.reconstruction(latents_BDhw, self.codebook, self.decoder, quantised)
+
+    @property
+    def last_layer(self) -> Tensor:
+        """The weights nearest to the pixels, at which adversarial and reconstruction losses are weighed."""
+        return next(m.weight for m in reversed(self.decoder) if isinstance(m, nn.Conv2d))
+
+    def seen(self, images_BCHW: Tensor) -> Tensor:
+        """The images as the network takes and gives them: grey repeated to `in_channels`."""
+        return self._fit(images_BCHW)
 
     def nearest(self, latents_ND: Tensor) -> Tensor:
         """Index of the nearest codebook vector (Euclidean; the lower index where two are equally near)."""
-        # |z - e|^2 without the term |z|^2, which is the same for every code
-        scores_NK = torch.addmm(self.codebook.square().sum(1), latents_ND, self.codebook.T, alpha=-2)
-        return scores_NK.argmin(1)
+        return nearest(latents_ND, self.codebook)
 
     def _fit(self, images_BCHW: Tensor) -> Tensor:
         channels, height, width = images_BCHW.shape[1:]
