@@ -3,6 +3,7 @@
 Light: numbers in, `ConfigError` out; nothing here imports torch. `num_classes=None` is a model without classes.
 """
 
+import math
 from collections.abc import Sequence
 
 from maskgit_core.errors import ConfigError
@@ -87,4 +88,54 @@ def check_places(key: str, one_dimensional: bool) -> None:
         raise ConfigError(
             f"{key}: its tokens are one-dimensional and belong to no region of the picture, so none can be edited; "
             "use a model and a tokenizer with a two-dimensional grid"
+        )
+
+
+def check_quantizer(kind: str, codebook_size: int, normalised: bool, levels: Sequence[int]) -> None:
+    """Raises `ConfigError` where a quantizer (`vq`, `lfq`, `fsq`) cannot have the codebook asked of it."""
+    if kind == "lfq" and codebook_size & (codebook_size - 1):
+        raise ConfigError(
+            f"tokenizer.codebook_size: found {codebook_size}; with quantizer=lfq it is a power of 2; "
+            f"set it to {1 << (codebook_size.bit_length() - 1)}"
+        )
+    if kind == "fsq" and (not levels or min(levels) < 2 or math.prod(levels) != codebook_size):
+        raise ConfigError(
+            f"tokenizer.fsq_levels: found {list(levels)} with codebook_size {codebook_size}; with quantizer=fsq the "
+            "product of the levels (each at least 2) is codebook_size; for example [8, 6, 5] and 240"
+        )
+    if kind != "fsq" and levels:
+        raise ConfigError(f"tokenizer.fsq_levels: found {list(levels)} with quantizer={kind}; leave it out, or use fsq")
+    if kind != "vq" and normalised:
+        raise ConfigError(f"tokenizer.normalised: found true with quantizer={kind}; only vq has codes to normalise")
+
+
+def check_levels(channels: int, multipliers: Sequence[int], downsample_factor: int) -> None:
+    """Raises `ConfigError` for widths that a VQGAN's norms cannot divide, or levels of another downsampling."""
+    if channels % 32:
+        raise ConfigError(
+            f"tokenizer.channels: found {channels}; the network's norms take groups of 32; set it to a multiple of 32"
+        )
+    if 2 ** (len(multipliers) - 1) != downsample_factor or min(multipliers) < 1:
+        raise ConfigError(
+            f"tokenizer.multipliers: found {list(multipliers)} with downsample_factor {downsample_factor}; it takes "
+            f"{downsample_factor.bit_length()} positive numbers, finest level first; set both, or leave it out"
+        )
+
+
+def check_parts(batch_size: int, num_processes: int, accumulate: int, key: str = "train_tokenizer") -> None:
+    """Raises `ConfigError` where the parts of a batch that processes take one after the other are not of one size."""
+    parts = num_processes * accumulate
+    if batch_size % parts:
+        raise ConfigError(
+            f"{key}.batch_size: found {batch_size}; it is divided over {num_processes} processes and "
+            f"accumulate={accumulate}; set it to a multiple of {parts}"
+        )
+
+
+def check_crop(crop_size: int | None, image_size: int, downsample_factor: int, key: str = "train_tokenizer") -> None:
+    """Raises `ConfigError` where a tokenizer cannot be trained on squares of that size cut from the images."""
+    if crop_size is not None and (crop_size > image_size or crop_size % downsample_factor):
+        raise ConfigError(
+            f"{key}.crop_size: found {crop_size}; it is at most dataset.image_size ({image_size}) and a multiple of "
+            f"{downsample_factor}"
         )

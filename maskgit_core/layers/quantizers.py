@@ -8,7 +8,6 @@ N latents, D code width, K codebook.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
@@ -17,7 +16,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from maskgit_core.errors import ConfigError
+from maskgit_core.refusals import check_quantizer
 
 #: `vq`: van den Oord et al. 2017; `lfq`: Yu et al. 2024 (https://arxiv.org/abs/2310.05737);
 #: `fsq`: Mentzer et al. 2024 (https://arxiv.org/abs/2309.15505).
@@ -51,7 +50,7 @@ class Quantizer:
     def __init__(
         self, kind: Kind, codebook_size: int, code_dim: int, normalised: bool = False, levels: Sequence[int] = ()
     ) -> None:
-        check(kind, codebook_size, normalised, levels)
+        check_quantizer(kind, codebook_size, normalised, levels)
         self.kind, self.codebook_size, self.normalised, self.levels = kind, codebook_size, normalised, tuple(levels)
         self.code_dim = {"vq": code_dim, "lfq": codebook_size.bit_length() - 1, "fsq": len(self.levels)}[kind]
 
@@ -122,28 +121,6 @@ class Quantizer:
     def _numbers(self, digits_ND: Tensor) -> Tensor:
         radices_D = self._radices().to(digits_ND.device)
         return (digits_ND * (radices_D.cumprod(0) // radices_D)).sum(1)
-
-
-def check(kind: str, codebook_size: int, normalised: bool, levels: Sequence[int]) -> None:
-    """Refuses options of a quantizer that do not go together.
-
-    Raises:
-        ConfigError: names the option, what was found and what to set.
-    """
-    if kind == "lfq" and codebook_size & (codebook_size - 1):
-        raise ConfigError(
-            f"tokenizer.codebook_size: found {codebook_size}; with quantizer=lfq it is a power of 2; "
-            f"set it to {1 << (codebook_size.bit_length() - 1)}"
-        )
-    if kind == "fsq" and (not levels or min(levels) < 2 or math.prod(levels) != codebook_size):
-        raise ConfigError(
-            f"tokenizer.fsq_levels: found {list(levels)} with codebook_size {codebook_size}; with quantizer=fsq the "
-            "product of the levels (each at least 2) is codebook_size; for example [8, 6, 5] and 240"
-        )
-    if kind != "fsq" and levels:
-        raise ConfigError(f"tokenizer.fsq_levels: found {list(levels)} with quantizer={kind}; leave it out, or use fsq")
-    if kind != "vq" and normalised:
-        raise ConfigError(f"tokenizer.normalised: found true with quantizer={kind}; only vq has codes to normalise")
 
 
 def nearest(latents_ND: Tensor, codebook_KD: Tensor) -> Tensor:

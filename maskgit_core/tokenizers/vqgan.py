@@ -13,10 +13,10 @@ from typing import Annotated, Literal
 
 from torch import Tensor
 
-from maskgit_core.errors import ConfigError
 from maskgit_core.hints import Derived, Range
 from maskgit_core.layers.quantizers import Kind, Quantizer, Reconstruction
 from maskgit_core.layers.vqgan import VQGAN, Shape, colour, silu
+from maskgit_core.refusals import check_levels
 
 #: Channels of each level by downsampling, as multiples of `channels`: taming's and LlamaGen's.
 MULTIPLIERS = {2: (1, 2), 4: (1, 2, 4), 8: (1, 2, 2, 4), 16: (1, 1, 2, 2, 4), 32: (1, 1, 2, 2, 4, 4)}
@@ -58,7 +58,7 @@ class Tokenizer(VQGAN):
         fsq_levels: list[int] = [],  # noqa: B006
     ) -> None:
         levels = tuple(multipliers or MULTIPLIERS[downsample_factor])
-        check(channels, levels, downsample_factor)
+        check_levels(channels, levels, downsample_factor)
         placed = Quantizer(quantizer, codebook_size, code_dim, normalised, fsq_levels)
         shape = Shape(levels, attention, z_channels, placed.code_dim, normalised,
                       activation=silu, channels=channels, num_blocks=num_blocks)  # fmt: skip
@@ -96,16 +96,3 @@ class Tokenizer(VQGAN):
     def seen(self, images_BCHW: Tensor) -> Tensor:
         """The images as the network takes and gives them: grey repeated to three channels."""
         return colour(images_BCHW, images_BCHW.dtype)
-
-
-def check(channels: int, multipliers: tuple[int, ...], downsample_factor: int) -> None:
-    """Refuses widths that the network's norms cannot divide, and levels that do not give the downsampling."""
-    if channels % 32:
-        raise ConfigError(
-            f"tokenizer.channels: found {channels}; the network's norms take groups of 32; set it to a multiple of 32"
-        )
-    if 2 ** (len(multipliers) - 1) != downsample_factor or min(multipliers) < 1:
-        raise ConfigError(
-            f"tokenizer.multipliers: found {list(multipliers)} with downsample_factor {downsample_factor}; it takes "
-            f"{downsample_factor.bit_length()} positive numbers, finest level first; set both, or leave it out"
-        )

@@ -27,7 +27,8 @@ def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: Ten
     """
     gradients = [torch.autograd.grad(loss, last_layer, retain_graph=True)[0] for loss in (reconstruction, adversarial)]
     wanted, adverse = (mean(gradient.float()).norm() for gradient in gradients)
-    return (wanted / (adverse + 1e-4)).clamp(0, 1e4).detach()
+    weight: Tensor = (wanted / (adverse + 1e-4)).clamp(0, 1e4).detach()
+    return weight
 
 
 def hinge(real: Tensor, made: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from maskgit_core.errors import ConfigError
 from maskgit_core.hints import Neutral, Range
 from maskgit_core.layers.discriminator import Norm, smallest_image
+from maskgit_core.refusals import check_crop, check_parts
 from maskgit_core.training.perceptual import Perceptual
 
 Positive = Annotated[int, Range(1, 10_000_000)]
@@ -109,17 +110,8 @@ def check_recipe(recipe: Recipe, processes: int, image_size: int, downsample_fac
     Raises:
         ConfigError: names the key, what was found and what to set.
     """
-    parts = processes * recipe.accumulate
-    if recipe.batch_size % parts:
-        raise ConfigError(
-            f"train_tokenizer.batch_size: found {recipe.batch_size}; it is divided over {processes} processes and "
-            f"accumulate={recipe.accumulate}; set it to a multiple of {parts}"
-        )
-    if recipe.crop_size is not None and (recipe.crop_size > image_size or recipe.crop_size % downsample_factor):
-        raise ConfigError(
-            f"train_tokenizer.crop_size: found {recipe.crop_size}; it is at most dataset.image_size ({image_size}) "
-            f"and a multiple of {downsample_factor}"
-        )
+    check_parts(recipe.batch_size, processes, recipe.accumulate)
+    check_crop(recipe.crop_size, image_size, downsample_factor)
     if recipe.disc_norm == "batch" and processes > 1:
         raise ConfigError(
             "train_tokenizer.disc_norm: found batch with several processes, whose batches would be normalised apart; "

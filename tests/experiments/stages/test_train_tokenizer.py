@@ -92,7 +92,32 @@ def test_reading_ahead_and_logging_change_nothing(tmp_path, pictures):
     assert (one.files / "weights.safetensors").read_bytes() == (two.files / "weights.safetensors").read_bytes()
 
 
-def test_more_than_one_process_is_refused(tmp_path, pictures):
+def test_a_batch_that_processes_cannot_divide_is_refused(tmp_path, pictures):
     attempt = Attempt(tmp_path / "step", 1, rank=0, world_size=2)
-    with pytest.raises(ConfigError, match=r"^resources\.train_tokenizer\.ranks: found 2"):
-        call(train_tokenizer, attempt, dataset=pictures, tokenizer=TINY, **VALUES)
+    with pytest.raises(ConfigError, match=r"^train_tokenizer\.batch_size: found 5; it is divided over 2"):
+        call(train_tokenizer, attempt, dataset=pictures, tokenizer=TINY, **(VALUES | {"batch_size": 5}))
+
+
+def test_a_vqgan_is_trained_drawn_and_exported(tmp_path, pictures):
+    small = {"channels": 32, "multipliers": [1, 1, 1], "downsample_factor": 4, "num_blocks": 1, "z_channels": 8}
+    values = {"num_train_steps": 4, "batch_size": 4, "disc_weight": 0.5, "disc_width": 8, "disc_layers": 1}
+    for normalised, name in ((False, "taming.ckpt"), (True, "llamagen.pt")):
+        spec = TokenizerSpec("vqgan", small | {"codebook_size": 8, "code_dim": 4, "normalised": normalised})
+        attempt = Attempt(tmp_path / name)
+        call(train_tokenizer, attempt, dataset=pictures, tokenizer=spec, export=True, pictures_every=2, log_every=1,
+             **values)  # fmt: skip
+        attempt.close()
+        assert (attempt.files / "reconstructions" / "step-000000002.png").is_file()
+        (tmp_path / name / "files").symlink_to(attempt.files)
+        network = load_tokenizer(Input("t", "tokenizer", tmp_path / name, "f" * 64, attempt.notes["facts"], {}))
+        saved = torch.load(attempt.files / name, weights_only=True)
+        tensors = saved["model" if normalised else "state_dict"]
+        assert torch.equal(tensors["quantize.embedding.weight"], network.quantize.embedding.weight)
+        points = {metric for metric, *_ in read_points(tmp_path / name)}
+        assert {"psnr", "disc_accuracy", "grad_norm", "code_perplexity", "code_usage", "disc_grad_norm"} <= points
+
+
+def test_only_a_vqgan_with_learnt_codes_is_exported(tmp_path, pictures):
+    attempt = Attempt(tmp_path / "step")
+    with pytest.raises(ConfigError, match=r"^train_tokenizer\.export: found true"):
+        call(train_tokenizer, attempt, dataset=pictures, tokenizer=TINY, export=True, **VALUES)

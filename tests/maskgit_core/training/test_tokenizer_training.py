@@ -155,7 +155,7 @@ def test_adaptive_weight_is_the_ratio_of_gradient_norms():
 @pytest.mark.parametrize("layers", [1, 2, 3])
 def test_the_smallest_image_has_one_patch(layers):
     side = smallest_image(layers)
-    network = Discriminator(3, 8, layers)
+    network = Discriminator(3, 8, layers, "none")
     assert network(torch.zeros(1, 3, side, side)).shape == (1, 1, 1, 1)
     with pytest.raises(RuntimeError):
         network(torch.zeros(1, 3, side - 1, side - 1))
