@@ -22,10 +22,10 @@ from maskgit_core.images.pixels import stack, to_signed
 from maskgit_core.tokenizers import vq, vqgan
 from maskgit_core.training.checkpoints import save_tensors
 from maskgit_core.training.tokenizer import Trainer, held_out_scores
+from maskgit_core.training.tokenizer_export import check_exportable, container
 from maskgit_core.training.tokenizer_images import TrainingImages, held_out_ids
 from maskgit_core.training.tokenizer_recipe import Positive, Recipe, check_recipe
 from maskgit_core.training.trainer import make_accelerator
-from maskgit_core.weights.export import check_exportable, container
 
 VERSION = 2
 PRODUCES = "tokenizer"
