@@ -47,6 +47,8 @@ def check(nodes: Mapping[str, Node], *, ranks_count: bool = True) -> None:
             _check_sampling(node, known_facts)
         elif node.request.stage == "train":
             _check_training(node, known_facts, ranks_count)
+        elif node.request.stage == "train_tokenizer":
+            _check_tokenizer_training(node, known_facts, ranks_count)
 
 
 def _check_sampling(node: Node, known_facts: KnownFacts) -> None:
@@ -82,6 +84,22 @@ def _check_training(node: Node, known_facts: KnownFacts, ranks_count: bool) -> N
         done = known_facts.num_train_steps(source)
         if done is not MISSING:
             refusals.check_goes_on(config["num_train_steps"], done, f"{step}.num_train_steps")
+
+
+def _check_tokenizer_training(node: Node, known_facts: KnownFacts, ranks_count: bool) -> None:
+    step, config = node.request.name, node.request.config
+    tokenizer = config["tokenizer"]
+    refusals.check_quantizer(
+        tokenizer.get("quantizer", "vq"), tokenizer.get("codebook_size", 1024),
+        tokenizer.get("normalised", False), tokenizer.get("fsq_levels", []),
+    )  # fmt: skip
+    ranks = int(node.request.resources.get("ranks") or 1) if ranks_count else 1
+    refusals.check_parts(config["batch_size"], ranks, config.get("accumulate", 1), step)
+    size, factor = (
+        known_facts.of_param(node, p, n) for p, n in (("dataset", "image_size"), ("tokenizer", "downsample_factor"))
+    )
+    if MISSING not in (size, factor):
+        refusals.check_crop(config.get("crop_size"), size, factor, step)
 
 
 class KnownFacts:

@@ -58,8 +58,9 @@ class Trainer:
             named["codebook"] = codebook.requires_grad_(True)
         self.parameters: dict[str, Tensor] = named
         self.optimizer = torch.optim.AdamW(
-            list(named.values()), lr=recipe.lr, betas=(recipe.betas[0], recipe.betas[1]), weight_decay=1e-4, fused=True
-        )
+            list(named.values()), lr=recipe.lr, betas=(recipe.betas[0], recipe.betas[1]),
+            weight_decay=recipe.weight_decay, fused=True,
+        )  # fmt: skip
         self.average = None if kind != "vq" else CodebookAverage(
             codebook.detach(), recipe.codebook_decay, tokenizer.quantizer.normalised, self.exchange, recipe.seed
         )  # fmt: skip

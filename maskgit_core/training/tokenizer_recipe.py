@@ -27,6 +27,7 @@ class Recipe:
         lr: highest learning rate (AdamW), reached after `warmup_steps`.
         lr_schedule: `cosine` falls to 0 at the last step; `constant` stays.
         betas: AdamW's and the discriminator's Adam's.
+        weight_decay: AdamW's, on all weights of the tokenizer.
         continuous_share: share of the steps in which there is no codebook yet; it is found by k-means afterwards.
         commitment_weight: of the squared distance between latents and their codes.
         l1_weight, l2_weight, edge_weight: of the mean absolute and squared error, and of the absolute error of
@@ -65,6 +66,7 @@ class Recipe:
     seed: int = 0
     lr_schedule: Annotated[Literal["cosine", "constant"], Neutral("cosine")] = "cosine"
     betas: Annotated[tuple[float, float], Range(0.0, 1.0, high_open=True), Neutral((0.9, 0.99))] = (0.9, 0.99)
+    weight_decay: Annotated[float, Range(0), Neutral(1e-4)] = 1e-4
     l1_weight: Annotated[float, Range(0, 1000), Neutral(1.0)] = 1.0
     l2_weight: Annotated[float, Range(0, 1000), Neutral(0.0)] = 0.0
     perceptual: Annotated[Perceptual, Neutral("none")] = "none"

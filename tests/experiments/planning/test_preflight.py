@@ -53,6 +53,9 @@ def planned(tmp_path: Path, *arguments: str) -> Graph:
             "train.batch_size: 32 samples cannot be shared evenly by 3 .* give 30 or 33",
         ),
         ("train.batch_size=1 resources.train.ranks=2", "train.batch_size: 1 samples cannot .* 2 processes; give 2"),
+        ("train_tokenizer.accumulate=3", r"train_tokenizer.batch_size: found 16; .* set it to a multiple of 3"),
+        ("tokenizer.quantizer=fsq", r"tokenizer.fsq_levels: found \[\] with codebook_size 256"),
+        ("train_tokenizer.crop_size=30", r"train_tokenizer.crop_size: found 30; it is at most dataset.image_size"),
         ("model.num_heads=5", r"model.num_heads: 5 does not divide model.dim \(128\); give a divisor of it"),
     ],
 )
