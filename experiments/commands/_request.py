@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import launchers  # noqa: F401  (found now: a folder of that name beside somebody's plugins must not stand in for it)
+from experiments.planning.parts import Part
 from maskgit_core.errors import ConfigError
 
 
@@ -18,6 +19,21 @@ def request_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config-dir", action="append", default=[], metavar="DIR", help="a folder with groups of your own"
     )
+
+
+def part_arguments(parser: argparse.ArgumentParser) -> None:
+    """`--until`, `--from`, `--only`."""
+    for option, dest, meaning in (
+        ("--until", "until", "this step and all that it needs"),
+        ("--from", "since", "this step and all that needs it; what comes before must be finished"),
+        ("--only", "only_steps", "this step alone; what it needs must be finished"),
+    ):
+        parser.add_argument(option, dest=dest, action="append", default=[], metavar="STEP", help=meaning)
+
+
+def part_of(args: argparse.Namespace) -> Part:
+    """The steps that the command line asks for."""
+    return Part(*(tuple(getattr(args, name, ())) for name in ("until", "since", "only_steps")))
 
 
 def config_dirs(args: argparse.Namespace) -> list[Path]:

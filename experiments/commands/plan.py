@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
-from experiments.commands._request import config_dirs, request_arguments
+from experiments.commands._request import config_dirs, part_arguments, part_of, request_arguments
 from experiments.planning.plan_table import print_plan
 
 HELP = "what would run, and why; submits nothing"
@@ -13,13 +13,15 @@ EPILOG = """\
 examples:
   maskgit plan experiment=quickstart
   maskgit plan experiment=quickstart train.num_train_steps=5000
-  maskgit plan experiment=quickstart train.lr=1e-4,3e-4 model.depth=4,8   the grid of a sweep
+  maskgit plan experiment=quickstart train.lr=1e-4,3e-4 model.num_layers=4,8   the grid of a sweep
+  maskgit plan experiment=quickstart --until cache_tokens                     a part of the DAG
 """
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Overrides, `--redo`, `--json`, `--grid`."""
+    """Overrides, parts of the DAG, `--redo`, `--json`."""
     request_arguments(parser)
+    part_arguments(parser)
     parser.add_argument("--redo", action="append", default=[], metavar="STEP", help="as if this step had to run again")
     parser.add_argument("--json", action="store_true", help="machine-readable output")
 
@@ -27,17 +29,18 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     """Prints the plan."""
     from experiments.launching.submission import plan
+    from experiments.planning.absent_weights import with_absent_weights
     from experiments.planning.pipeline import build
 
-    graph = build(args.overrides, config_dirs(args))
-    planned = plan(graph, args.redo)
+    graph = build(args.overrides, config_dirs(args), part=part_of(args), allow_absent=True)
+    planned = with_absent_weights(plan(graph, args.redo), graph.absent)
     if args.json:
         rows = [
             {
                 "name": s.node.name,
                 "stage": s.node.request.stage,
-                "fingerprint": s.node.fingerprint,
-                "folder": str(s.node.folder),
+                "fingerprint": s.node.fingerprint if s.identified else None,
+                "folder": str(s.node.folder) if s.identified else None,
                 "action": s.action,
                 "reason": s.reason,
                 "params": dict(s.node.params),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from experiments.commands._request import config_dirs, request_arguments
+from experiments.commands._request import config_dirs, part_arguments, part_of, request_arguments
 from experiments.console import coloured
 from experiments.launching.execution import _launch, check_datasets, fetch_weights
 from experiments.planning.plan_table import print_plan
@@ -16,14 +16,16 @@ examples:
   maskgit run experiment=quickstart train.lr=1e-3,2e-3     a sweep; the tokenizer and the cache are made once
   maskgit run experiment=quickstart sweep=FILE.yaml        grid, zip, list, exclude, seeds
   maskgit run experiment=quickstart --redo evaluate        run a finished step again; the old result is kept
+  maskgit run experiment=quickstart --until train          this step and what it needs; also --from, --only
   maskgit run experiment=NAME launcher=slurm               submit the whole DAG and return
 exit codes: 0 done, 1 a step failed, 2 the request is wrong
 """
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Overrides and `--redo`."""
+    """Overrides, parts of the DAG and `--redo`."""
     request_arguments(parser)
+    part_arguments(parser)
     parser.add_argument("--redo", action="append", default=[], metavar="STEP", help="run this step again")
 
 
@@ -38,7 +40,7 @@ def main(args: argparse.Namespace) -> int:
 
     only = getattr(args, "only", None)  # set by `maskgit retry STEP`
     graph = build(args.overrides, config_dirs(args), check=lambda settings: load_launcher(settings["launcher"]),
-                  fetch=fetch_weights)  # fmt: skip
+                  fetch=fetch_weights, part=part_of(args))  # fmt: skip
     for line in graph.left_out:
         print(coloured(line, "yellow"))
     launcher = load_launcher(graph.settings["launcher"])

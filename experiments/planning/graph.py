@@ -55,6 +55,8 @@ class Graph:
     settings: Mapping[str, Any]  # launcher, paths, tracking: how, not what
     overrides: tuple[str, ...] = ()
     configs: tuple[Mapping[str, Any], ...] = field(default=(), repr=False)
+    outside: tuple[str, ...] = ()  # steps that are needed but not asked for (`--only`, `--from`): they must be finished
+    absent: tuple[str, ...] = ()  # weights that are nowhere to be had, so that no fingerprint that counts them is known
     left_out: tuple[str, ...] = ()  # steps that lack published weights, each with the command that fetches them
 
     def by_step(self) -> dict[str, list[Node]]:

@@ -17,10 +17,12 @@ from experiments.config.settings import checked
 from experiments.planning import preflight
 from experiments.planning.graph import Graph, Item, Node
 from experiments.planning.kept_needs import check_is_kept, stored_request
+from experiments.planning.parts import Part
 from experiments.store.kept import INPUT, find_model, kept_fingerprint, kept_folder
 from experiments.store.step_folder import Store
 from experiments.store.step_folder import fingerprint as fingerprint_of
 from maskgit_core.errors import ConfigError, WeightsError
+from maskgit_core.weights.registry import is_published
 
 #: (dotted key, value, "content" | "weights") -> digest
 Digest = Callable[[str, Any, str], str]
@@ -54,6 +56,8 @@ def build(
     digest: Digest | None = None,
     check: Callable[[Mapping[str, Any]], object] | None = None,
     fetch: Callable[[str], object] | None = None,
+    part: Part | None = None,
+    allow_absent: bool = False,
 ) -> Graph:
     """The graph of `maskgit run ARGUMENTS`.
 
@@ -63,6 +67,8 @@ def build(
         digest: of outside content; None: files are read (and their hashes remembered in the store).
         check: is shown the settings before anything outside is read; raises what is wrong with them.
         fetch: brings published weights that are missing (`maskgit run`); None: nothing is downloaded.
+        part: the steps asked for; None: all.
+        allow_absent: weights that are nowhere to be had are listed in the graph instead of refused (`maskgit plan`).
 
     Raises:
         ConfigError, DataError, WeightsError: whatever is wrong with the request, before anything is written.
@@ -82,7 +88,10 @@ def build(
     left_out: Sequence[str] = ()
     if resolved[0]["pipeline"].get("optional"):
         requests, left_out = _without_weights(requests, digest)
-    nodes, items = _Builder(store, digest).build(points, requests)
+    chosen, outside = (part or Part()).select(requests[0])
+    requests = [{name: r for name, r in steps.items() if name in chosen | outside} for steps in requests]
+    absent: list[str] = []
+    nodes, items = _Builder(store, _noting(digest, absent) if allow_absent else digest).build(points, requests)
     preflight.check(nodes, ranks_count=settings["launcher"].get("name") != "inline")
     return Graph(
         experiment=str(asked.choice("experiment")),
@@ -91,9 +100,26 @@ def build(
         items=items,
         settings={**settings, "config_dirs": [str(d) for d in config_dirs]},
         overrides=tuple(arguments),
+        outside=tuple(sorted(outside)),
+        absent=tuple(absent),
         left_out=tuple(left_out),
         configs=tuple(resolved),
     )
+
+
+def _noting(digest: Digest, absent: list[str]) -> Digest:
+    """`digest`, but weights that are nowhere to be had are added to `absent`."""
+
+    def noted(key: str, value: Any, mark: str) -> str:
+        try:
+            return digest(key, value, mark)
+        except WeightsError:
+            if mark != "weights" or not is_published(value):
+                raise
+            absent.append(value)
+            return f"unknown digest of {value}"
+
+    return noted
 
 
 def _without_weights(

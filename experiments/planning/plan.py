@@ -32,6 +32,7 @@ class PlannedStep:
     reason: str
     status: Status
     warnings: tuple[str, ...] = field(default=())
+    identified: bool = True  # false where absent weights leave the fingerprint unknown
 
 
 class Planner:
@@ -70,6 +71,12 @@ class Planner:
         planned: dict[str, PlannedStep] = {}
         for fingerprint, node in self._graph.nodes.items():
             planned[fingerprint] = self._step(node, planned)
+        for step in planned.values():
+            if step.node.request.name in self._graph.outside and step.action in ("run", "check"):
+                raise ConfigError(
+                    f"{step.node.name}: is not finished ({step.reason}) and the steps asked for need it; "
+                    f"run it first: --until {step.node.request.name}"
+                )
         return list(planned.values())
 
     def _step(self, node: Node, planned: Mapping[str, PlannedStep]) -> PlannedStep:

@@ -112,6 +112,11 @@ def places(entry: Entry) -> list[Path]:
     return found
 
 
+def is_published(value: object) -> bool:
+    """True for a name of the registry, false for a path."""
+    return str(value) in registry()
+
+
 def content_digest(value: str | os.PathLike[str]) -> str:
     """The sha256 that stands for these weights in a fingerprint: published, else recorded, else that of the file.
 
