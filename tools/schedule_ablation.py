@@ -18,11 +18,11 @@ from typing import Any
 
 from experiments.results.plots import SETTINGS, rendered
 from experiments.results.results import Result, collect
+from experiments.store.documents import Manifest
 from experiments.store.find import default_store
 from experiments.store.journal import read_points
-from experiments.store.step_folder import sha256_file
 from maskgit_core.errors import ArtifactError
-from maskgit_core.files import read_json, write_bytes
+from maskgit_core.files import sha256_of, write_bytes
 
 EXPERIMENT = "schedule_ablation_fashion"
 #: From most to least masked while training.
@@ -50,14 +50,14 @@ def _row(result: Result) -> dict[str, Any]:
         score = result.score(key)
         row[column] = None if score is None else round(score.value, 4)
     for folder in result.upstream:
-        manifest = read_json(folder / "manifest.json") or {}
-        if manifest.get("kind") == "model":
+        manifest = Manifest.needed(folder)
+        if manifest.kind == "model":
             last = {point.metric: point.value for point in read_points(folder)}
             row |= {column: round(last[metric], 4) for column, metric in NLL.items()}
-            row["train_seconds"] = round(manifest["seconds"], 1)
-            row["model_sha256"] = sha256_file(folder / "files" / "model.safetensors")[:16]
-        elif manifest.get("kind") == "samples":
-            row["sample_seconds"] = round(manifest["seconds"], 1)
+            row["train_seconds"] = round(manifest.seconds, 1)
+            row["model_sha256"] = sha256_of(folder / "files" / "model.safetensors")[:16]
+        elif manifest.kind == "samples":
+            row["sample_seconds"] = round(manifest.seconds, 1)
     return {**row, "commit": result.commit[:12]}
 
 

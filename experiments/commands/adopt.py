@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import time
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from experiments.commands._request import config_dirs, request_arguments
 from maskgit_core.errors import ArtifactError, ConfigError
@@ -35,9 +35,9 @@ def main(args: argparse.Namespace) -> int:
     from experiments.planning.graph import store_of
     from experiments.planning.pipeline import build
     from experiments.planning.plan import Planner
+    from experiments.store.documents import Manifest
     from experiments.store.records import new_uid
     from experiments.store.step_folder import Store
-    from maskgit_core.files import read_json
 
     source = args.path.expanduser().absolute()
     if not source.is_dir():
@@ -50,23 +50,25 @@ def main(args: argparse.Namespace) -> int:
     step = planned[0]
     if step.action in ("done", "running"):
         raise ArtifactError(f"{step.node.folder}: the step is {step.action} already; nothing was adopted")
-    missing = [n for n in step.node.upstream if read_json(graph.nodes[n].folder / "manifest.json") is None]
-    if missing:
-        raise ArtifactError(
-            f"{graph.nodes[missing[0]].name}: is not finished; finish or adopt what {args.step} needs first"
-        )
+    inputs = {}
+    for upstream in step.node.upstream:
+        made = Manifest.read(graph.nodes[upstream].folder)
+        if made is None:
+            name = graph.nodes[upstream].name
+            raise ArtifactError(f"{name}: is not finished; finish or adopt what {args.step} needs first")
+        inputs[upstream] = made.digest
     store: Store = store_of(graph)
     store.check_writable()
     write_request(step.node, graph, store)
     write_launch(step.node, graph, new_uid())
-    _adopt(source, step.node, graph, _facts(args.fact))
+    _adopt(source, step.node.folder, inputs, _facts(args.fact))
     link_experiment(graph, store)
     print(f"{step.node.name}: adopted {source} as {step.node.folder}")
     return 0
 
 
-def _facts(given: list[str]) -> dict[str, Any]:
-    facts = {}
+def _facts(given: list[str]) -> dict[str, object]:
+    facts: dict[str, object] = {}
     for text in given:
         key, equals, value = text.partition("=")
         try:
@@ -78,41 +80,22 @@ def _facts(given: list[str]) -> dict[str, Any]:
     return facts
 
 
-def _adopt(source: Path, node: Any, graph: Any, facts: dict[str, Any]) -> None:
-    from experiments.store.step_folder import check_outputs, finish, list_outputs, manifest_digest, new_attempt
-    from maskgit_core.files import link_or_copy, read_json, write_json
+def _adopt(source: Path, folder: Path, inputs: Mapping[str, str], facts: Mapping[str, object]) -> None:
+    from experiments.store.documents import End, Manifest, Notes, Request
+    from experiments.store.paths import StepFolder
+    from experiments.store.step_folder import check_outputs, finish, new_attempt
+    from maskgit_core.files import link_or_copy
 
-    manifest = read_json(source / "manifest.json")
-    known: dict[str, Any] = {}
-    if manifest is not None and "outputs" in manifest and "kind" in manifest:
-        if manifest["kind"] != node.request.kind:
-            raise ArtifactError(f"{source}: holds {manifest['kind']}; {node.name} makes {node.request.kind}")
+    request, notes = Request.needed(folder), Notes()
+    if StepFolder(source).request.is_file() and (manifest := Manifest.read(source)) is not None:
+        if manifest.kind != request.kind:
+            raise ArtifactError(f"{source}: holds {manifest.kind}; {request.stage} makes {request.kind}")
         check_outputs(source, manifest)
-        known = manifest
-        source = source / "attempts" / f"{int(manifest['attempt']):04d}" / "files"
-    number = new_attempt(node.folder)
-    files = node.folder / "attempts" / f"{number:04d}" / "files"
-    shutil.copytree(source, files, copy_function=lambda a, b: link_or_copy(Path(a), Path(b)))
-    outputs = list_outputs(files)
-    facts = {**known.get("facts", {}), **facts}
-    inputs = {p: (read_json(graph.nodes[p].folder / "manifest.json") or {}).get("digest") for p in node.upstream}
-    made = {
-        "format": 1,
-        "fingerprint": node.fingerprint,
-        "kind": node.request.kind,
-        "attempt": number,
-        "outputs": outputs,
-        "facts": facts,
-        "headline": known.get("headline"),
-        "shown": known.get("shown", []),
-        "datasets": known.get("datasets", []),
-        "inputs": inputs,
-        "digest": manifest_digest(outputs, facts),
-        "time": time.time(),
-        "seconds": 0.0,
-        "adopted_from": str(source),
-    }
-    write_json(
-        node.folder / "attempts" / f"{number:04d}" / "end.json", {"state": "done", "reason": f"adopted {source}"}
-    )
-    finish(node.folder, number, made)
+        notes = manifest.notes
+        source = StepFolder(source).attempt(manifest.attempt).files
+    attempt = StepFolder(folder).attempt(new_attempt(folder))
+    shutil.copytree(source, attempt.files, copy_function=lambda a, b: link_or_copy(Path(a), Path(b)))
+    notes = replace(notes, facts={**notes.facts, **facts})
+    made = Manifest.of_files(request, attempt.number, attempt.files, notes, inputs, adopted_from=str(source))
+    End(state="done", reason=f"adopted {source}", time=made.time).write(attempt.path)
+    finish(folder, made)

@@ -36,15 +36,15 @@ def main(args: argparse.Namespace) -> int:
     from experiments.launching.submission import submission_lock
     from experiments.monitoring.selection import look, needed_elsewhere, select
     from experiments.store.find import default_store
-    from experiments.store.records import mark_cancelled
+    from experiments.store.records import PipelineStep, mark_cancelled
 
     store = args.store.expanduser().absolute() if args.store else default_store()
-    entries: dict[str, dict[str, Any]] = {}
+    entries: dict[str, PipelineStep] = {}
     uids: list[str] = []
     whole: list[str] = []
     for text in args.what:
         found, runs, is_whole = select(text, store)
-        entries |= {entry["fingerprint"]: entry for entry in found}
+        entries |= {entry.fingerprint: entry for entry in found}
         uids += runs
         whole += runs if is_whole else []
     with submission_lock(store):
@@ -88,10 +88,10 @@ def _cancel(steps: Sequence[Any]) -> list[str]:
         note = queue.submitted(step.folder)
         if step.entry is None:
             _end_process(step)
-        elif note is not None and note.get("packed"):
+        elif note is not None and note.packed:
             remarks.append(f"the job of {step.name}: it runs other steps too; the cancelled one is passed over")
         else:
-            links += [*note["links"], *note.get("tasks", [])] if note else [step.entry.job]
+            links += [*note.links, *note.tasks] if note else [step.entry.job]
     if links:
         from launchers.cluster.queue import call_tool
 

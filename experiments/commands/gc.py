@@ -31,6 +31,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     """Lists or deletes unreached steps."""
     from experiments.store.find import default_store
+    from experiments.store.paths import StepFolder
     from experiments.store.step_folder import Store
 
     root = args.store.expanduser().absolute() if args.store else default_store()
@@ -47,7 +48,7 @@ def main(args: argparse.Namespace) -> int:
         rows.append([str(folder.relative_to(root)), size(held), f"kept: {reason}" if reason else "unreached"])
         if args.delete and reason is None:
             # The mark goes first, so that a deletion cut short never leaves something that looks finished.
-            (folder / "manifest.json").unlink(missing_ok=True)
+            StepFolder(folder).manifest.unlink(missing_ok=True)
             shutil.rmtree(folder, ignore_errors=True)
     if not rows:
         print("nothing to delete: every step is reached by an experiment")
@@ -59,8 +60,8 @@ def main(args: argparse.Namespace) -> int:
 
 def reachable(store: object) -> set[Path]:
     """Folders of all steps that an experiment's links lead to, and of what those were made from."""
+    from experiments.store.documents import Request
     from experiments.store.step_folder import Store
-    from maskgit_core.files import read_json
 
     assert isinstance(store, Store)
     todo = [p.resolve() for p in (store.root / "experiments").rglob("*") if p.is_symlink() and p.exists()]
@@ -70,20 +71,21 @@ def reachable(store: object) -> set[Path]:
         if folder in reached:
             continue
         reached.add(folder)
-        request = read_json(folder / "request.json") or {}
-        todo += [(store.root / e["folder"]).resolve() for es in request.get("inputs", {}).values() for e in es]
+        request = Request.read(folder)
+        todo += [(store.root / source.folder).resolve() for source in (request.sources if request else ())]
     return reached
 
 
 def _unused(root: Path, staying: Iterable[Path]) -> list[Path]:
     """Folders of submissions and of frozen code that none of the staying steps was submitted with or ran."""
     from experiments.monitoring.queue import submitted
-    from maskgit_core.files import read_json
+    from experiments.store.documents import Record
 
     uids, codes = set(), set()
     for folder in staying:
-        uids.add((submitted(folder) or {}).get("pipeline"))
-        codes.add(((read_json(folder / "record.json") or {}).get("code") or {}).get("digest"))
+        submission, record = submitted(folder), Record.read(folder)
+        uids.add(submission.pipeline if submission else None)
+        codes.add(record.code.digest if record else None)
     submissions = [p for p in sorted((root / "slurm").glob("*")) if p.is_dir()]
     unused = [p for p in submissions if p.name not in uids and not _is_recent(p)]
     scripts = [s.read_text() for p in submissions if p not in unused for s in p.glob("*/job-*.sh")]

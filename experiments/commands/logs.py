@@ -36,21 +36,21 @@ def main(args: argparse.Namespace) -> int:
     store = args.store.expanduser().absolute() if args.store else default_store()
     found, _, is_whole = select(args.step, store)
     if is_whole:
-        names = ", ".join(str(step["name"]) for step in found[:30])
+        names = ", ".join(step.name for step in found[:30])
         raise ConfigError(f"{args.step}: name one step of it, as {args.step}/STEP; one of [{names}]")
-    entry = {**found[0], "folder": store / found[0]["folder"]}
-    path = newest_log(entry["folder"], args.rank)
-    while path is None and args.follow and _is_live(entry["folder"]):
+    folder = store / found[0].folder
+    path = newest_log(folder, args.rank)
+    while path is None and args.follow and _is_live(folder):
         time.sleep(1)
-        path = newest_log(entry["folder"], args.rank)
-    path = path or _words_of_the_queue(entry["folder"], store)
+        path = newest_log(folder, args.rank)
+    path = path or _words_of_the_queue(folder, store)
     if path is None:
-        raise ConfigError(f"{args.step}: has no log of rank {args.rank} yet (looked in {entry['folder'] / 'logs'})")
+        raise ConfigError(f"{args.step}: has no log of rank {args.rank} yet (looked in {folder / 'logs'})")
     text = path.read_text(errors="replace")
     lines = text.splitlines(keepends=True)
     sys.stdout.write("".join(lines[-args.lines :] if args.lines else lines))
     if args.follow:
-        _follow(path, entry["folder"], len(text.encode(errors="replace")))
+        _follow(path, folder, len(text.encode(errors="replace")))
     return 0
 
 
@@ -69,7 +69,7 @@ def _words_of_the_queue(folder: Path, store: Path) -> Path | None:
     note = submitted(folder)
     if note is None:
         return None
-    outputs = [p for job in note["links"] for p in (store / "slurm" / note["pipeline"]).glob(f"*/{job}_*log.out")]
+    outputs = [p for job in note.links for p in (store / "slurm" / note.pipeline).glob(f"*/{job}_*log.out")]
     return max(outputs, key=lambda p: p.stat().st_mtime, default=None)
 
 

@@ -7,9 +7,11 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from experiments.store.origin import Origin
 
 HELP = "the exact config, code state and command behind a run or a table cell"
 EPILOG = """\
@@ -46,6 +48,7 @@ def main(args: argparse.Namespace) -> int:
     from experiments.commands._request import config_dirs
     from experiments.store.find import default_store
     from experiments.store.origin import code_difference, origins
+    from experiments.store.typed_json import plain
 
     store = args.store.expanduser().absolute() if args.store else default_store()
     places = config_dirs(args)
@@ -53,13 +56,13 @@ def main(args: argparse.Namespace) -> int:
     found = [o for name in names for o in origins(name, store)]
     if args.diff:
         for origin in found:
-            print(origin["code"].get("diff") or "", end="")
+            print(origin.code.diff, end="")
         return 0
     if args.json:
-        print(json.dumps([{k: v for k, v in o.items() if k != "manifest"} for o in found], indent=2, default=str))
+        print(json.dumps(plain(found), indent=2, default=str))
     else:
         for origin in found:
-            _print(origin, code_difference(origin))
+            _print(origin, code_difference(origin.code))
     if not args.run:
         return 0
     return max(_run(origin, args, places, store) for origin in found)
@@ -92,51 +95,51 @@ def _cell_runs(args: argparse.Namespace, store: Path, places: list[Path]) -> lis
     return [r.run for r in cell.results]
 
 
-def _print(origin: Mapping[str, Any], differs: str) -> None:
+def _print(origin: Origin, differs: str) -> None:
     import yaml
 
-    code = origin["code"]
-    commit = f"{code.get('commit') or 'no commit'}{' with changes (--diff prints them)' if code.get('dirty') else ''}"
+    code = origin.code
+    commit = f"{code.commit or 'no commit'}{' with changes (--diff prints them)' if code.dirty else ''}"
     lines = {
-        "run": origin["run"],
-        "folder": origin["folder"],
-        "command": origin["command"],
+        "run": origin.run,
+        "folder": origin.folder,
+        "command": origin.command,
         "code": commit,
         "here": differs or "the same code",
-        "made": f"{origin['user']} on {origin['host']}",
-        "fingerprint": origin["fingerprint"],
-        "outputs": f"digest {origin['digest']}",
+        "made": f"{origin.user} on {origin.host}",
+        "fingerprint": origin.fingerprint,
+        "outputs": f"digest {origin.digest}",
     }
     for name, value in lines.items():
         print(f"{name:<12} {value}")
-    for key, digest in origin["outside"].items():
+    for key, digest in origin.outside.items():
         print(f"{'content':<12} {key} {digest}")
     print("config")
-    for line in yaml.safe_dump(origin["config"], sort_keys=True, default_flow_style=False).splitlines():
+    for line in yaml.safe_dump(origin.config, sort_keys=True, default_flow_style=False).splitlines():
         print(f"  {line}")
 
 
-def _run(origin: Mapping[str, Any], args: argparse.Namespace, places: list[Path], store: Path) -> int:
+def _run(origin: Origin, args: argparse.Namespace, places: list[Path], store: Path) -> int:
     """Executes the command, in a fresh store where one is named."""
     from experiments.commands import parse_arguments, run
     from experiments.store.origin import code_difference, compare_outputs
     from maskgit_core.errors import ConfigError
 
-    differs = code_difference(origin)
+    differs = code_difference(origin.code)
     if differs and not args.anyway:
         raise ConfigError(
-            f"{origin['run']}: {differs}; get its code (git worktree add ../original "
-            f"{origin['code'].get('commit')}) and run there, or add --anyway"
+            f"{origin.run}: {differs}; get its code (git worktree add ../original "
+            f"{origin.code.commit}) and run there, or add --anyway"
         )
     target = args.into.expanduser().absolute() if args.into else store
     os.environ["MASKGIT_STORE"] = str(target)
     dirs = [part for place in places for part in ("--config-dir", str(place))]
-    code = run.main(parse_arguments("run", [*shlex.split(origin["command"])[2:], *dirs]))
+    code = run.main(parse_arguments("run", [*shlex.split(origin.command)[2:], *dirs]))
     if code != 0 or not args.into:
         return code
     problems = compare_outputs(origin, target)
     if not problems:
-        print(f"{origin['run']}: reproduced; every output is the same, byte for byte")
+        print(f"{origin.run}: reproduced; every output is the same, byte for byte")
         return 0
-    print(f"{origin['run']}: came out differently", *problems, sep="\n  ", file=sys.stderr)
+    print(f"{origin.run}: came out differently", *problems, sep="\n  ", file=sys.stderr)
     return 1

@@ -31,14 +31,14 @@ def main(args: argparse.Namespace) -> int:
 
     store = args.store.expanduser().absolute() if args.store else default_store()
     entries, uids, whole = select(args.what, store)
-    record = next((r for r in records(store) if r["uid"] in uids), None)
+    record = next((r for r in records(store) if r.uid in uids), None)
     if record is None:
         raise ConfigError(f"{args.what}: no run of it is recorded in {store}; start it with maskgit run")
-    print(f"again: {record['command']}")
+    print(f"again: {record.command}")
     again = argparse.Namespace(
-        overrides=[*record["overrides"], f"paths.store={store}", *args.overrides],
-        config_dir=list(record["settings"].get("config_dirs") or []),
+        overrides=[*record.overrides, f"paths.store={store}", *args.overrides],
+        config_dir=list(record.settings.get("config_dirs") or []),
         redo=[],
-        only=None if whole else {entry["fingerprint"] for entry in entries},
+        only=None if whole else {entry.fingerprint for entry in entries},
     )
     return run.main(again)

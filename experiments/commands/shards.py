@@ -19,7 +19,7 @@ examples:
   maskgit shards import npz_folder PATH --codebook-size 1024
   maskgit shards push PATH owner/name                   to a Hugging Face data-set repository
   maskgit shards pull owner/name PATH
-PATH is a folder with manifest.json and shards, or the folder of a cache_tokens step.
+PATH is a folder of shards with their manifest, or the folder of a cache_tokens step.
 """
 ACTIONS = ("info", "verify", "export", "import", "push", "pull")
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from experiments.console import coloured, duration, number, table
 from experiments.monitoring.status import rows_of
+from experiments.store.records import PipelineRecord, latest_records
 
 HELP = "every step: state, job, time, headline number"
 EPILOG = """\
@@ -45,14 +46,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     """Prints the table, once or repeatedly."""
     from experiments.store.find import default_store
-    from experiments.store.records import latest_records
 
     store = args.store.expanduser().absolute() if args.store else default_store()
     while True:
         records = latest_records(store, args.experiment)
         rows = [(record, rows_of(record, store)) for record in records]
         if args.json:
-            print(json.dumps([{"experiment": r["experiment"], "uid": r["uid"], "steps": s} for r, s in rows], indent=2))
+            print(json.dumps([{"experiment": r.experiment, "uid": r.uid, "steps": s} for r, s in rows], indent=2))
         else:
             _print(rows, store)
         if args.usage:
@@ -66,11 +66,11 @@ def main(args: argparse.Namespace) -> int:
         print()
 
 
-def _print(rows: Sequence[tuple[dict[str, Any], list[dict[str, Any]]]], store: Path) -> None:
+def _print(rows: Sequence[tuple[PipelineRecord, list[dict[str, Any]]]], store: Path) -> None:
     if not rows:
         print(f"nothing has been run in {store}")
     for record, steps in rows:
-        print(coloured(f"{record['experiment']}  ({record['uid']}, {record['user']})", "bold"))
+        print(coloured(f"{record.experiment}  ({record.uid}, {record.user})", "bold"))
         shown = [
             [s["name"], s["state"], s["job"] or "", duration(s["seconds"]), _headline(s), _detail(s)] for s in steps
         ]

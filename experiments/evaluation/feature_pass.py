@@ -12,6 +12,7 @@ from torch import Tensor
 
 from experiments.config.specs import ExtractorSpec, Input
 from experiments.running.attempt import Attempt
+from experiments.store.paths import StepFolder
 from maskgit_core.errors import ConfigError
 from maskgit_core.evaluation.blocks import Blocks
 from maskgit_core.evaluation.features import describe_extractor, extract
@@ -22,7 +23,7 @@ def blocks_of(attempt: Attempt, name: str, count: int, *inputs: Input | None) ->
     """Blocks in the attempt's shared parts; a rebuilt input never meets the blocks made from its predecessor."""
     made_from = hashlib.sha256()
     for entry in inputs:
-        made_from.update(b"-" if entry is None else (entry.folder / "manifest.json").read_bytes())
+        made_from.update(b"-" if entry is None else StepFolder(entry.folder).manifest.read_bytes())
     return Blocks(
         attempt.parts / made_from.hexdigest()[:12],
         name,

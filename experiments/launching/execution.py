@@ -38,10 +38,11 @@ def _launch(graph: Any, planned: Sequence[Any], store: Any, launcher: Any) -> in
 
 def set_aside(planned: Sequence[Any]) -> None:
     """Takes the done mark from steps that `--redo` names; what they made is kept with its attempt."""
+    from experiments.store.paths import StepFolder
     from experiments.store.step_folder import retire
 
     for step in planned:
-        if step.action == "run" and (step.node.folder / "manifest.json").exists() and "--redo" in step.reason:
+        if step.action == "run" and StepFolder(step.node.folder).manifest.exists() and "--redo" in step.reason:
             retire(step.node.folder, step.status.manifest)
         (step.node.folder / "cancelled").unlink(missing_ok=True)
 
@@ -75,16 +76,16 @@ def check_datasets(planned: Sequence[Any]) -> None:
 
 def report(todo: Sequence[Any], outcomes: Mapping[str, Any], echoed: bool = False) -> int:
     """Prints headline numbers, or for each failed step its name, its last lines and its log; returns the exit code."""
-    from maskgit_core.files import read_json
+    from experiments.store.documents import Manifest
 
     code = 0
     for call in todo:
         outcome = outcomes[call.key]
         folder = Path(call.args[0])
         if outcome.state == "done":
-            head = (read_json(folder / "manifest.json") or {}).get("headline")
-            if head:
-                print(f"  {call.name}: {head['name']} = {number(head['value'])}")
+            manifest = Manifest.read(folder)
+            if manifest is not None and (head := manifest.headline):
+                print(f"  {call.name}: {head.name} = {number(head.value)}")
         elif outcome.state == "failed":
             refused = _print_failure(call, outcome, echoed)
             code = 2 if refused and code != 1 else 1
@@ -106,7 +107,8 @@ def _print_failure(call: Any, outcome: Any, echoed: bool) -> bool:
     told = [line for line in lines if line.startswith("error: ")]
     if "No space left" in outcome.message or (outcome.exit_code == 2 and not told):
         # The log itself could not be written.
-        reason = last_end(Path(call.args[0])).get("reason") or f"{call.log.parent}: the disk is full; free some space"
+        end = last_end(Path(call.args[0]))
+        reason = (end and end.reason) or f"{call.log.parent}: the disk is full; free some space"
         told = [f"error: {reason}"]
     if told and (outcome.exit_code == 2 or "No space left" in outcome.message):
         if not (echoed and told[-1] in lines):

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -19,18 +17,16 @@ from experiments.planning.graph import Graph, Node
 from experiments.planning.plan import PlannedStep
 from experiments.store import provenance
 from experiments.store.claims import Owner
-from experiments.store.records import new_uid
+from experiments.store.documents import InputName, Launch, Request, Source
+from experiments.store.records import PipelineItem, PipelineRecord, PipelineStep, new_uid
 from experiments.store.step_folder import Store
-from maskgit_core.files import create_exclusively, write_json
-
-FORMAT = 1
 
 
 def prepare(graph: Graph, planned: Sequence[PlannedStep], store: Store, *, uid: str | None = None) -> str:
     """Makes the step folders of everything planned and the record of this execution; returns its uid.
 
-    Nothing here marks anything done. `request.json` is made once and never changed; `launch.json` says how this
-    execution runs it.
+    Nothing here marks anything done. A request is made once and never changed; the launch says how this execution
+    runs it.
 
     Raises:
         ArtifactError: the store cannot be written; names the folder and the remedy.
@@ -45,52 +41,51 @@ def prepare(graph: Graph, planned: Sequence[PlannedStep], store: Store, *, uid: 
     with ThreadPoolExecutor(16) as pool:  # the time goes into syncing to disk, which many can share
         list(pool.map(write, pending))
     link_experiment(graph, store)
-    write_json(store.root / "pipelines" / f"{uid}.json", pipeline_record(graph, planned, store, uid))
+    pipeline_record(graph, planned, store, uid).save(store.root)
     return uid
 
 
 def write_request(node: Node, graph: Graph, store: Store) -> None:
-    """Writes `request.json` unless it is there: what was asked, by whom does not matter."""
-    request = {
-        "format": FORMAT,
-        "fingerprint": node.fingerprint,
-        "stage": node.request.stage,
-        "module": node.request.module,
-        "version": node.request.version,
-        "kind": node.request.kind,
-        "config": dict(node.request.config),
-        "identity": dict(node.request.identity),
-        "modules": dict(node.request.modules),
-        "outside": dict(node.outside),
-        "inputs": {
-            param: [
-                {"fingerprint": p, "folder": os.path.relpath(graph.nodes[p].folder, store.root)} for p in prints
-            ]
-            for param, prints in node.inputs.items()
+    """Writes the request unless it is there."""
+    asked = node.request
+    request = Request(
+        fingerprint=node.fingerprint,
+        stage=asked.stage,
+        module=asked.module,
+        version=asked.version,
+        kind=asked.kind,
+        config=asked.config,
+        identity=asked.identity,
+        modules=asked.modules,
+        outside=node.outside,
+        inputs={
+            param: tuple(
+                Source(fingerprint=p, folder=os.path.relpath(graph.nodes[p].folder, store.root)) for p in fingerprints
+            )
+            for param, fingerprints in node.inputs.items()
         },
-    }  # fmt: skip
-    create_exclusively(node.folder / "request.json", request)
+    )
+    request.create(node.folder)
 
 
 def write_launch(node: Node, graph: Graph, uid: str) -> None:
-    """Writes `launch.json`: names, parameters of the sweep, and everything that never enters a fingerprint."""
-    launch = {
-        "name": node.name,
-        "step": node.request.name,
-        "params": dict(node.params),
-        "experiment": graph.experiment,
-        "pipeline": uid,
-        "execution": dict(node.request.execution),
-        "content": {k: resolved(v) for k, v in node.request.content.items()},
-        "weights": {k: _weights_place(v) for k, v in node.request.weights.items()},
-        "resources": dict(node.request.resources),
-        "plugins": list(graph.settings.get("plugins") or ()),
-        "python_path": plugin_path(graph.settings.get("plugins") or ()),
-        "inputs": {
-            p: {"name": graph.nodes[p].request.name, "params": dict(graph.nodes[p].params)} for p in node.upstream
-        },
-    }
-    write_json(node.folder / "launch.json", launch)
+    """Writes the launch: names, parameters of the sweep, and everything that never enters a fingerprint."""
+    plugins = tuple(graph.settings.get("plugins") or ())
+    launch = Launch(
+        name=node.name,
+        step=node.request.name,
+        params=node.params,
+        experiment=graph.experiment,
+        pipeline=uid,
+        execution=node.request.execution,
+        content={k: resolved(v) for k, v in node.request.content.items()},
+        weights={k: _weights_place(v) for k, v in node.request.weights.items()},
+        resources=node.request.resources,
+        plugins=plugins,
+        python_path=tuple(plugin_path(plugins)),
+        inputs={p: InputName(name=graph.nodes[p].request.name, params=graph.nodes[p].params) for p in node.upstream},
+    )
+    launch.write(node.folder)
 
 
 def plugin_path(plugins: Sequence[str]) -> list[str]:
@@ -102,7 +97,7 @@ def plugin_path(plugins: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def resolved(value: Any) -> Any:
+def resolved(value: Any) -> str:
     """A content path made absolute, so that a job may start in another folder."""
     from maskgit_core.content import resolve
 
@@ -131,39 +126,37 @@ def link_experiment(graph: Graph, store: Store) -> None:
             os.replace(temporary, link)
 
 
-def pipeline_record(graph: Graph, planned: Sequence[PlannedStep], store: Store, uid: str) -> dict[str, Any]:
-    """One execution as a plain record; `steps[*].action` says at planning time what was reused."""
-    code = provenance.code_state()
+def pipeline_record(graph: Graph, planned: Sequence[PlannedStep], store: Store, uid: str) -> PipelineRecord:
+    """The record of one execution; the action of each step is the plan's: which are reused, which run."""
     owner = Owner.me()
-    return {
-        "format": FORMAT,
-        "uid": uid,
-        "experiment": graph.experiment,
-        "description": graph.description,
-        "overrides": list(graph.overrides),
-        "command": "maskgit run " + " ".join(graph.overrides),
-        "user": owner.user,
-        "owner": asdict(owner),
-        "host": socket.gethostname(),
-        "time": time.time(),
-        "code": {k: v for k, v in code.items() if k != "diff"},
-        "settings": dict(graph.settings),
-        "items": [{"params": dict(i.params), "label": label(i.params), "steps": dict(i.steps)} for i in graph.items],
-        "steps": [_step_entry(step, store) for step in planned],
-    }
+    return PipelineRecord(
+        uid=uid,
+        experiment=graph.experiment,
+        description=graph.description,
+        overrides=graph.overrides,
+        command="maskgit run " + " ".join(graph.overrides),
+        user=owner.user,
+        owner=owner,
+        host=owner.host,
+        time=time.time(),
+        code=provenance.code_state().brief(),
+        settings=graph.settings,
+        items=tuple(PipelineItem(params=i.params, label=label(i.params), steps=i.steps) for i in graph.items),
+        steps=tuple(_step_entry(step, store) for step in planned),
+    )
 
 
-def _step_entry(step: PlannedStep, store: Store) -> Mapping[str, Any]:
+def _step_entry(step: PlannedStep, store: Store) -> PipelineStep:
     node = step.node
-    return {
-        "name": node.name,
-        "step": node.request.name,
-        "stage": node.request.stage,
-        "kind": node.request.kind,
-        "fingerprint": node.fingerprint,
-        "folder": os.path.relpath(node.folder, store.root),
-        "params": dict(node.params),
-        "needs": node.upstream,
-        "action": step.action,
-        "reason": step.reason,
-    }
+    return PipelineStep(
+        name=node.name,
+        step=node.request.name,
+        stage=node.request.stage,
+        kind=node.request.kind,
+        fingerprint=node.fingerprint,
+        folder=os.path.relpath(node.folder, store.root),
+        params=node.params,
+        needs=tuple(node.upstream),
+        action=step.action,
+        reason=step.reason,
+    )

@@ -142,10 +142,10 @@ def _others(planned: Sequence[PlannedStep], mine: Collection[str]) -> tuple[dict
         note = queue.submitted(step.node.folder) if step.node.fingerprint not in mine else None
         if note is not None and step.action != "done":
             # An id that the queue has forgotten counts as ended well: never wait for it, the job looks for itself.
-            live = [j for j in note["links"] if (e := queue.queue().find(j)) is not None and e.is_live]
+            live = [j for j in note.links if (e := queue.queue().find(j)) is not None and e.is_live]
             if live:
                 links[step.node.fingerprint] = tuple(live)
-                packed |= {step.node.fingerprint} if note.get("packed") else set()
+                packed |= {step.node.fingerprint} if note.packed else set()
     return links, packed
 
 

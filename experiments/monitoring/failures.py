@@ -9,7 +9,9 @@ from typing import Any
 
 from experiments.monitoring import queue
 from experiments.monitoring.queue import exit_note
-from experiments.store.step_folder import attempts, status
+from experiments.store.paths import StepFolder
+from experiments.store.records import PipelineRecord
+from experiments.store.step_folder import Status, status
 
 _BY_STATE = {
     "OUT_OF_MEMORY": "out of memory",
@@ -36,13 +38,13 @@ class Failure:
     folder: str
 
 
-def failures(record: Mapping[str, Any], store: Path) -> list[Failure]:
+def failures(record: PipelineRecord, store: Path) -> list[Failure]:
     """The steps of an execution that failed or were killed and are not running again."""
     from experiments.monitoring.status import rows_of
 
     alive = queue.job_alive()
     broken = []
-    for row in rows_of(dict(record), store):
+    for row in rows_of(record, store):
         folder = Path(row["folder"])
         if row["state"] in ("failed", "killed"):
             broken.append((row, folder, status(folder, alive), exit_note(folder, store)))
@@ -58,14 +60,14 @@ def grouped(found: Sequence[Failure]) -> list[tuple[tuple[str, str], list[Failur
     return sorted(groups.items(), key=lambda group: -len(group[1]))
 
 
-def job_of(folder: Path, found: Any, note: Mapping[str, Any] | None) -> str:
+def job_of(folder: Path, found: Status, note: Mapping[str, Any] | None) -> str:
     """The id of the job that ran a step last, or nothing."""
     if note is not None:
         return str(note["job"])
     if found.owner is not None and found.owner.job:
         return str(found.owner.job)
     submitted = queue.submitted(folder)
-    return str(submitted["links"][-1]) if submitted else ""
+    return submitted.links[-1] if submitted else ""
 
 
 def _usage(jobs: Sequence[str]) -> Mapping[str, Any]:
@@ -77,20 +79,20 @@ def _usage(jobs: Sequence[str]) -> Mapping[str, Any]:
 
 
 def _failure(
-    entry: Mapping[str, Any], folder: Path, found: Any, note: Mapping[str, Any] | None, told: Mapping[str, Any]
+    entry: Mapping[str, Any], folder: Path, found: Status, note: Mapping[str, Any] | None, told: Mapping[str, Any]
 ) -> Failure:
     job = job_of(folder, found, note)
     counted = told.get(job)
     reason = _BY_STATE.get(counted.state, "") if counted is not None else ""
-    trace = [line for line in (found.end.get("traceback") or "").splitlines() if line.strip()]
-    own = trace[-1] if trace else (str(found.end.get("reason") or "") if found.state == "failed" else "")
+    trace = [line for line in ((found.end and found.end.traceback) or "").splitlines() if line.strip()]
+    own = trace[-1] if trace else (found.reason if found.state == "failed" else "")
     killed = note is not None and note["code"] < 0
     if not reason:
         reason = "killed" if killed or (entry["state"] == "killed" and not own) else "own error"
     line = own or entry["reason"] or "ended without a word"
-    tried = attempts(folder)
-    owner = found.owner or (found.start.get("owner") or {})
-    host = owner.get("host", "") if isinstance(owner, Mapping) else owner.host
+    tried = StepFolder(folder).attempts()
+    owner = found.owner or (found.start.owner if found.start else None)
+    host = owner.host if owner else ""
     logs = sorted((folder / "logs").glob("*"), key=lambda p: p.stat().st_mtime)
     return Failure(
         name=entry["name"],
@@ -98,7 +100,7 @@ def _failure(
         line=" ".join(line.split())[:300],
         node=(note or {}).get("node") or (counted.node if counted else "") or host,
         job=job,
-        attempt=int(tried[-1].name) if tried else 0,
+        attempt=tried[-1].number if tried else 0,
         log=str(logs[-1]) if logs else "",
         folder=str(folder),
     )

@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from experiments.monitoring import queue as queue_hint
 from experiments.store.claims import JobAlive
-from maskgit_core.files import read_json, write_json
+from experiments.store.documents import Request, Submission
+from maskgit_core.files import read_json
 
 if TYPE_CHECKING:
     from launchers.cluster.queue import Queue, QueueEntry
-
-SUBMITTED = "submitted.json"
 
 
 def has_queue() -> bool:
@@ -40,20 +39,20 @@ def note_submitted(
     folder: Path, links: tuple[str, ...], *, pipeline: str, packed: bool, user: str, tasks: Sequence[str] = ()
 ) -> None:
     """Writes into a step's folder which jobs will run it, and which tasks make its pieces before."""
-    note = {"links": list(links), "pipeline": pipeline, "packed": packed, "user": user, "tasks": list(tasks)}
-    write_json(folder / SUBMITTED, note, durable=False)
+    submission = Submission(links=links, pipeline=pipeline, packed=packed, user=user, tasks=tuple(tasks))
+    submission.write(folder, durable=False)
 
 
-def submitted(folder: Path) -> dict[str, Any] | None:
+def submitted(folder: Path) -> Submission | None:
     """What `note_submitted` wrote."""
-    found = read_json(folder / SUBMITTED)
-    return found if isinstance(found, dict) and found.get("links") else None
+    submission = Submission.read(folder)
+    return submission if submission is not None and submission.links else None
 
 
 def live_entry(folder: Path) -> QueueEntry | None:
     """The queue's entry of the job that will run (or runs) this step; None where there is none or nobody answers."""
     note = submitted(folder) if has_queue() else None
-    for job in (note or {}).get("links", []):
+    for job in note.links if note else ():
         entry = queue().find(job)
         if entry is not None and entry.is_live:
             return entry
@@ -62,7 +61,8 @@ def live_entry(folder: Path) -> QueueEntry | None:
 
 def running_tasks(folder: Path) -> str | None:
     """How the independent tasks of a step stand, in words, while one of them executes; else None."""
-    tasks = (submitted(folder) or {}).get("tasks") or []
+    submission = submitted(folder)
+    tasks = submission.tasks if submission else ()
     found = [queue().find(job) for job in tasks] if has_queue() else []
     live = [entry for entry in found if entry is not None and entry.is_live]
     running = [entry for entry in live if not entry.waits_again]
@@ -80,14 +80,14 @@ def queued_steps(folders: dict[str, Path]) -> dict[str, QueueEntry]:
 def exit_note(folder: Path, store: Path) -> dict[str, Any] | None:
     """What the job that last ran this step noted about its end; a rank's own trouble goes first."""
     submitted = queue_hint.submitted(folder)
-    fingerprint = (read_json(folder / "request.json") or {}).get("fingerprint")
-    if submitted is None or fingerprint is None:
+    request = Request.read(folder)
+    if submitted is None or request is None:
         return None
     notes = []
-    for batch in sorted((store / "slurm" / submitted["pipeline"]).glob("[0-9]*/batch.json")):
+    for batch in sorted((store / "slurm" / submitted.pipeline).glob("[0-9]*/batch.json")):
         for index, task in enumerate((read_json(batch) or {}).get("tasks", [])):
             for position, call in enumerate(task):
-                if call["key"] == fingerprint:
+                if call["key"] == request.fingerprint:
                     notes += [read_json(p) for p in batch.parent.glob(f"ends/{index}-{position}.*json")]
     known = [note for note in notes if note]
     return max(known, key=lambda note: (note["code"] not in (0, 75, 143), note["time"]), default=None)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from experiments.monitoring import queue
 from experiments.store.find import find_steps
-from experiments.store.records import is_cancelled, records
+from experiments.store.records import PipelineStep, is_cancelled, records
 from experiments.store.step_folder import Status, status
 from maskgit_core.errors import ConfigError, unknown_name
 
@@ -37,15 +37,15 @@ class StepNow:
         return self.status.owner.user if self.status.owner is not None else None
 
 
-def look(entry: Mapping[str, Any], store: Path) -> StepNow:
+def look(entry: PipelineStep, store: Path) -> StepNow:
     """Reads one step's files and asks the queue."""
-    folder = store / entry["folder"]
+    folder = store / entry.folder
     queued = queue.live_entry(folder)
     found = status(folder, queue.job_alive())
-    return StepNow(entry["name"], entry["fingerprint"], folder, found, queued)
+    return StepNow(entry.name, entry.fingerprint, folder, found, queued)
 
 
-def select(text: str, store: Path) -> tuple[list[dict[str, Any]], list[str], bool]:
+def select(text: str, store: Path) -> tuple[list[PipelineStep], list[str], bool]:
     """The steps that `text` names, the uids of the executions meant, and whether these are meant as a whole.
 
     Args:
@@ -55,28 +55,24 @@ def select(text: str, store: Path) -> tuple[list[dict[str, Any]], list[str], boo
         ConfigError: nothing matches.
     """
     known = records(store)
-    whole = [r for r in known if text in (r["experiment"], r["uid"])]
+    whole = [r for r in known if text in (r.experiment, r.uid)]
     if whole:
-        entries = {step["fingerprint"]: step for record in reversed(whole) for step in record["steps"]}
-        return list(entries.values()), [record["uid"] for record in whole], True
+        entries = {step.fingerprint: step for record in reversed(whole) for step in record.steps}
+        return list(entries.values()), [record.uid for record in whole], True
     head, _, tail = text.rpartition("/")
     if head and tail.isdigit():
-        steps = next((r["steps"] for r in known if head in (r["experiment"], r["uid"])), None)
+        steps = next((r.steps for r in known if head in (r.experiment, r.uid)), None)
         if steps is None:
-            raise unknown_name("experiment", head, {r["experiment"] for r in known}, f"run in {store} of experiment")
+            raise unknown_name("experiment", head, {r.experiment for r in known}, f"run in {store} of experiment")
         if not 1 <= int(tail) <= len(steps):
             raise ConfigError(f"{text}: {head} has steps 1 to {len(steps)}, in the order of `maskgit status {head}`")
         found = [steps[int(tail) - 1]]
     else:
         found = find_steps(text, store)
-    prints = {step["fingerprint"] for step in found}
-    experiments = {step.get("experiment") or head for step in found} | ({head} if head else set())
-    uids = [
-        record["uid"]
-        for record in known
-        if record["experiment"] in experiments and prints & {s["fingerprint"] for s in record["steps"]}
-    ]
-    return [dict(step) for step in found], uids, False
+    fingerprints = {step.fingerprint for step in found}
+    experiments = {step.experiment or head for step in found} | ({head} if head else set())
+    uids = [r.uid for r in known if r.experiment in experiments and fingerprints & set(r.by_fingerprint)]
+    return found, uids, False
 
 
 def needed_elsewhere(chosen: Sequence[StepNow], uids: Sequence[str], store: Path) -> dict[str, str]:
@@ -88,16 +84,16 @@ def needed_elsewhere(chosen: Sequence[StepNow], uids: Sequence[str], store: Path
     since = {}
     for step in chosen:
         note = queue.submitted(step.folder)
-        since[step.fingerprint] = str(note["pipeline"]) if note is not None else ""
+        since[step.fingerprint] = note.pipeline if note is not None else ""
     found: dict[str, str] = {}
     for record in records(store):
-        uid = record["uid"]
-        if uid in uids or record["settings"]["launcher"].get("name") in ("local", "inline") or is_cancelled(store, uid):
+        uid = record.uid
+        if uid in uids or record.launcher in ("local", "inline") or is_cancelled(store, uid):
             continue
-        for entry in record["steps"]:
-            pipeline = since.get(entry["fingerprint"])
+        for entry in record.steps:
+            pipeline = since.get(entry.fingerprint)
             if pipeline and (uid == pipeline or _time(uid) > _time(pipeline)):
-                found.setdefault(entry["fingerprint"], f"{record['experiment']} ({uid}) of {record['user']}")
+                found.setdefault(entry.fingerprint, f"{record.experiment} ({uid}) of {record.user}")
     return found
 
 

@@ -6,62 +6,66 @@ import time
 from pathlib import Path
 from typing import Any
 
+from experiments.store.records import PipelineRecord, PipelineStep
 
-def rows_of(record: dict[str, Any], store: Path) -> list[dict[str, Any]]:
+
+def rows_of(record: PipelineRecord, store: Path) -> list[dict[str, Any]]:
     """Every step of an execution with its state as it is now."""
     from experiments.monitoring.queue import job_alive, queued_steps
 
     alive = job_alive()
-    queued = queued_steps({entry["fingerprint"]: store / entry["folder"] for entry in record["steps"]})
+    queued = queued_steps({entry.fingerprint: store / entry.folder for entry in record.steps})
     states: dict[str, str] = {}
     rows = []
-    for entry in record["steps"]:
+    for entry in record.steps:
         row = row_of(entry, store, alive, queued, states)
-        states[entry["fingerprint"]] = row["state"]
+        states[entry.fingerprint] = row["state"]
         rows.append(row)
     return rows
 
 
-def row_of(entry: dict[str, Any], store: Path, alive: Any, queued: Any, states: dict[str, str]) -> dict[str, Any]:
+def row_of(entry: PipelineStep, store: Path, alive: Any, queued: Any, states: dict[str, str]) -> dict[str, Any]:
     """One step's state: from its files first, then the queue, then what it waits for."""
     from experiments.monitoring.queue import running_tasks
+    from experiments.store.paths import StepFolder
     from experiments.store.step_folder import status
+    from experiments.store.typed_json import plain
     from maskgit_core.files import read_json
 
-    folder = store / entry["folder"]
+    folder = store / entry.folder
     found = status(folder, alive)
     state, job = str(found.state), found.owner.job if found.owner else None
-    reason = str(found.end.get("reason") or "")
-    waiting = queued.get(entry["fingerprint"])
+    reason = found.reason
+    waiting = queued.get(entry.fingerprint)
     if waiting is not None and (state not in ("done", "running") or (state == "running" and waiting.waits_again)):
         job, reason, state = waiting.job, waiting.reason, "queued"
         if (told := running_tasks(folder)) is not None:
             reason, state = told, "running"
-    blockers = [n for n in entry["needs"] if states.get(n) in ("failed", "killed", "cancelled", "blocked", "stopped")]
+    blockers = [n for n in entry.needs if states.get(n) in ("failed", "killed", "cancelled", "blocked", "stopped")]
     if state in ("waiting", "absent"):
         state = "blocked" if blockers else "waiting"
         reason = "something it needs did not finish" if blockers else reason
     if state == "killed" or (state == "waiting" and waiting is None):
         state, reason, job = ended_outside(folder, store, state, reason, job)
-    manifest = found.manifest or {}
-    seconds = manifest.get("seconds")
-    if state == "running" and found.start.get("time"):
-        seconds = time.time() - found.start["time"]
-    progress = read_json(folder / "attempts" / f"{found.attempt:04d}" / "progress.json") if state == "running" else None
+    manifest = found.manifest
+    seconds = manifest.seconds if manifest else None
+    if state == "running" and found.start is not None:
+        seconds = time.time() - found.start.time
+    progress = read_json(StepFolder(folder).attempt(found.attempt).progress) if state == "running" else None
     return {
-        "name": entry["name"],
-        "stage": entry["stage"],
+        "name": entry.name,
+        "stage": entry.stage,
         "state": state,
         "job": job,
         "owner": found.owner.where() if found.owner and state == "running" else None,
         "attempt": found.attempt,
         "seconds": seconds,
-        "headline": manifest.get("headline"),
+        "headline": plain(manifest.headline) if manifest else None,
         "reason": reason if state != "done" else "",
         "progress": progress,
         "folder": str(folder),
-        "fingerprint": entry["fingerprint"],
-        "params": entry.get("params", {}),
+        "fingerprint": entry.fingerprint,
+        "params": entry.params,
     }
 
 
@@ -69,17 +73,17 @@ def ended_outside(folder: Path, store: Path, state: str, reason: str, job: str |
     """What is known of a step that left the queue without a word of its own: state, reason, job."""
     from experiments.monitoring import queue
     from experiments.monitoring.queue import exit_note
-    from maskgit_core.files import read_json
+    from experiments.store.documents import Refusal
 
     note = exit_note(folder, store)
     submitted = queue.submitted(folder)
     if note is not None and note["code"] not in (0, 75):
-        refused = (read_json(folder / "refused.json") or {}).get("reason")
-        told = refused if refused and state == "waiting" else note["message"]
+        refusal = Refusal.read(folder)
+        told = refusal.reason if refusal and state == "waiting" else note["message"]
         if state == "waiting" and note["code"] in (130, 143):
             return "stopped", "asked to end before it began", str(note["job"])
         return ("failed" if state == "waiting" else state), str(told), str(note["job"])
     if submitted is not None and state == "waiting" and queue.has_queue() and queue.queue().all() is not None:
-        gone = str(submitted["links"][-1])
-        return "killed", f"job {gone} left the queue before the step began; see slurm/{submitted['pipeline']}", gone
+        gone = submitted.links[-1]
+        return "killed", f"job {gone} left the queue before the step began; see slurm/{submitted.pipeline}", gone
     return state, reason, job

@@ -16,7 +16,7 @@ def report(steps: Sequence[Mapping[str, Any]]) -> str:
     for step in steps:
         note = queue.submitted(Path(step["folder"]))
         if note is not None:
-            jobs[step["name"]] = [*note.get("tasks", []), *note["links"]]
+            jobs[step["name"]] = [*note.tasks, *note.links]
     if not jobs or not queue.has_queue():
         return "  no jobs of these steps are known here"
     from launchers.cluster.queue import usage

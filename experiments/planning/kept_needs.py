@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from experiments.config.checker import StepRequest
-from maskgit_core.errors import ArtifactError, ConfigError
-from maskgit_core.files import read_json
+from experiments.store.documents import Request
+from maskgit_core.errors import ConfigError
 
 
 def check_is_kept(request: StepRequest, step: int, key: str) -> bool:
@@ -29,9 +29,19 @@ def check_is_kept(request: StepRequest, step: int, key: str) -> bool:
 
 def stored_request(folder: Path, name: str) -> tuple[StepRequest, str]:
     """What a finished step of the store was asked for, as far as those who use it must know, and its fingerprint."""
-    request = read_json(folder / "request.json")
-    if request is None:
-        raise ArtifactError(f"{folder}: is not a step's folder (request.json is missing); name another")
-    known = {key: request[key] for key in ("stage", "module", "version", "kind", "config", "identity", "modules")}
-    asked = StepRequest(name=name, execution={}, content={}, weights={}, needs={}, **known)
-    return asked, str(request["fingerprint"])
+    request = Request.needed(folder)
+    asked = StepRequest(
+        name=name,
+        stage=request.stage,
+        module=request.module,
+        version=request.version,
+        kind=request.kind,
+        config=request.config,
+        identity=request.identity,
+        modules=request.modules,
+        execution={},
+        content={},
+        weights={},
+        needs={},
+    )
+    return asked, request.fingerprint

@@ -20,7 +20,7 @@ from experiments.planning.kept_needs import check_is_kept, stored_request
 from experiments.planning.parts import Part
 from experiments.store.kept import INPUT, find_model, kept_fingerprint, kept_folder
 from experiments.store.step_folder import Store
-from experiments.store.step_folder import fingerprint as fingerprint_of
+from experiments.store.typed_json import fingerprint as fingerprint_of
 from maskgit_core.errors import ConfigError, WeightsError
 from maskgit_core.weights.registry import is_published
 

@@ -12,9 +12,10 @@ from experiments.planning.difference import difference, flat_request, request_of
 from experiments.planning.graph import Graph, Node
 from experiments.store.claims import JobAlive
 from experiments.store.code_digests import CodeNow
+from experiments.store.documents import Manifest, Record, Request
 from experiments.store.step_folder import Status, check_outputs, status
+from experiments.store.typed_json import plain
 from maskgit_core.errors import ArtifactError, ConfigError
-from maskgit_core.files import read_json
 
 Action = Literal["done", "running", "queued", "run", "check"]
 
@@ -110,29 +111,29 @@ class Planner:
     def _kept(self, node: Node, maker: PlannedStep, planned: Mapping[str, PlannedStep]) -> PlannedStep:
         """A checkpoint that a training keeps: usable once published, whatever becomes of the training."""
         found, again = status(node.folder), maker.action == "run" and "--redo" in maker.reason
-        inputs = {p: planned[p].status.manifest for p in maker.node.upstream if planned[p].action == "done"}
-        is_current = len(inputs) == len(maker.node.upstream) and (found.manifest or {}).get("inputs") == {
-            fingerprint: (manifest or {}).get("digest") for fingerprint, manifest in inputs.items()
+        above = [planned[p] for p in maker.node.upstream]
+        inputs = {
+            s.node.fingerprint: s.status.manifest.digest for s in above if s.action == "done" and s.status.manifest
         }
-        if found.state == "done" and is_current and not again:
+        is_current = len(inputs) == len(above) and found.manifest is not None and found.manifest.inputs == inputs
+        if is_current and not again:
             return PlannedStep(node, "done", "done", found)
         if maker.action == "done":
             raise ArtifactError(f"{node.folder}: {node.name} is gone; run again with --redo {maker.node.name}")
         return PlannedStep(node, "run", f"published by {maker.node.name} on its way", found)
 
-    def _changed_inputs(self, manifest: Mapping[str, Any], node: Node, planned: Mapping[str, PlannedStep]) -> list[str]:
-        recorded = manifest.get("inputs", {})
+    def _changed_inputs(self, manifest: Manifest, node: Node, planned: Mapping[str, PlannedStep]) -> list[str]:
         changed = []
         for fingerprint in node.upstream:
-            present = planned[fingerprint].status.manifest or {}
-            if recorded.get(fingerprint) != present.get("digest"):
+            present = planned[fingerprint].status.manifest
+            if present is None or manifest.inputs.get(fingerprint) != present.digest:
                 changed.append(planned[fingerprint].node.name)
         return changed
 
     # -- reasons ---------------------------------------------------------------------------------------------------
     def _why(self, node: Node, found: Status, pending: list[PlannedStep]) -> str:
         if found.state in ("failed", "stopped", "killed", "cancelled"):
-            last = " ".join(str(found.end.get("reason", "")).split())[:160]
+            last = " ".join(found.reason.split())[:160]
             return f"attempt {found.attempt} {found.state}{f': {last}' if last else ''}; goes on from what it saved"
         nearest = self._nearest(node)
         if nearest is None:
@@ -145,9 +146,9 @@ class Planner:
         """The finished step of the same stage that differs in the fewest keys, and those keys."""
         place = node.folder.parent
         if place not in self._siblings:
-            done = sorted(place.glob("*/manifest.json"), key=lambda p: p.stat().st_mtime, reverse=True)[:40]
-            read = [(p.parent, read_json(p.parent / "request.json")) for p in done]
-            self._siblings[place] = [(folder, flat_request(r)) for folder, r in read if r is not None]
+            done = sorted(place.glob(f"*/{Manifest.FILE}"), key=lambda p: p.stat().st_mtime, reverse=True)[:40]
+            read = [(p.parent, Request.read(p.parent)) for p in done]
+            self._siblings[place] = [(folder, flat_request(plain(r))) for folder, r in read if r is not None]
         if not self._siblings[place]:
             return None
         mine = flat_request(request_of(node))
@@ -160,8 +161,8 @@ class Planner:
 
     def _drift(self, node: Node) -> tuple[str, ...]:
         """Warns where the code that a finished step used has changed since."""
-        record = read_json(node.folder / "record.json") or {}
-        changed = self._code.changed(record)
+        record = Record.read(node.folder)
+        changed = self._code.changed(record.science_files) if record else []
         if not changed:
             return ()
         names = ", ".join(changed[:4]) + (" ..." if len(changed) > 4 else "")

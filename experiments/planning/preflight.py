@@ -15,10 +15,10 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from experiments.config.signatures import MISSING, read_component
+from experiments.store.documents import Manifest
 from maskgit_core import refusals
 from maskgit_core.content import resolve
 from maskgit_core.errors import DataError
-from maskgit_core.files import read_json
 
 if TYPE_CHECKING:
     from experiments.planning.graph import Node
@@ -142,8 +142,8 @@ class KnownFacts:
             passed = (p for p in node.upstream if name not in _OF_DATA or self._nodes[p].request.kind != "tokenizer")
             found = next(filter(_is_known, chain(own, (self.fact(p, name) for p in passed))), MISSING)
         if found is MISSING:
-            facts = (read_json(node.folder / "manifest.json") or {}).get("facts", {})
-            found = facts.get(name, MISSING)
+            manifest = Manifest.read(node.folder)
+            found = manifest.facts.get(name, MISSING) if manifest else MISSING
         return found
 
     def _num_tokens(self, node: Node) -> Any:

@@ -11,9 +11,9 @@ from experiments.console import number
 from experiments.results import html
 from experiments.results.plots import Mark, curve_figure, panels, pareto_front, rendered, scatter_figure
 from experiments.results.results import Result, Spread, by_seed
+from experiments.store.documents import Request
 from experiments.store.journal import Point, read_points
 from experiments.store.scores import Score, describe_metric, unlike
-from maskgit_core.files import read_json
 
 UNSET = "—"
 MAX_COLUMNS = 4
@@ -189,8 +189,7 @@ def _curves(found: Comparison) -> html.Picture | None:
     for side in found.sides:
         for result in side.results:
             for folder in result.upstream:
-                kind = (read_json(folder / "request.json") or {}).get("kind")
-                if kind == "model" and folder not in seen:
+                if folder not in seen and Request.needed(folder).kind == "model":
                     seen.add(folder)
                     runs[side.label if side.label not in runs else f"{side.label} ({folder.name})"] = read_points(
                         folder

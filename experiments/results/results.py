@@ -8,12 +8,13 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
-from experiments.store.records import effective_config, files_of
+from experiments.store.documents import Manifest, Start
+from experiments.store.paths import StepFolder
+from experiments.store.records import PipelineRecord, PipelineStep, effective_config, records
 from experiments.store.scores import Score, read_scores
+from experiments.store.typed_json import Options
 from maskgit_core.errors import ConfigError, suggestion
-from maskgit_core.files import read_json
 
 KINDS = ("scores", "tokenizer_scores")
 FILTER = re.compile(r"^\s*([A-Za-z_][\w./\[\]-]*)\s*(<=|>=|!=|=|<|>)\s*(.+?)\s*$")
@@ -33,7 +34,7 @@ class Result:
     fingerprint: str
     commit: str
     config: Mapping[str, str]  # dotted key -> value as text: own and upstream, as asked
-    params: Mapping[str, Any]  # the sweep's values
+    params: Options  # the sweep's values
     scores: tuple[Score, ...]
     upstream: tuple[Path, ...] = field(default=())  # folders of everything it was made from
 
@@ -101,45 +102,41 @@ def _number(value: object) -> float | None:
 def collect(store: Path, kinds: Sequence[str] = KINDS, experiment: str | None = None) -> list[Result]:
     """All finished evaluations, newest execution first, each step once."""
     found: dict[str, Result] = {}
-    for path in sorted((store / "pipelines").glob("*.json"), reverse=True):
-        record = read_json(path)
-        if not record or (experiment is not None and record["experiment"] != experiment):
+    for record in records(store):
+        if experiment is not None and record.experiment != experiment:
             continue
-        steps = {s["fingerprint"]: s for s in record["steps"]}
-        for entry in record["steps"]:
-            key = f"{record['experiment']}/{entry['fingerprint']}"
-            if entry["kind"] not in kinds:
+        for entry in record.steps:
+            key = f"{record.experiment}/{entry.fingerprint}"
+            if entry.kind not in kinds:
                 continue
-            if key not in found and (result := _result(store, record, entry, steps)):
+            if key not in found and (result := _result(store, record, entry)):
                 found[key] = result
-            elif key in found and len(entry.get("params") or {}) < len(found[key].params):
-                found[key] = replace(found[key], params=dict(entry.get("params") or {}))  # also run on its own
+            elif key in found and len(entry.params) < len(found[key].params):
+                found[key] = replace(found[key], params=entry.params)  # also run on its own
     return list(found.values())
 
 
-def _result(
-    store: Path, record: Mapping[str, Any], entry: Mapping[str, Any], steps: Mapping[str, Any]
-) -> Result | None:
-    folder = store / entry["folder"]
-    manifest = read_json(folder / "manifest.json")
+def _result(store: Path, record: PipelineRecord, entry: PipelineStep) -> Result | None:
+    folder = store / entry.folder
+    manifest = Manifest.read(folder)
     if manifest is None:
         return None
-    config, upstream = effective_config(store, steps, entry)
-    start = read_json(folder / "attempts" / f"{int(manifest['attempt']):04d}" / "start.json") or {}
-    origin = start.get("pipeline") or record["uid"]
+    config, upstream = effective_config(store, record, entry)
+    attempt = StepFolder(folder).attempt(manifest.attempt)
+    start = Start.read(attempt.path)
     return Result(
-        run=f"{origin}/{entry['name']}",
-        name=entry["name"],
-        experiment=record["experiment"],
-        step=entry["step"],
-        stage=entry["stage"],
-        kind=entry["kind"],
+        run=f"{(start.pipeline if start else None) or record.uid}/{entry.name}",
+        name=entry.name,
+        experiment=record.experiment,
+        step=entry.step,
+        stage=entry.stage,
+        kind=entry.kind,
         folder=folder,
-        fingerprint=entry["fingerprint"],
-        commit=str((start.get("code") or record.get("code") or {}).get("commit") or ""),
+        fingerprint=entry.fingerprint,
+        commit=(start.code if start and start.code.commit else record.code).commit or "",
         config=config,
-        params=dict(entry.get("params") or {}),
-        scores=tuple(read_scores(files_of(folder, manifest), manifest.get("headline"))),
+        params=entry.params,
+        scores=tuple(read_scores(attempt.files, manifest.headline)),
         upstream=tuple(upstream),
     )
 

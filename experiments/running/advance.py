@@ -6,19 +6,18 @@ import json
 from pathlib import Path
 
 from experiments.store.journal import SYSTEM_PREFIX
-from experiments.store.step_folder import attempts
+from experiments.store.paths import StepFolder
 
 
 def mark(folder: str, *share: int) -> list[object]:
     """Highest step in any journal, names of checkpoints, and the number of finished pieces (of all shares)."""
-    step = Path(folder)
+    step = StepFolder(Path(folder))
     highest = -1
     names: list[str] = []
-    for attempt in attempts(step):
-        highest = max(highest, _last_step(attempt / "journal.jsonl"))
-        checkpoints = attempt / "checkpoints"
-        names += sorted(p.name for p in checkpoints.iterdir()) if checkpoints.is_dir() else []
-    pieces = sum(1 for p in (step / "parts").rglob("*") if p.is_file()) if (step / "parts").is_dir() else 0
+    for attempt in step.attempts():
+        highest = max(highest, _last_step(attempt.journal))
+        names += sorted(p.name for p in attempt.checkpoints.iterdir()) if attempt.checkpoints.is_dir() else []
+    pieces = sum(1 for p in step.parts.rglob("*") if p.is_file()) if step.parts.is_dir() else 0
     return [highest, sorted(set(names)), pieces]
 
 

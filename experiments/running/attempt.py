@@ -1,6 +1,6 @@
-"""`Attempt`: all that a stage knows of the world while it runs.
+"""`Attempt`: the interface between a stage and the system that runs it.
 
-An attempt owns `attempts/NNNN/` of its step's folder and writes nowhere else but in `parts/`, so that a forgotten
+An attempt owns one folder below its step's and writes nowhere else but in `parts/`, so that a forgotten
 process on a lost node can only write where nobody looks. Import-light: torch is asked only for the device.
 """
 
@@ -9,15 +9,19 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
 
 from experiments.running.progress import Progress
 from experiments.running.signals import StopFlag
+from experiments.store.documents import DatasetUse, Headline, Notes
 from experiments.store.journal import Journal
+from experiments.store.paths import AttemptFolder, StepFolder
+from experiments.store.typed_json import Options
 from maskgit_core.errors import ArtifactError
-from maskgit_core.files import publish, read_json, write_json
+from maskgit_core.files import publish, read_json
 
 
 class Stopped(BaseException):
@@ -59,15 +63,15 @@ class Attempt:
         self.rank = rank
         self.world_size = world_size
         self.share = share
-        self.own = self.folder / "tasks" / share if share else self.folder / "attempts" / f"{number:04d}"
-        self.files = self.own / "files"
-        self.checkpoints = self.own / "checkpoints"
-        self.parts = self.folder / "parts"
+        step = StepFolder(self.folder)
+        own = AttemptFolder(step.tasks / share) if share else step.attempt(number)
+        self.own, self.files, self.checkpoints = own.path, own.files, own.checkpoints
+        self.parts = step.parts
         for path in (self.files, self.checkpoints, self.parts):
             path.mkdir(parents=True, exist_ok=True)
         self._stop = stop or StopFlag()
-        self._notes: dict[str, Any] = {"facts": {}, "headline": None, "datasets": [], "shown": []}
-        self._journal = Journal(self.own / "journal.jsonl", attempt=number) if self.is_main else None
+        self.notes = Notes()  # what the stage stated so far
+        self._journal = Journal(own.journal, attempt=number) if self.is_main else None
 
     # -- who and where ------------------------------------------------------------------------------------------
     @property
@@ -85,8 +89,8 @@ class Attempt:
     # -- files ----------------------------------------------------------------------------------------------------
     def earlier_checkpoints(self) -> list[Path]:
         """Checkpoint folders of earlier attempts, newest first."""
-        earlier = [p for p in sorted((self.folder / "attempts").iterdir(), reverse=True) if p.name.isdigit()]
-        return [p / "checkpoints" for p in earlier if int(p.name) < self.number and (p / "checkpoints").is_dir()]
+        earlier = [a for a in reversed(StepFolder(self.folder).attempts()) if a.number < self.number]
+        return [attempt.checkpoints for attempt in earlier if attempt.checkpoints.is_dir()]
 
     def forget_earlier_checkpoints(self) -> None:
         """Deletes earlier attempts' checkpoints; call it once this attempt has saved one of its own."""
@@ -111,7 +115,7 @@ class Attempt:
         """
         if self.share is not None:
             return
-        newest = max((int(p.name) for p in (self.folder / "attempts").iterdir() if p.name.isdigit()), default=0)
+        newest = max((attempt.number for attempt in StepFolder(self.folder).attempts()), default=0)
         if newest > self.number:
             raise SupersededError(
                 f"{self.folder}: attempt {self.number} was superseded by attempt {newest}; "
@@ -134,32 +138,27 @@ class Attempt:
         if self._journal is not None:
             self._journal.flush(sync=True)
 
-    def headline(self, name: str, value: float, protocol: dict[str, Any] | None = None) -> None:
+    def headline(self, name: str, value: float, protocol: Options | None = None) -> None:
         """The one number this step is known by, with the protocol that gives it its meaning."""
-        self._note("headline", {"name": name, "value": float(value), "protocol": protocol})
+        self._note(headline=Headline(name=name, value=float(value), protocol=protocol))
 
-    def fact(self, **facts: Any) -> None:
+    def fact(self, **facts: object) -> None:
         """Facts for downstream steps (plain data): codebook size, grid, number of classes."""
-        self._note("facts", {**self._notes["facts"], **facts})
+        self._note(facts={**self.notes.facts, **facts})
 
     def dataset(self, name: str, digest: str, path: str, context: str) -> None:
         """A data set this step read; `context` is e.g. "training" or "reference"."""
-        entry = {"name": name, "digest": digest, "path": str(path), "context": context}
-        self._note("datasets", [*self._notes["datasets"], entry])
+        use = DatasetUse(name=name, digest=digest, path=str(path), context=context)
+        self._note(datasets=(*self.notes.datasets, use))
 
     def show(self, path: Path) -> None:
         """Marks a small output (picture, table, page) that the tracking window should hold too."""
-        self._note("shown", [*self._notes["shown"], str(Path(path).relative_to(self.files))])
+        self._note(shown=(*self.notes.shown, str(Path(path).relative_to(self.files))))
 
-    def _note(self, key: str, value: Any) -> None:
-        self._notes[key] = value
+    def _note(self, **changed: Any) -> None:
+        self.notes = replace(self.notes, **changed)
         if self.is_main:
-            write_json(self.own / "notes.json", self._notes, durable=False)
-
-    @property
-    def notes(self) -> dict[str, Any]:
-        """What the stage stated so far: facts, headline, datasets, shown."""
-        return self._notes
+            self.notes.write(self.own, durable=False)
 
     def progress(self, work: Iterable[Any] | int, unit: str = "it", label: str = "") -> Progress:
         """A progress bar over an iterable or a total; iterate it, or call `.update(n)`."""

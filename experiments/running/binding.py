@@ -1,4 +1,4 @@
-"""Turns a step folder's `request.json` and `launch.json` into the keyword arguments of its stage."""
+"""Turns the request and launch of a step into the keyword arguments of its stage."""
 
 from __future__ import annotations
 
@@ -9,62 +9,52 @@ from typing import Any
 
 from experiments.config.signatures import Param, Signature, read_component, read_stage
 from experiments.config.specs import SPECS, Input
+from experiments.store.documents import Launch, Manifest, Request
 from experiments.store.step_folder import check_outputs
+from experiments.store.typed_json import Options
 from maskgit_core.errors import ArtifactError
-from maskgit_core.files import read_json
 
 
-def read_request(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """`request.json` (what) and `launch.json` (how) of a step folder."""
-    request, launch = read_json(folder / "request.json"), read_json(folder / "launch.json")
-    if request is None or launch is None:
-        raise ArtifactError(f"{folder}: is not a step's folder (request.json or launch.json is missing)")
-    return request, launch
-
-
-def load_inputs(store: Path, request: Mapping[str, Any], launch: Mapping[str, Any]) -> dict[str, list[Input]]:
+def load_inputs(store: Path, request: Request, launch: Launch) -> dict[str, list[Input]]:
     """The finished upstream artifacts by parameter, each checked against its manifest.
 
     Raises:
         ArtifactError: an input is not finished, or its files no longer match its manifest.
     """
-    found: dict[str, list[Input]] = {}
-    for param, entries in request["inputs"].items():
-        found[param] = []
-        for entry in entries:
-            folder = store / entry["folder"]
-            manifest = read_json(folder / "manifest.json")
+    inputs: dict[str, list[Input]] = {}
+    for param, sources in request.inputs.items():
+        inputs[param] = []
+        for source in sources:
+            folder = store / source.folder
+            manifest = Manifest.read(folder)
             if manifest is None:
                 raise ArtifactError(f"{folder}: the input {param} is not finished; run the pipeline again to make it")
             check_outputs(folder, manifest)
-            upstream = read_json(folder / "request.json") or {}
-            known = launch.get("inputs", {}).get(entry["fingerprint"], {})
-            found[param].append(
+            upstream = Request.needed(folder)
+            named = launch.inputs.get(source.fingerprint)
+            inputs[param].append(
                 Input(
-                    name=known.get("name", upstream.get("stage", param)),
-                    kind=manifest["kind"],
+                    name=named.name if named else upstream.stage,
+                    kind=manifest.kind,
                     folder=folder,
-                    fingerprint=entry["fingerprint"],
-                    facts=manifest.get("facts", {}),
-                    config=upstream.get("config", {}),
-                    params=known.get("params", {}),
+                    fingerprint=source.fingerprint,
+                    facts=manifest.facts,
+                    config=upstream.config,
+                    params=named.params if named else {},
                 )
             )
-    return found
+    return inputs
 
 
 def input_manifests(inputs: Mapping[str, list[Input]]) -> dict[str, str]:
     """fingerprint -> manifest digest of every input, as they are now."""
-    return {i.fingerprint: str((read_json(i.folder / "manifest.json") or {}).get("digest"))
-            for entries in inputs.values() for i in entries}  # fmt: skip
+    return {i.fingerprint: Manifest.needed(i.folder).digest for entries in inputs.values() for i in entries}
 
 
-def arguments(
-    request: Mapping[str, Any], launch: Mapping[str, Any], inputs: Mapping[str, list[Input]]
-) -> dict[str, Any]:
+def arguments(request: Request, launch: Launch, inputs: Mapping[str, list[Input]]) -> dict[str, Any]:
     """The keyword arguments of the stage's `run`: specs, inputs and plain values."""
-    signature = read_stage(request["module"], request["stage"])
-    outside = {**launch.get("content", {}), **launch.get("weights", {}), **launch.get("execution", {})}
+    signature = read_stage(request.module, request.stage)
+    outside = {**launch.content, **launch.weights, **launch.execution}
     built: dict[str, Any] = {}
     for name, param in signature.params.items():
         if "derived" in param.marks:
@@ -73,11 +63,11 @@ def arguments(
         if name in inputs:
             built[name] = inputs[name] if param.hint.form == "list" else inputs[name][0]
         elif entry is not None:
-            keys = [key for key in request["config"] if key.startswith(f"{name}.")]
-            found = {k.partition(".")[2]: _spec(entry, k, request["config"][k], request, outside) for k in keys}
+            keys = [key for key in request.config if key.startswith(f"{name}.")]
+            found = {k.partition(".")[2]: _spec(entry, k, request.config[k], request, outside) for k in keys}
             built[name] = found or (None if param.required else param.default)
-        elif name in request["config"]:
-            value = request["config"][name]
+        elif name in request.config:
+            value = request.config[name]
             is_spec = "spec" in param.forms() and isinstance(value, Mapping)
             built[name] = _spec(param, name, value, request, outside) if is_spec else _shaped(param, value)
         elif name in outside:
@@ -98,17 +88,21 @@ def grouped(signature: Signature, values: Mapping[str, Any]) -> dict[str, Any]:
     return arguments
 
 
+def stage_arguments(folder: Path) -> dict[str, Any]:
+    """The arguments that the step in `folder` was run with."""
+    request, launch = Request.needed(folder), Launch.needed(folder)
+    return arguments(request, launch, load_inputs(folder.parent.parent, request, launch))
+
+
 def _shaped(param: Param, value: Any) -> Any:
     return tuple(value) if isinstance(value, list) and "tuple" in param.forms() else value
 
 
-def _spec(
-    param: Param, path: str, value: Mapping[str, Any], request: Mapping[str, Any], outside: Mapping[str, Any]
-) -> Any:
+def _spec(param: Param, path: str, value: Options, request: Request, outside: Options) -> Any:
     hints = param.hint.args if param.hint.form == "union" else (param.hint,)
     base = next(h.args[0] for h in hints if h.form == "spec")
     cls = SPECS[f"{base}Spec"]
-    module = request["modules"][path]
+    module = request.modules[path]
     options = _options(cls.class_name, module, path, value, request, outside)
     return cls(name=str(value["name"]), options=options, module=module)
 
@@ -117,9 +111,9 @@ def _options(
     class_name: str,
     module: str,
     path: str,
-    value: Mapping[str, Any],
-    request: Mapping[str, Any],
-    outside: Mapping[str, Any],
+    value: Options,
+    request: Request,
+    outside: Options,
 ) -> dict[str, Any]:
     signature: Signature = read_component(module, class_name, path)
     options: dict[str, Any] = {}

@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from experiments.config.specs import Input, Spec, TokenizerSpec
-from experiments.running.binding import arguments, load_inputs, read_request
+from experiments.running.binding import stage_arguments
+from experiments.store.documents import Manifest
 from maskgit_core.errors import ArtifactError, ConfigError
-from maskgit_core.files import read_json
 from maskgit_core.refusals import check_codebooks
 
 
@@ -55,8 +55,9 @@ def check_pair(model: Any, tokenizer: Any, key: str) -> None:
 
 def manifest_digests(*sources: Any) -> str:
     """Names what the given artifacts hold now, so that pieces made from their predecessors are not taken for theirs."""
-    found = [(read_json(s.folder / "manifest.json") or {}).get("digest") for s in sources if isinstance(s, Input)]
-    return hashlib.sha256(json.dumps(found).encode()).hexdigest()[:12]
+    digests = [manifest.digest if (manifest := Manifest.read(s.folder)) else None
+               for s in sources if isinstance(s, Input)]  # fmt: skip
+    return hashlib.sha256(json.dumps(digests).encode()).hexdigest()[:12]
 
 
 def tokenizer_behind(tokens: Input) -> Any:
@@ -66,9 +67,7 @@ def tokenizer_behind(tokens: Input) -> Any:
         ConfigError: the cache was not made by a step of this store.
     """
     try:
-        request, launch = read_request(tokens.folder)
-        inputs = load_inputs(tokens.folder.parent.parent, request, launch)
-        return arguments(request, launch, inputs)["tokenizer"]
+        return stage_arguments(tokens.folder)["tokenizer"]
     except (ArtifactError, KeyError):
         raise ConfigError(
             f"train.samples_every: no tokenizer is known behind {tokens.folder} that could draw; set it to 0"

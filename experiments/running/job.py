@@ -16,30 +16,27 @@ import time
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Literal, TextIO
 
+from experiments.config.specs import Input
 from experiments.monitoring.queue import job_alive
 from experiments.running.attempt import Attempt, Stopped, SupersededError, wait_for_file
-from experiments.running.binding import arguments, input_manifests, load_inputs, read_request
+from experiments.running.binding import arguments, input_manifests, load_inputs
 from experiments.running.signals import StopFlag
 from experiments.running.system_metrics import system_metrics
 from experiments.store import provenance
 from experiments.store.claims import Claim, JobAlive
 from experiments.store.code_digests import loaded_science
-from experiments.store.step_folder import (
-    attempts,
-    finish,
-    is_current,
-    list_outputs,
-    manifest_digest,
-    new_attempt,
-    retire,
-)
+from experiments.store.documents import AttemptRecord, Digests, End, Launch, Manifest, Record, Refusal, Request, Start
+from experiments.store.paths import StepFolder
+from experiments.store.step_folder import finish, is_current, new_attempt, retire
+from experiments.store.typed_json import plain
 from experiments.tracking.live import Forwarder
 from maskgit_core.errors import ArtifactError, MaskgitError
 from maskgit_core.files import explain, read_json, write_bytes, write_for_group, write_json
 from maskgit_core.training.health import DivergedError
 
+Inputs = Mapping[str, list[Input]]
 DONE, FAILED, REFUSED, CONTINUE, STOPPED = 0, 1, 2, 75, 143
 
 
@@ -55,7 +52,8 @@ class Job:
 
     def __init__(self, folder: Path, job_alive: JobAlive | None = None) -> None:
         self.folder = folder.absolute()
-        self.store = self.folder.parent.parent
+        self.step = StepFolder(self.folder)
+        self.store = self.step.store
         write_for_group(self.store)
         self.rank = int(os.environ.get("RANK", 0))
         self.world_size = int(os.environ.get("WORLD_SIZE", 1))
@@ -66,9 +64,9 @@ class Job:
     def run(self) -> int:
         """Claims the step, runs its stage as a new attempt and publishes what it made."""
         try:
-            request, launch = read_request(self.folder)
-            sys.path.extend(p for p in launch.get("python_path") or () if p not in sys.path)
-            if (self.folder / "cancelled").exists():
+            request, launch = Request.needed(self.folder), Launch.needed(self.folder)
+            sys.path.extend(p for p in launch.python_path if p not in sys.path)
+            if self.step.cancelled.exists():
                 say(f"{self.folder.name}: was cancelled; nothing to do", sys.stdout)
                 return STOPPED
             inputs = load_inputs(self.store, request, launch)
@@ -125,19 +123,19 @@ class Job:
 
         Going on from a checkpoint or pieces made from an input that was rebuilt since would mix the two.
         """
-        manifest = read_json(self.folder / "manifest.json")
+        manifest = Manifest.read(self.folder)
         if manifest is not None:
             retire(self.folder, manifest)
-        made_from = read_json(self.folder / "made_from.json")
+        made_from = read_json(self.step.made_from)
         if made_from is not None and made_from != dict(inputs):
-            shutil.rmtree(self.folder / "parts", ignore_errors=True)
-            for tried in attempts(self.folder):
-                shutil.rmtree(tried / "checkpoints", ignore_errors=True)
+            shutil.rmtree(self.step.parts, ignore_errors=True)
+            for attempt in self.step.attempts():
+                shutil.rmtree(attempt.checkpoints, ignore_errors=True)
         if made_from != dict(inputs):
-            write_json(self.folder / "made_from.json", dict(inputs))
+            write_json(self.step.made_from, dict(inputs))
 
     # -- the work --------------------------------------------------------------------------------------------------
-    def _attempt(self, number: int, request: Any, launch: Any, inputs: Any, digests: Mapping[str, str]) -> int:
+    def _attempt(self, number: int, request: Request, launch: Launch, inputs: Inputs, digests: Digests) -> int:
         try:
             attempt = self._new_attempt(number)
         except OSError as error:
@@ -151,12 +149,12 @@ class Job:
     def _new_attempt(self, number: int) -> Attempt:
         return Attempt(self.folder, number, rank=self.rank, world_size=self.world_size, stop=self.stop)
 
-    def _execute(self, attempt: Attempt, request: Any, launch: Any, inputs: Any, digests: Mapping[str, str]) -> int:
+    def _execute(self, attempt: Attempt, request: Request, launch: Launch, inputs: Inputs, digests: Digests) -> int:
         started = time.time()
         try:
             if attempt.is_main:
                 self._write_start(attempt, launch, started)
-            stage = importlib.import_module(request["module"])
+            stage = importlib.import_module(request.module)
             with system_metrics(attempt):
                 stage.run(attempt, **arguments(request, launch, inputs))
             if attempt.is_main:
@@ -186,76 +184,64 @@ class Job:
         say(trace)
         return self._ended(attempt, "failed", _one_line(error), FAILED, trace)
 
-    def _write_start(self, attempt: Attempt, launch: Mapping[str, Any], started: float) -> None:
-        start = {
-            "time": started,
-            "attempt": attempt.number,
-            "owner": read_json(self.claim.path),
-            "world_size": self.world_size,
-            "resources": launch.get("resources"),
-            "pipeline": launch.get("pipeline"),
-            "launch": self.launch_id,
-            "code": {k: v for k, v in provenance.code_state().items() if k != "diff"},
-        }
-        write_json(attempt.own / "start.json", start)
+    def _write_start(self, attempt: Attempt, launch: Launch, started: float) -> None:
+        start = Start(
+            time=started,
+            attempt=attempt.number,
+            owner=self.claim.owner(),
+            world_size=self.world_size,
+            resources=launch.resources,
+            pipeline=launch.pipeline,
+            launch=self.launch_id,
+            code=provenance.code_state().brief(),
+        )
+        start.write(attempt.own)
 
-    def _publish(self, attempt: Attempt, request: Any, launch: Any, digests: Mapping[str, str], started: float) -> None:
+    def _publish(self, attempt: Attempt, request: Request, launch: Launch, digests: Digests, started: float) -> None:
         attempt.close()
         attempt.check_fence()
-        ended = time.time()
-        notes = attempt.notes
-        outputs = list_outputs(attempt.files)
-        self._write_record(attempt, request, launch, started, ended)
-        manifest = {
-            "format": 1,
-            "fingerprint": request["fingerprint"],
-            "kind": request["kind"],
-            "attempt": attempt.number,
-            "outputs": outputs,
-            "facts": notes["facts"],
-            "headline": notes["headline"],
-            "shown": notes["shown"],
-            "datasets": notes["datasets"],
-            "inputs": dict(digests),
-            "digest": manifest_digest(outputs, notes["facts"]),
-            "time": ended,
-            "seconds": ended - started,
-        }
-        write_json(attempt.own / "end.json", {"state": "done", "time": ended, "reason": "done"})
-        if finish(self.folder, attempt.number, manifest):
+        seconds = time.time() - started
+        manifest = Manifest.of_files(request, attempt.number, attempt.files, attempt.notes, digests, seconds=seconds)
+        self._write_record(attempt, request, launch, started, manifest)
+        End(state="done", time=manifest.time, reason="done").write(attempt.own)
+        if finish(self.folder, manifest):
             shutil.rmtree(attempt.checkpoints, ignore_errors=True)
             shutil.rmtree(attempt.parts, ignore_errors=True)
-            shutil.rmtree(self.folder / "tasks", ignore_errors=True)
+            shutil.rmtree(self.step.tasks, ignore_errors=True)
             attempt.forget_earlier_checkpoints()
 
-    def _write_record(self, attempt: Attempt, request: Any, launch: Any, started: float, ended: float) -> None:
-        plugins = tuple(launch.get("plugins") or ())
+    def _write_record(
+        self, attempt: Attempt, request: Request, launch: Launch, started: float, manifest: Manifest
+    ) -> None:
         code = provenance.code_state()
-        if code.get("diff"):
-            write_bytes(self.folder / "code.diff", code["diff"].encode())
-        record = {
-            "request": request,
-            "launch": launch,
-            "code": provenance.code_state(),
-            "science_files": loaded_science(plugins),
-            "packages": provenance.packages(),
-            "machine": provenance.machine(),
-            "started": started,
-            "ended": ended,
-            "attempts": [
-                {"number": int(p.name), "start": read_json(p / "start.json"), "end": read_json(p / "end.json")}
-                for p in attempts(self.folder)
-            ],
-            "notes": attempt.notes,
-        }
-        write_json(self.folder / "record.json", record)
+        if code.diff:
+            write_bytes(self.folder / "code.diff", code.diff.encode())
+        attempts = self.step.attempts()
+        record = Record(
+            request=request,
+            launch=launch,
+            code=code,
+            science_files=loaded_science(launch.plugins),
+            packages=provenance.packages(),
+            machine=provenance.machine(),
+            started=started,
+            ended=manifest.time,
+            attempts=tuple(
+                AttemptRecord(number=a.number, start=Start.read(a.path), end=End.read(a.path)) for a in attempts
+            ),
+            notes=attempt.notes,
+            digest=manifest.digest,
+        )
+        record.write(self.folder)
 
-    def _ended(self, attempt: Attempt, state: str, reason: str, code: int, trace: str | None = None) -> int:
+    def _ended(
+        self, attempt: Attempt, state: Literal["failed", "stopped"], reason: str, code: int, trace: str | None = None
+    ) -> int:
         if attempt.is_main or state == "failed":
-            name = "end.json" if attempt.is_main else f"end-rank{attempt.rank}.json"
-            end = {"state": state, "reason": reason, "code": code, "traceback": trace, "time": time.time()}
+            name = End.FILE if attempt.is_main else f"end-rank{attempt.rank}.json"
+            end = End(state=state, reason=reason, code=code, traceback=trace, time=time.time())
             try:
-                write_json(attempt.own / name, end)
+                write_json(attempt.own / name, plain(end))
             except ArtifactError as error:  # a full disk must not hide why the stage ended
                 say(f"warning: {error}")
         return code
@@ -263,7 +249,7 @@ class Job:
     def _note_refusal(self, error: MaskgitError) -> None:
         if self.rank == 0 and self.folder.is_dir():
             try:
-                write_json(self.folder / "refused.json", {"reason": str(error), "time": time.time()})
+                Refusal(reason=str(error), time=time.time()).write(self.folder)
             except ArtifactError:
                 return
 

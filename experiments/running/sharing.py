@@ -42,9 +42,8 @@ class Share(Job):
     def _begin(self, inputs: Mapping[str, str]) -> int | None:
         """Drops pieces made from other inputs, unless someone is executing the step, who has done so."""
         if self.claim.live_owner() is None and not self._is_fresh(inputs):
-            tasks = self.folder / "tasks"
-            tasks.mkdir(parents=True, exist_ok=True)
-            turn = Claim(tasks, self._job_alive)
+            self.step.tasks.mkdir(parents=True, exist_ok=True)
+            turn = Claim(self.step.tasks, self._job_alive)
             while turn.take() is not None:
                 if self.stop.is_set():
                     raise Stopped(self.stop.wants_requeue)
@@ -57,9 +56,8 @@ class Share(Job):
         return 0
 
     def _is_fresh(self, inputs: Mapping[str, str]) -> bool:
-        """True where nothing lies in the step's folder that was made from other inputs."""
-        made_from = read_json(self.folder / "made_from.json")
-        return made_from == dict(inputs) and not (self.folder / "manifest.json").exists()
+        """True where nothing in the step's folder was made from other inputs."""
+        return read_json(self.step.made_from) == dict(inputs) and not self.step.manifest.exists()
 
     def _new_attempt(self, number: int) -> Attempt:
         return Attempt(

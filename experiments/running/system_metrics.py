@@ -15,8 +15,9 @@ from types import TracebackType
 from typing import Any
 
 from experiments.running.attempt import Attempt
+from experiments.store.documents import Start
 from experiments.store.journal import SYSTEM_PREFIX
-from maskgit_core.files import read_json
+from experiments.store.paths import StepFolder
 
 Log = Callable[[dict[str, float], int], None]
 
@@ -62,8 +63,8 @@ def system_metrics(attempt: Attempt) -> AbstractContextManager[object]:
     """Samples into an attempt's journal while the block runs; nothing in processes other than rank 0."""
     if not attempt.is_main:
         return nullcontext()
-    first = read_json(attempt.folder / "attempts" / "0001" / "start.json") or {}
-    return SystemMetrics(attempt.log, first.get("time"))
+    first = Start.read(StepFolder(attempt.folder).attempt(1).path)
+    return SystemMetrics(attempt.log, first.time if first else None)
 
 
 class Processes:

@@ -1,7 +1,7 @@
 """Encodes a data set once: every image's tokens, in shards that training reads at memory speed.
 
 Any number of processes work on it side by side; killed at any moment, it goes on with the shards that are missing. The
-shards are plain WebDataset tars (`maskgit_core/shards/format.py`), described by `files/manifest.json`.
+shards are plain WebDataset tars (`maskgit_core/shards/format.py`), described by a manifest of their own.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 from experiments.config.specs import DatasetSpec, Input, TokenizerSpec
 from experiments.running.attempt import Attempt
 from experiments.running.components import load_tokenizer
+from experiments.store.documents import Request
 from maskgit_core.files import link_or_copy, read_json
 from maskgit_core.hints import Execution, Kind, Range
 from maskgit_core.images.encoding import Encoder, state_digest
@@ -127,8 +128,9 @@ def _about(
     attempt: Attempt, network: Any, tokenizer: Any, images: Any, dataset: DatasetSpec, settings: Settings
 ) -> dict[str, Any]:
     """What the manifest says about where the tokens come from; no paths, nothing about how it ran."""
-    request = read_json(attempt.folder / "request.json") or {}
-    outside = {key: value for key, value in request.get("outside", {}).items() if key.startswith("dataset.")}
+    request = Request.read(attempt.folder)
+    digests = request.outside if request else {}
+    outside = {key: value for key, value in digests.items() if key.startswith("dataset.")}
     options = {key: value for key, value in dataset.options.items() if f"dataset.{key}" not in outside}
     family = (
         tokenizer.to_dict()

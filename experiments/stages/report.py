@@ -17,9 +17,9 @@ from experiments.config.specs import Input
 from experiments.results import html
 from experiments.results.plots import Mark, curve_figure, panels, pareto_front, rendered, scatter_figure
 from experiments.running.attempt import Attempt
+from experiments.store.documents import Code, Manifest, Record
 from experiments.store.journal import Point, read_points
 from experiments.store.scores import Score, describe_metric, read_scores
-from maskgit_core.files import read_json
 from maskgit_core.hints import Kind
 
 VERSION = 1
@@ -116,7 +116,8 @@ def _pictures(attempt: Attempt, inputs: Sequence[Input]) -> list[html.Picture]:
     """The pictures the steps asked to show, copied beside the page and inlined in it."""
     figures = []
     for number, item in enumerate(inputs):
-        for name in _manifest(item).get("shown") or ():
+        manifest = Manifest.read(item.folder)
+        for name in manifest.shown if manifest else ():
             source = item.files / name
             if source.suffix.lower() not in html.MEDIA or not source.is_file():
                 continue
@@ -174,11 +175,11 @@ def _protocols(inputs: Sequence[Input]) -> dict[str, list[tuple[str, Any]]]:
 def _provenance(inputs: Sequence[Input]) -> list[list[str]]:
     rows = []
     for item in inputs:
-        record = read_json(item.folder / "record.json") or {}
-        code, packages = record.get("code") or {}, record.get("packages") or {}
-        commit = str(code.get("commit") or "")[:12] + (" + changes" if code.get("dirty") else "")
+        record, manifest = Record.read(item.folder), Manifest.read(item.folder)
+        code, packages = (record.code, record.packages) if record else (Code(), {})
+        commit = (code.commit or "")[:12] + (" + changes" if code.dirty else "")
         versions = ", ".join(f"{n} {packages[n]}" for n in ("torch", "numpy") if n in packages)
-        digest = str(_manifest(item).get("digest", ""))[:12]
+        digest = manifest.digest[:12] if manifest else ""
         rows.append([_label(item), item.fingerprint[:12], digest, commit, versions])
     return rows
 
@@ -189,12 +190,9 @@ def _label(item: Input) -> str:
     return f"{item.name} [{values}]" if values else item.name
 
 
-def _manifest(item: Input) -> Mapping[str, Any]:
-    return read_json(item.folder / "manifest.json") or {}
-
-
 def _read(item: Input) -> list[Score]:
-    return read_scores(Path(item.files), _manifest(item).get("headline"))
+    manifest = Manifest.read(item.folder)
+    return read_scores(Path(item.files), manifest.headline if manifest else None)
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -12,21 +12,23 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
 
-from maskgit_core.files import create_exclusively, process_start, read_json
+from experiments.store.typed_json import Document
+from maskgit_core.files import process_start
 
 #: job id -> True (alive), False (ended), None (nobody knows)
 JobAlive = Callable[[str], "bool | None"]
 
 
-@dataclass(frozen=True)
-class Owner:
-    """A process, named so that others can tell whether it still lives."""
+@dataclass(frozen=True, kw_only=True)
+class Owner(Document):
+    """The process that holds a claim, described so that others can tell whether it still lives."""
+
+    FILE = "claim.json"
 
     host: str
     boot: str
@@ -37,6 +39,7 @@ class Owner:
     restart: int = 0  # how often SLURM requeued it
     launch: str | None = None
     time: float = 0.0
+    token: str = field(default="", compare=False)  # of the claim
 
     @classmethod
     def me(cls) -> Owner:
@@ -52,11 +55,6 @@ class Owner:
             launch=os.environ.get("MASKGIT_LAUNCH_ID"),
             time=time.time(),
         )
-
-    @classmethod
-    def read(cls, data: Mapping[str, Any]) -> Owner:
-        """From a claim file; unknown keys are passed over."""
-        return cls(**{k: v for k, v in data.items() if k in cls.__dataclass_fields__})
 
     def where(self) -> str:
         """For people: job id or pid, host and user."""
@@ -106,14 +104,18 @@ class Claim:
     """
 
     def __init__(self, folder: Path, job_alive: JobAlive | None = None) -> None:
-        self.path = folder / "claim.json"
+        self.folder = folder
         self._job_alive = job_alive
         self._token = uuid.uuid4().hex
 
+    @property
+    def path(self) -> Path:
+        """The claim's file."""
+        return self.folder / Owner.FILE
+
     def owner(self) -> Owner | None:
         """Who holds it, dead or alive."""
-        data = read_json(self.path)
-        return Owner.read(data) if data else None
+        return Owner.read(self.folder)
 
     def live_owner(self) -> Owner | None:
         """Who holds it, unless proved dead."""
@@ -122,35 +124,34 @@ class Claim:
 
     def take(self) -> Owner | None:
         """Tries to take it; returns None on success, else the living owner. Breaks the claim of a dead one."""
-        mine = {**asdict(Owner.me()), "token": self._token}
-        while not create_exclusively(self.path, mine):
-            data = read_json(self.path)
-            if data is None:
+        mine = replace(Owner.me(), token=self._token)
+        while not mine.create(self.folder):
+            owner = Owner.read(self.folder)
+            if owner is None:
                 continue  # released between the two looks
-            owner = Owner.read(data)
             if is_alive(owner, self._job_alive) is not False:
                 return owner
-            self._break(data)
+            self._break(owner)
         return None
 
-    def _break(self, seen: Mapping[str, Any]) -> None:
+    def _break(self, dead: Owner) -> None:
         """Moves a dead owner's claim aside; only the one mover whose file it still is gets on."""
-        grave = self.path.with_name(f".claim.{uuid.uuid4().hex[:8]}.dead")
+        aside = self.path.with_name(f".claim.{uuid.uuid4().hex[:8]}.dead")
         try:
-            os.rename(self.path, grave)
+            os.rename(self.path, aside)
         except FileNotFoundError:
             return
-        moved = read_json(grave)
-        if moved is not None and moved.get("token") != seen.get("token"):
+        moved = Owner.load(aside)
+        if moved is not None and moved.token != dead.token:
             # Someone took over between our look and our move: give it back, unless a third one is already there.
             with contextlib.suppress(OSError):
-                os.link(grave, self.path)
+                os.link(aside, self.path)
         with contextlib.suppress(OSError):
-            grave.unlink()
+            aside.unlink()
 
     def release(self) -> None:
         """Gives it up, if it is still ours."""
-        data = read_json(self.path)
-        if data is not None and data.get("token") == self._token:
+        owner = self.owner()
+        if owner is not None and owner.token == self._token:
             with contextlib.suppress(OSError):
                 self.path.unlink()

@@ -15,7 +15,6 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 #: Packages and modules whose code decides results; a request's plugins are added.
 SCIENCE = ("maskgit_core", "experiments.stages", "experiments.training", "experiments.evaluation",
@@ -36,7 +35,7 @@ def code_digest(path: str) -> str:
     return hashlib.sha256(json.dumps(_plain(ast.parse(Path(path).read_bytes()))).encode()).hexdigest()
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     """A syntax tree as lists; absent fields are left out, since newer versions of Python add such fields."""
     if isinstance(value, list):
         return [_plain(part) for part in value if not isinstance(part, ast.Import | ast.ImportFrom)]
@@ -44,7 +43,7 @@ def _plain(value: Any) -> Any:
         return value if isinstance(value, str | int | bool | None) else repr(value)
     fields = {name: part for name, part in ast.iter_fields(value) if part not in (None, [])}
     if isinstance(value, _DOCUMENTED) and ast.get_docstring(value, clean=False) is not None:
-        fields["body"] = fields["body"][1:]
+        fields["body"] = value.body[1:]
     return [type(value).__name__, *([name, _plain(part)] for name, part in fields.items())]
 
 
@@ -53,12 +52,12 @@ _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 def loaded_science(plugins: Iterable[str] = ()) -> dict[str, dict[str, str]]:
     """The loaded modules that decide results: `{name: {"sha256": of the file, "code": of what it does}}`."""
-    found = {}
+    science = {}
     for name, module in list(sys.modules.items()):
         path = getattr(module, "__file__", None)
         if path and name.startswith((*SCIENCE, *plugins)) and path.endswith(".py"):
-            found[name] = {"sha256": file_digest(path), "code": code_digest(path)}
-    return dict(sorted(found.items()))
+            science[name] = {"sha256": file_digest(path), "code": code_digest(path)}
+    return dict(sorted(science.items()))
 
 
 class CodeNow:
@@ -70,9 +69,8 @@ class CodeNow:
         self._everywhere: set[str] | None = None
         self._earlier: Mapping[str, list[str]] | None = None
 
-    def changed(self, record: Mapping[str, Any]) -> list[str]:
-        """The modules of a record whose code is not what it was when the step ran, under any name."""
-        science: Mapping[str, Any] = record.get("science_files") or {}
+    def changed(self, science: Mapping[str, str | Mapping[str, str]]) -> list[str]:
+        """The modules of a record's `science_files` whose code has changed since, under any name."""
         return [name for name, known in science.items() if not self._is_known(name, known)]
 
     def _is_known(self, name: str, known: str | Mapping[str, str]) -> bool:

@@ -14,11 +14,13 @@ import subprocess
 import time
 import uuid
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from experiments.store import provenance
-from experiments.store.step_folder import fingerprint
-from maskgit_core.files import explain, write_json
+from experiments.store.documents import Code
+from experiments.store.typed_json import fingerprint
+from maskgit_core.files import explain
 
 _LEFT_OUT = ("tests/", "docs/", ".github/", ".ci/")
 _PACKAGES = ("maskgit_core", "experiments", "launchers", "conf")
@@ -34,9 +36,9 @@ def freeze(store: Path, plugins: Sequence[str] = (), root: Path = provenance.ROO
     files = {**dict(_project_files(root)), **dict(_plugin_files(plugins))}
     contents = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in sorted(files.items())}
     state = provenance.code_state()
-    digest = fingerprint({"files": contents, "commit": state.get("commit")})[:16]
+    digest = fingerprint({"files": contents, "commit": state.commit})[:16]
     target = store / "code" / digest
-    if (target / "FROZEN.json").is_file():
+    if (target / Code.FILE).is_file():
         return target
     temporary = target.with_name(f".{digest}.{uuid.uuid4().hex[:8]}.tmp")
     try:
@@ -44,11 +46,11 @@ def freeze(store: Path, plugins: Sequence[str] = (), root: Path = provenance.ROO
             copy = temporary / name
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(path, copy)
-        write_json(temporary / "FROZEN.json", {**state, "digest": digest, "time": time.time(), "files": len(files)})
+        replace(state, digest=digest, time=time.time(), files=len(files)).write(temporary)
         try:
             os.rename(temporary, target)
         except OSError:
-            if not (target / "FROZEN.json").is_file():  # someone else made the same copy first
+            if not (target / Code.FILE).is_file():  # someone else made the same copy first
                 raise
     except OSError as error:
         raise explain(error, target) from error

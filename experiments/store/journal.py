@@ -25,7 +25,10 @@ import time
 from collections import deque
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+from experiments.store.documents import Start
+from experiments.store.paths import StepFolder
 
 #: Metrics under this prefix describe the machine; their step is seconds since the step's first attempt began, so a
 #: resume at an optimizer step does not touch them.
@@ -43,6 +46,16 @@ class Point(NamedTuple):
     step: int
     value: float
     time: int  # ms since 1970, UTC
+
+
+class Line(NamedTuple):
+    """A line of a journal: points at a step, or (`resumed`) the mark that points from `step` on no longer count."""
+
+    step: int
+    time: int  # ms since 1970, UTC
+    metrics: Mapping[str, float]
+    resumed: bool
+    end: int = 0  # where the line ends (bytes from the start of the file)
 
 
 class Journal:
@@ -171,83 +184,76 @@ def _special(value: float) -> str:
 def journals(step_folder: Path) -> list[Path]:
     """The journals of a step's present life, oldest attempt first.
 
-    A finished attempt whose result was set aside (`manifest.json` moved into its folder) ended an earlier life.
+    A finished attempt whose result was set aside (its manifest moved into its folder) ended an earlier life.
     """
-    folder = Path(step_folder) / "attempts"
-    numbered = sorted((p for p in folder.glob("*") if p.name.isdigit()), key=lambda p: int(p.name))
-    ended = [i for i, p in enumerate(numbered) if (p / "manifest.json").exists()]
-    return [p / "journal.jsonl" for p in numbered[ended[-1] + 1 if ended else 0 :]]
+    attempts = StepFolder(step_folder).attempts()
+    ended = [i for i, attempt in enumerate(attempts) if attempt.set_aside]
+    return [attempt.journal for attempt in attempts[ended[-1] + 1 if ended else 0 :]]
 
 
-def read_lines(path: Path, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
-    """Whole, sound lines from byte `offset` on, and the offset after the last whole one; torn lines are left out.
-
-    Each line also says where it ends, as `"end"` (bytes from the start of the file).
-    """
+def read_lines(path: Path, offset: int = 0) -> tuple[list[Line], int]:
+    """Whole, sound lines from byte `offset` on, and the offset after the last whole one; torn lines are left out."""
     try:
         with open(path, "rb") as file:
             file.seek(offset)
             data = file.read()
     except (FileNotFoundError, NotADirectoryError):
         return [], offset
-    found = []
+    lines = []
     for raw in data[: data.rfind(b"\n") + 1].splitlines(keepends=True):
         offset += len(raw)
         if (line := _decode(raw)) is not None:
-            found.append({**line, "end": offset})
-    return found, offset
+            lines.append(line._replace(end=offset))
+    return lines, offset
 
 
-def _decode(raw: bytes) -> dict[str, Any] | None:
+def _decode(raw: bytes) -> Line | None:
     try:
-        record = json.loads(raw)
-        if "resumed_at" in record:
-            return {"resumed_at": int(record["resumed_at"]), "time": int(record["time"])}
-        metrics = {str(name): float(value) for name, value in record["metrics"].items()}
-        return {"step": int(record["step"]), "time": int(record["time"]), "metrics": metrics}
-    except (ValueError, TypeError, KeyError, AttributeError):
+        entry = json.loads(raw)
+        if "resumed_at" in entry:
+            return Line(int(entry["resumed_at"]), int(entry["time"]), {}, True)
+        metrics = {str(name): float(value) for name, value in entry["metrics"].items()}
+        return Line(int(entry["step"]), int(entry["time"]), metrics, False)
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
         return None
 
 
 def started(journal: Path) -> float | None:
-    """When the journal's attempt began (ms since 1970), as its `start.json` says."""
-    try:
-        return float(json.loads((journal.parent / "start.json").read_text())["time"]) * 1000.0
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    """When the journal's attempt began (ms since 1970), as its start document says."""
+    start = Start.read(journal.parent)
+    return start.time * 1000.0 if start is not None else None
 
 
-def attempt_lines(step_folder: Path) -> list[list[dict[str, Any]]]:
+def attempt_lines(step_folder: Path) -> list[list[Line]]:
     """The lines of each attempt that count: what one wrote after its successor began is a zombie's and left out."""
     paths = journals(step_folder)
-    found = []
+    lines = []
     for number, path in enumerate(paths):
         until = started(paths[number + 1]) if number + 1 < len(paths) else None
-        found.append([line for line in read_lines(path)[0] if until is None or line["time"] <= until])
-    return found
+        lines.append([line for line in read_lines(path)[0] if until is None or line.time <= until])
+    return lines
 
 
-def merge(attempts: Iterable[Iterable[Mapping[str, Any]]]) -> list[Point]:
+def merge(attempts: Iterable[Iterable[Line]]) -> list[Point]:
     """One curve a metric from the journals of all attempts, in order of logging.
 
     A resume mark removes the points from its step on. An attempt that logs without a mark began anew: its first
-    step stands for one. Of two points of a metric at one step the first that still counts stays.
+    step acts as one. Of two points of a metric at one step the first that still counts stays.
     """
     kept: dict[tuple[str, int], Point] = {}
     for number, lines in enumerate(attempts):
         marked = number == 0
         for line in lines:
-            if "resumed_at" in line or (not marked and not _is_system(line)):
-                start = line["resumed_at"] if "resumed_at" in line else line["step"]
-                kept = {key: p for key, p in kept.items() if key[1] < start or key[0].startswith(SYSTEM_PREFIX)}
+            if line.resumed or (not marked and not _is_system(line)):
+                kept = {key: p for key, p in kept.items() if key[1] < line.step or key[0].startswith(SYSTEM_PREFIX)}
                 marked = True
-            for name, value in line.get("metrics", {}).items():
-                kept.setdefault((name, line["step"]), Point(name, line["step"], value, line["time"]))
+            for name, value in line.metrics.items():
+                kept.setdefault((name, line.step), Point(name, line.step, value, line.time))
     return list(kept.values())
 
 
-def _is_system(line: Mapping[str, Any]) -> bool:
-    return all(name.startswith(SYSTEM_PREFIX) for name in line["metrics"])
+def _is_system(line: Line) -> bool:
+    return all(name.startswith(SYSTEM_PREFIX) for name in line.metrics)
 
 
 def read_points(step_folder: Path) -> list[Point]:

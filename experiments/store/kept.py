@@ -1,7 +1,7 @@
 """Checkpoints that a training keeps, as artifacts of their own: `train@50000`.
 
-A kept checkpoint lies in `kept/<step>/` of the training's folder, published whole by the training while it runs, with
-a `manifest.json` like any finished step. Its fingerprint is a function of the training's and of the step number, so it
+A kept checkpoint is in `kept/<step>/` of the training's folder, published whole by the training while it runs, with
+a manifest like any finished step. Its fingerprint is a function of the training's and of the step number, so it
 can be needed before it exists, and used as soon as it does: nothing of it changes when the training ends.
 """
 
@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from experiments.store.step_folder import Store, fingerprint
+from experiments.store.documents import Manifest, Request
+from experiments.store.records import records
+from experiments.store.step_folder import Store
+from experiments.store.typed_json import fingerprint
 from maskgit_core.errors import ConfigError, suggestion
-from maskgit_core.files import read_json
 
 INPUT = "kept_of"
 
@@ -28,7 +30,7 @@ def kept_folder(folder: Path, step: int) -> Path:
 
 def kept_steps(folder: Path) -> list[int]:
     """The steps whose checkpoints a training has published so far, ascending."""
-    return sorted(int(path.parent.name) for path in (folder / "kept").glob("[0-9]*/manifest.json"))
+    return sorted(int(path.parent.name) for path in (folder / "kept").glob(f"[0-9]*/{Manifest.FILE}"))
 
 
 def find_model(store: Store, text: str, step: int | None, key: str) -> Path:
@@ -57,10 +59,10 @@ def find_model(store: Store, text: str, step: int | None, key: str) -> Path:
 
 
 def _at(folder: Path, step: int | None) -> Path | None:
-    manifest = read_json(folder / "manifest.json")
-    if step is not None and (kept_folder(folder, step) / "manifest.json").is_file():
+    manifest = Manifest.read(folder)
+    if step is not None and (kept_folder(folder, step) / Manifest.FILE).is_file():
         return kept_folder(folder, step)
-    ended = manifest is not None and step in (None, manifest.get("facts", {}).get("num_train_steps"))
+    ended = manifest is not None and step in (None, manifest.facts.get("num_train_steps"))
     return folder if ended else None
 
 
@@ -70,17 +72,17 @@ def _owner(path: Path) -> Path:
 
 def _absent(folder: Path, step: int | None) -> str:
     kept = ", ".join(map(str, kept_steps(folder))) or "none"
-    done = read_json(folder / "manifest.json")
+    done = Manifest.read(folder)
     if step is None:
         return f"{folder.name} is not finished; wait for it, or name a kept step as NAME@STEP (kept: [{kept}])"
-    last = f", it ended at {done.get('facts', {}).get('num_train_steps')}" if done else ", it is not finished"
+    last = f", it ended at {done.facts.get('num_train_steps')}" if done else ", it is not finished"
     return f"{folder.name} keeps no checkpoint of step {step} (kept: [{kept}]{last}); set train.keep_every there"
 
 
 def _named(store: Store, text: str) -> list[Path]:
     """The step folders that a text means, each once."""
     path = Path(text).expanduser()
-    if (path / "request.json").is_file():
+    if (path / Request.FILE).is_file():
         return [path.absolute()]
     by_name = [folder for folder, names in _names(store).items() if text in names]
     if by_name:
@@ -90,10 +92,10 @@ def _named(store: Store, text: str) -> list[Path]:
 
 def _names(store: Store) -> dict[Path, set[str]]:
     """What every model of the store has been called: step, item, and both with the experiment before them."""
-    found: dict[Path, set[str]] = {}
-    for record in filter(None, map(read_json, sorted((store.root / "pipelines").glob("*.json")))):
-        for entry in record["steps"]:
-            if entry["kind"] == "model" and "@" not in entry["step"]:
-                names = found.setdefault(store.root / entry["folder"], set())
-                names |= {name for n in (entry["step"], entry["name"]) for name in (n, f"{record['experiment']}/{n}")}
-    return found
+    names: dict[Path, set[str]] = {}
+    for record in reversed(records(store.root)):
+        for entry in record.steps:
+            if entry.kind == "model" and "@" not in entry.step:
+                of_step = names.setdefault(store.root / entry.folder, set())
+                of_step |= {name for n in (entry.step, entry.name) for name in (n, f"{record.experiment}/{n}")}
+    return names

@@ -1,7 +1,8 @@
-"""What is needed to trust a number: code, packages, machine. Gathered without importing torch."""
+"""Provenance of a number: code, packages, machine. Gathered without importing torch."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import platform
@@ -11,7 +12,8 @@ import sys
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+
+from experiments.store.documents import Code
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("torch", "torchvision", "numpy", "hydra-core", "submitit", "mlflow", "accelerate", "einops", "webdataset",
@@ -29,37 +31,32 @@ def _git(*arguments: str) -> str | None:
 
 
 @cache
-def code_state() -> dict[str, Any]:
-    """Commit and working difference of the project's checkout (a frozen copy states the ones it was made from)."""
-    frozen = ROOT / "FROZEN.json"
-    if frozen.is_file():
-        import json
-
-        return dict(json.loads(frozen.read_text()))
+def code_state() -> Code:
+    """Commit and working difference of the project's checkout; of a frozen copy, those it was made from."""
+    if (frozen := Code.read(ROOT)) is not None:
+        return frozen
     commit = _git("rev-parse", "HEAD")
     difference = _git("diff", "HEAD", "--", "*.py", "*.yaml", "*.toml") or ""
-    return {
-        "commit": commit.strip() if commit else None,
-        "dirty": bool(difference.strip()),
-        "diff": difference[:1_000_000],
-        "diff_sha256": hashlib.sha256(difference.encode()).hexdigest() if difference.strip() else None,
-    }
+    return Code(
+        commit=commit.strip() if commit else None,
+        dirty=bool(difference.strip()),
+        diff=difference[:1_000_000],
+        diff_sha256=hashlib.sha256(difference.encode()).hexdigest() if difference.strip() else None,
+    )
 
 
 def packages() -> dict[str, str]:
     """Versions of the packages that numbers depend on."""
-    found = {"python": platform.python_version()}
+    versions = {"python": platform.python_version()}
     for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+        with contextlib.suppress(PackageNotFoundError):
+            versions[name] = version(name)
+    return versions
 
 
-def machine() -> dict[str, Any]:
+def machine() -> dict[str, object]:
     """Host, processor and GPUs (asked of torch only where a stage has already loaded it)."""
-    found: dict[str, Any] = {
+    facts: dict[str, object] = {
         "host": socket.gethostname(),
         "platform": platform.platform(),
         "cores": len(os.sched_getaffinity(0)),
@@ -68,5 +65,5 @@ def machine() -> dict[str, Any]:
     }
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
-        found["gpus"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return found
+        facts["gpus"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return facts

@@ -1,4 +1,4 @@
-"""Records of pipeline runs in `<store>/pipelines`, and what the files say of their steps."""
+"""Executions of pipelines: their records in `<store>/pipelines`, and configs of steps with all upstream."""
 
 from __future__ import annotations
 
@@ -6,22 +6,111 @@ import json
 import time
 import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
+from experiments.store.claims import Owner
+from experiments.store.documents import FORMAT, Code, Digests, Request
+from experiments.store.typed_json import Document, Options, plain
 from maskgit_core.errors import unknown_name
-from maskgit_core.files import read_json, write_json
+from maskgit_core.files import write_json
 
 
-def latest_records(store: Path, experiment: str | None = None) -> list[dict[str, Any]]:
-    """The newest execution of every experiment (or of one), newest first."""
-    newest: dict[str, dict[str, Any]] = {}
-    for path in reversed(pipelines(store)):
-        record = read_json(path)
-        if record and record["experiment"] not in newest and experiment in (None, record["experiment"], record["uid"]):
-            newest[record["experiment"]] = record
+@dataclass(frozen=True, kw_only=True)
+class PipelineStep:
+    """A step of an execution, as planned."""
+
+    name: str
+    step: str
+    stage: str
+    kind: str
+    fingerprint: str
+    folder: str  # relative to the store
+    params: Options = field(default_factory=dict)
+    needs: tuple[str, ...] = ()
+    action: str = "run"
+    reason: str = ""
+    experiment: str | None = None  # where it was looked up by name
+
+
+@dataclass(frozen=True, kw_only=True)
+class PipelineItem:
+    """A point of the sweep: its values, and step name -> fingerprint."""
+
+    params: Options
+    label: str = ""
+    steps: Digests = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PipelineRecord(Document):
+    """One execution of a pipeline; `<store>/pipelines/<uid>.json`."""
+
+    format: int = FORMAT
+    uid: str
+    experiment: str
+    description: str = ""
+    overrides: tuple[str, ...] = ()
+    command: str = ""
+    user: str = ""
+    owner: Owner | None = None
+    host: str = ""
+    time: float
+    code: Code = field(default_factory=Code)
+    settings: Options = field(default_factory=dict)
+    items: tuple[PipelineItem, ...] = ()
+    steps: tuple[PipelineStep, ...]
+
+    @staticmethod
+    def path(store: Path, uid: str) -> Path:
+        """The file of an execution."""
+        return store / "pipelines" / f"{uid}.json"
+
+    @classmethod
+    def of(cls, store: Path, uid: str | None) -> PipelineRecord | None:
+        """The record of an execution, or None; raises `DamagedError`."""
+        return cls.load(cls.path(store, uid)) if uid else None
+
+    def save(self, store: Path) -> None:
+        """Writes it into the store."""
+        write_json(self.path(store, self.uid), plain(self))
+
+    @property
+    def by_fingerprint(self) -> dict[str, PipelineStep]:
+        """Its steps by fingerprint."""
+        return {step.fingerprint: step for step in self.steps}
+
+    @property
+    def launcher(self) -> str:
+        """Name of the launcher; empty where unknown."""
+        block = self.settings.get("launcher")
+        return str(block.get("name", "")) if isinstance(block, Mapping) else ""
+
+
+# -- all executions of a store ----------------------------------------------------------------------------------------
+def pipelines(store: Path) -> list[Path]:
+    """The files of all executions, oldest first."""
+    return sorted((store / "pipelines").glob("*.json"))
+
+
+def records(store: Path) -> list[PipelineRecord]:
+    """All executions, newest first; raises `DamagedError`."""
+    return [record for path in reversed(pipelines(store)) if (record := PipelineRecord.load(path)) is not None]
+
+
+def latest_records(store: Path, experiment: str | None = None) -> list[PipelineRecord]:
+    """The newest execution of every experiment (or of the one with this name or uid), newest first.
+
+    Raises:
+        ConfigError: there is no such experiment.
+    """
+    newest: dict[str, PipelineRecord] = {}
+    names = set()
+    for record in records(store):
+        names.add(record.experiment)
+        if record.experiment not in newest and experiment in (None, record.experiment, record.uid):
+            newest[record.experiment] = record
     if experiment is not None and not newest:
-        names = {(read_json(p) or {}).get("experiment", "") for p in pipelines(store)}
         raise unknown_name("experiment", experiment, names, f"run in {store} of experiment")
     return list(newest.values())
 
@@ -29,74 +118,6 @@ def latest_records(store: Path, experiment: str | None = None) -> list[dict[str,
 def new_uid() -> str:
     """A sortable id of one execution: time and a random tail."""
     return time.strftime("%Y%m%d-%H%M%S-") + uuid.uuid4().hex[:8]
-
-
-def pipelines(store: Path, experiment: str | None = None) -> list[Path]:
-    """The records of executions, oldest first; of one experiment where named."""
-    found = sorted((store / "pipelines").glob("*.json"))
-    if experiment is None:
-        return found
-    from maskgit_core.files import read_json
-
-    return [p for p in found if (read_json(p) or {}).get("experiment") == experiment]
-
-
-def step_params(entry: Mapping[str, Any], request: Mapping[str, Any]) -> dict[str, str]:
-    """Own config (`train.lr`, `sampler.guidance_scale`) and the sweep's values from upstream, as text."""
-    flat: dict[str, str] = {}
-    for key, value in (request.get("config") or {}).items():
-        if isinstance(value, Mapping):
-            _flatten(str(key), value, flat)
-        else:
-            flat[f"{entry['step']}.{key}"] = _text(value)
-    for key, value in (entry.get("params") or {}).items():
-        _flatten(str(key), value, flat)
-    return flat
-
-
-def effective_config(
-    store: Path, steps: Mapping[str, Mapping[str, Any]], entry: Mapping[str, Any]
-) -> tuple[dict[str, str], list[Path]]:
-    """Config of a step and of everything it was made from, and the folders of the latter, nearest first.
-
-    Args:
-        steps: the execution's entries by fingerprint. A step's own value wins over one from further up.
-    """
-    config: dict[str, str] = {}
-    upstream, queue, seen = [], [entry["fingerprint"]], set()
-    while queue:
-        step = steps.get(queue.pop(0))
-        if step is None or step["fingerprint"] in seen:
-            continue
-        seen.add(step["fingerprint"])
-        if step is not entry:
-            upstream.append(store / step["folder"])
-        config = {**step_params(step, read_json(store / step["folder"] / "request.json") or {}), **config}
-        queue += step.get("needs") or ()
-    return config, upstream
-
-
-def _flatten(prefix: str, value: Any, into: dict[str, str]) -> None:
-    if isinstance(value, Mapping):
-        for key, inner in value.items():
-            _flatten(f"{prefix}.{key}", inner, into)
-    else:
-        into[prefix] = _text(value)
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, default=str)
-
-
-def files_of(folder: Path, manifest: Mapping[str, Any]) -> Path:
-    """Where the outputs of a finished attempt lie, also after it was set aside."""
-    return folder / "attempts" / f"{int(manifest['attempt']):04d}" / "files"
-
-
-def records(store: Path) -> list[dict[str, Any]]:
-    """All records of executions, newest first."""
-    found = (read_json(path) for path in reversed(pipelines(store)))
-    return [record for record in found if record]
 
 
 def mark_cancelled(store: Path, uids: Sequence[str]) -> None:
@@ -108,3 +129,49 @@ def mark_cancelled(store: Path, uids: Sequence[str]) -> None:
 def is_cancelled(store: Path, uid: str) -> bool:
     """True where `mark_cancelled` was told of this execution."""
     return (store / "pipelines" / "cancelled" / f"{uid}.json").exists()
+
+
+# -- configs ----------------------------------------------------------------------------------------------------------
+def step_params(entry: PipelineStep, request: Request | None) -> dict[str, str]:
+    """Own config (`train.lr`, `sampler.guidance_scale`) and the sweep's values from upstream, as text."""
+    flat: dict[str, str] = {}
+    for key, value in (request.config if request else {}).items():
+        if isinstance(value, Mapping):
+            _flatten(str(key), value, flat)
+        else:
+            flat[f"{entry.step}.{key}"] = _text(value)
+    for key, value in entry.params.items():
+        _flatten(str(key), value, flat)
+    return flat
+
+
+def effective_config(store: Path, record: PipelineRecord, entry: PipelineStep) -> tuple[dict[str, str], list[Path]]:
+    """Config of a step and of everything it was made from, and the folders of the latter, nearest first.
+
+    A step's own value wins over one from further up.
+    """
+    steps = record.by_fingerprint
+    config: dict[str, str] = {}
+    upstream, queue, seen = [], [entry.fingerprint], set()
+    while queue:
+        step = steps.get(queue.pop(0))
+        if step is None or step.fingerprint in seen:
+            continue
+        seen.add(step.fingerprint)
+        if step is not entry:
+            upstream.append(store / step.folder)
+        config = {**step_params(step, Request.read(store / step.folder)), **config}
+        queue += step.needs
+    return config, upstream
+
+
+def _flatten(prefix: str, value: object, into: dict[str, str]) -> None:
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            _flatten(f"{prefix}.{key}", inner, into)
+    else:
+        into[prefix] = _text(value)
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, default=str)

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from experiments.store.step_folder import fingerprint
+from experiments.store.documents import Headline
+from experiments.store.typed_json import Options, fingerprint
 from maskgit_core.files import read_json
 
 #: What scores are of: those of the first of these that a step has scores of need no suffix in a metric's key.
@@ -53,7 +53,7 @@ class Score:
     value: float
     num_images: int | None = None
     protocol: str = ""
-    details: Mapping[str, Any] = field(default_factory=dict)  # everything that fixes what the number means
+    details: Options = field(default_factory=dict)  # everything that fixes what the number means
     subject: str = "samples"  # what its step is about
 
     @property
@@ -67,10 +67,10 @@ class Score:
         return fingerprint([self.key, self.num_images, self.protocol, self.details])
 
 
-def read_scores(files: Path, headline: Mapping[str, Any] | None = None) -> list[Score]:
+def read_scores(files: Path, headline: Headline | None = None) -> list[Score]:
     """The scores in a step's `scores.json`; the headline alone where there is no such file."""
     written = read_json(Path(files) / "scores.json")
-    found = []
+    scores = []
     if isinstance(written, Mapping):
         protocols = written.get("protocols") or {}
         of = {row.get("of", "samples") for row in written.get("scores") or ()}
@@ -79,7 +79,7 @@ def read_scores(files: Path, headline: Mapping[str, Any] | None = None) -> list[
             known = ("name", "of", "value", "num_images", "protocol")
             more = {k: v for k, v in row.items() if k not in (*known, "note")}
             name = str(row.get("protocol") or "")
-            found.append(
+            scores.append(
                 Score(
                     name=str(row["name"]),
                     of=str(row.get("of", "samples")),
@@ -90,13 +90,11 @@ def read_scores(files: Path, headline: Mapping[str, Any] | None = None) -> list[
                     subject=subject,
                 )
             )
-    if not found and headline:
-        about = headline.get("protocol") or {}
-        found.append(
-            Score(str(headline["name"]), "samples", float(headline["value"]), protocol=str(about.get("name", "")),
-                  details=about)
-        )  # fmt: skip
-    return found
+    if not scores and headline:
+        about = headline.protocol or {}
+        name = str(about.get("name", ""))
+        scores.append(Score(headline.name, "samples", headline.value, protocol=name, details=about))
+    return scores
 
 
 def named_values(scores: Sequence[Score]) -> dict[str, float]:
@@ -116,7 +114,7 @@ def describe_metric(name: str) -> tuple[str, bool | None] | None:
     return None
 
 
-def differences(one: Mapping[str, Any], other: Mapping[str, Any], prefix: str = "") -> list[str]:
+def differences(one: Options, other: Options, prefix: str = "") -> list[str]:
     """Keys in which two protocols differ, as `reference.split: train, val`."""
     found = []
     for key in sorted({*one, *other}):

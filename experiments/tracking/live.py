@@ -10,21 +10,21 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
+from experiments.store.documents import Launch
+from experiments.store.records import PipelineRecord
 from experiments.tracking.address import ShipReport, follow
-from maskgit_core.files import read_json
+from maskgit_core.errors import ArtifactError
 
 EVERY_S = 5.0
 
 
 def live_uri(store: Path, pipeline: str | None) -> str | None:
     """The tracking server that an execution's jobs ship to; None for the embedded store."""
-    record = read_json(store / "pipelines" / f"{pipeline}.json") or {}
-    tracking = (record.get("settings") or {}).get("tracking") or {}
+    record = PipelineRecord.of(store, pipeline)
+    tracking = (record.settings.get("tracking") if record else None) or {}
     uri = tracking.get("uri") if tracking.get("ship", True) else None
     return str(uri) if uri and not str(uri).startswith("sqlite") else None
 
@@ -40,17 +40,17 @@ class Forwarder:
         self.process = process
 
     @classmethod
-    def start(cls, folder: Path, launch: Mapping[str, Any]) -> Forwarder | None:
-        """Starts shipping the step in `folder`, as `launch.json` names it; None without a tracking server.
+    def start(cls, folder: Path, launch: Launch) -> Forwarder | None:
+        """Starts shipping the step in `folder`, as its launch names it; None without a tracking server.
 
         Never raises: tracking must not stop a step from running.
         """
         store = folder.parent.parent
         try:
-            uri = live_uri(store, launch.get("pipeline"))
+            uri = live_uri(store, launch.pipeline)
             if uri is None:
                 return None
-            arguments = [str(store), uri, str(launch["pipeline"]), str(launch["name"]), str(os.getpid())]
+            arguments = [str(store), uri, launch.pipeline, launch.name, str(os.getpid())]
             log = folder / "logs" / "forwarder.txt"
             log.parent.mkdir(parents=True, exist_ok=True)
             with open(log, "ab") as out:
@@ -63,7 +63,7 @@ class Forwarder:
                     start_new_session=True,  # signals to the job's group are the job's
                 )
             return cls(process)
-        except (OSError, KeyError) as error:
+        except (OSError, ArtifactError) as error:
             print(f"warning: metrics are not shipped live ({error}); maskgit sync ships them", file=sys.stderr)
             return None
 

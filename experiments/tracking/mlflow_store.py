@@ -21,6 +21,7 @@ from typing import Any
 
 from experiments.config.settings import resolve_uri
 from experiments.store.claims import Claim, JobAlive
+from experiments.store.documents import DatasetUse
 from experiments.store.journal import Point
 from experiments.tracking.address import ShipReport, embedded_lock, knock, told, without_password
 from experiments.tracking.points import first_points, last_points
@@ -331,12 +332,12 @@ def _metric(point: Point, model_id: str | None = None) -> Any:
     return Metric(point.metric[:250], point.value, point.time, point.step, model_id=model_id)
 
 
-def _dataset(entry: Mapping[str, Any]) -> Any:
+def _dataset(use: DatasetUse) -> Any:
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
-    source = json.dumps({"uri": entry["path"], "digest": entry["digest"]})
-    data = Dataset(str(entry["name"])[:500], str(entry["digest"])[:DATASET_DIGEST], "local", source)
-    return DatasetInput(data, [InputTag("mlflow.data.context", str(entry["context"])[:500])])
+    source = json.dumps({"uri": use.path, "digest": use.digest})
+    data = Dataset(use.name[:500], use.digest[:DATASET_DIGEST], "local", source)
+    return DatasetInput(data, [InputTag("mlflow.data.context", use.context[:500])])
 
 
 def _chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:

@@ -11,9 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from experiments.store.journal import Point, read_lines, started
+from experiments.store.journal import Line, Point, read_lines, started
 
 
 @dataclass
@@ -37,10 +36,10 @@ def first_points(journals: Sequence[Path], marks: Mapping[str, int], limit: int 
         name, successor = path.parent.name, journals[number + 1] if number + 1 < len(journals) else None
         until = started(successor) if successor is not None else None
         for line in read_lines(path)[0]:
-            if until is not None and line["time"] > until:
+            if until is not None and line.time > until:
                 continue
             fresh = _unseen(line, seen)
-            if line["end"] <= marks.get(name, 0):
+            if line.end <= marks.get(name, 0):
                 continue
             if points and len(points) + len(fresh) > limit:
                 arrived = dict(now)
@@ -50,18 +49,18 @@ def first_points(journals: Sequence[Path], marks: Mapping[str, int], limit: int 
             while len(points) > limit:
                 yield Batch(points[:limit], arrived)
                 points = points[limit:]
-            now[name] = line["end"]
+            now[name] = line.end
     if points or now != arrived:
         yield Batch(points, now)
 
 
-def _unseen(line: Mapping[str, Any], seen: set[tuple[str, int]]) -> list[Point]:
-    found = []
-    for metric, value in line.get("metrics", {}).items():
-        if (metric, line["step"]) not in seen:
-            seen.add((metric, line["step"]))
-            found.append(Point(metric, line["step"], value, line["time"]))
-    return found
+def _unseen(line: Line, seen: set[tuple[str, int]]) -> list[Point]:
+    fresh = []
+    for metric, value in line.metrics.items():
+        if (metric, line.step) not in seen:
+            seen.add((metric, line.step))
+            fresh.append(Point(metric, line.step, value, line.time))
+    return fresh
 
 
 def last_points(journals: Sequence[Path]) -> dict[str, Point]:

@@ -1,16 +1,18 @@
-"""What a run of the tracking window says of itself: tags, params, results and references, all from the files."""
+"""Tags, results and references of an MLflow run, derived from the step's files."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
+from experiments.store.documents import DatasetUse, Launch, Manifest, Request, Start
 from experiments.store.journal import Point, read_lines
-from experiments.store.records import files_of
+from experiments.store.paths import StepFolder
+from experiments.store.records import PipelineRecord, PipelineStep
 from experiments.store.scores import named_values, read_scores
-from maskgit_core.files import read_json
+from experiments.store.typed_json import Options, plain
 
 #: Outputs up to this size are uploaded when a stage asked to show them; everything else is a reference.
 MAX_UPLOAD_BYTES = 8 * 1024 * 1024
@@ -28,126 +30,122 @@ def milliseconds(seconds: float) -> int:
     return int(float(seconds) * 1000)
 
 
-def common_tags(record: Mapping[str, Any]) -> dict[str, str]:
-    code = record.get("code") or {}
+def common_tags(record: PipelineRecord) -> dict[str, str]:
     return {
-        "experiment": str(record["experiment"]),
-        "pipeline": str(record["uid"]),
-        "sweep": "yes" if len(record.get("items") or ()) > 1 else "no",
-        "commit": str(code.get("commit") or ""),
-        "dirty": str(bool(code.get("dirty"))).lower(),
-        "mlflow.user": str(record.get("user") or ""),
-        "mlflow.source.name": str(record.get("command") or ""),
+        "experiment": record.experiment,
+        "pipeline": record.uid,
+        "sweep": "yes" if len(record.items) > 1 else "no",
+        "commit": record.code.commit or "",
+        "dirty": str(record.code.dirty).lower(),
+        "mlflow.user": record.user,
+        "mlflow.source.name": record.command,
     }
 
 
 def step_tags(
     store: Path,
-    record: Mapping[str, Any],
-    entry: Mapping[str, Any],
+    record: PipelineRecord,
+    entry: PipelineStep,
     state: str,
-    mine: Sequence[Path],
-    manifest: Mapping[str, Any] | None,
-    request: Mapping[str, Any],
+    num_attempts: int,
+    manifest: Manifest | None,
+    request: Request | None,
 ) -> dict[str, str]:
-    params = entry.get("params") or {}
-    seeds = [v for k, v in params.items() if k.rsplit(".", 1)[-1] == "seed"]
-    seed = seeds[0] if seeds else (request.get("config") or {}).get("seed", "")
+    seeds = [v for k, v in entry.params.items() if k.rsplit(".", 1)[-1] == "seed"]
+    seed = seeds[0] if seeds else (request.config if request else {}).get("seed", "")
     tags = {
         **common_tags(record),
-        "stage": str(entry["stage"]),
-        "step": str(entry["step"]),
+        "stage": entry.stage,
+        "step": entry.step,
         "state": state,
-        "fingerprint": str(entry["fingerprint"]),
-        "item": ",".join(f"{k}={v}" for k, v in params.items()),
+        "fingerprint": entry.fingerprint,
+        "item": ",".join(f"{k}={v}" for k, v in entry.params.items()),
         "seed": str(seed),
-        "folder": str(entry["folder"]),
+        "folder": entry.folder,
         "upstream": " ".join(_upstream_uids(record, entry)),
-        "attempts": str(len(mine)),
+        "attempts": str(num_attempts),
     }
-    if manifest is not None and (headline := manifest.get("headline")):
-        tags["headline"] = str(headline["name"])
-        if headline.get("protocol"):
-            tags["protocol"] = json.dumps(headline["protocol"], sort_keys=True)
-    elif known := results(store / entry["folder"], manifest):
+    if manifest is not None and (headline := manifest.headline):
+        tags["headline"] = headline.name
+        if headline.protocol:
+            tags["protocol"] = json.dumps(headline.protocol, sort_keys=True)
+    elif known := results(store / entry.folder, manifest):
         tags["headline"] = known[0].metric
     if state == "reused" and manifest is not None:
-        own = store / entry["folder"] / "attempts" / f"{int(manifest['attempt']):04d}"
-        origin = (read_json(own / "start.json") or {}).get("pipeline")
-        tags["reused_from"] = f"{origin}/{_name_in(store, origin, entry)}" if origin else str(entry["folder"])
+        start = Start.read(StepFolder(store / entry.folder).attempt(manifest.attempt).path)
+        origin = start.pipeline if start else None
+        tags["reused_from"] = f"{origin}/{_name_in(store, origin, entry)}" if origin else entry.folder
     return {key: value for key, value in tags.items() if value != ""}
 
 
-def _name_in(store: Path, uid: str, entry: Mapping[str, Any]) -> str:
+def _name_in(store: Path, uid: str, entry: PipelineStep) -> str:
     """The step's name in the execution that made it (a sweep may have named it otherwise)."""
-    origin = read_json(store / "pipelines" / f"{uid}.json") or {}
-    names = [s["name"] for s in origin.get("steps", ()) if s["fingerprint"] == entry["fingerprint"]]
-    return str(names[0]) if names else str(entry["name"])
+    origin = PipelineRecord.of(store, uid)
+    return (origin.by_fingerprint if origin else {}).get(entry.fingerprint, entry).name
 
 
-def _upstream_uids(record: Mapping[str, Any], entry: Mapping[str, Any]) -> list[str]:
-    names = {s["fingerprint"]: s["name"] for s in record["steps"]}
-    return [f"{record['uid']}/{names[p]}" for p in entry.get("needs") or () if p in names]
+def _upstream_uids(record: PipelineRecord, entry: PipelineStep) -> list[str]:
+    steps = record.by_fingerprint
+    return [f"{record.uid}/{steps[need].name}" for need in entry.needs if need in steps]
 
 
-def models_upstream(record: Mapping[str, Any], entry: Mapping[str, Any]) -> tuple[str, ...]:
+def models_upstream(record: PipelineRecord, entry: PipelineStep) -> tuple[str, ...]:
     """Fingerprints of the checkpoints an evaluation is about: its samples' models, nearest first."""
-    steps = {s["fingerprint"]: s for s in record["steps"]}
-    queue, found = list(entry.get("needs") or ()), []
+    steps = record.by_fingerprint
+    queue, models = list(entry.needs), []
     while queue:
         step = steps.get(queue.pop(0))
         if step is None:
             continue
-        if step["kind"] == "model":
-            found.append(str(step["fingerprint"]))
-        elif step["kind"] in ("samples", "scores"):
-            queue += step.get("needs") or ()
-    return tuple(dict.fromkeys(found))
+        if step.kind == "model":
+            models.append(step.fingerprint)
+        elif step.kind in ("samples", "scores"):
+            queue += step.needs
+    return tuple(dict.fromkeys(models))
 
 
-def datasets(
-    store: Path, folder: Path, request: Mapping[str, Any], manifest: Mapping[str, Any] | None
-) -> tuple[Mapping[str, Any], ...]:
+def datasets(store: Path, folder: Path, request: Request, manifest: Manifest | None) -> tuple[DatasetUse, ...]:
     """Data sets a step reads: those of its config with the digest of their content, the token shards a model is
-    trained on, and what its stage stated."""
-    kind = str(request.get("kind", ""))
-    content = (read_json(folder / "launch.json") or {}).get("content") or {}
-    found: list[Mapping[str, Any]] = []
-    for key, module in (request.get("modules") or {}).items():
-        outside = {k: v for k, v in (request.get("outside") or {}).items() if k.startswith(f"{key}.")}
-        if ".datasets." not in str(module) or not outside:
+    trained on, and those its stage stated."""
+    launch = Launch.read(folder)
+    content = launch.content if launch else {}
+    uses: list[DatasetUse] = []
+    for key, module in request.modules.items():
+        outside = {k: v for k, v in request.outside.items() if k.startswith(f"{key}.")}
+        if ".datasets." not in module or not outside:
             continue
         path = next((str(content[k]) for k in outside if k in content), "")
-        name, context = request["config"][key]["name"], DATASET_CONTEXTS.get(kind, "reference")
-        found.append({"name": name, "digest": "-".join(outside.values()), "path": path, "context": context})
-    if kind == "model":
-        for source in (s for sources in (request.get("inputs") or {}).values() for s in sources):
-            made = read_json(store / source["folder"] / "manifest.json") or {}
-            found += [{**d, "context": "training"} for d in made.get("datasets") or () if d["context"] == TOKENS]
-    found += (manifest or {}).get("datasets") or ()
-    return tuple({(d["name"], d["digest"]): d for d in reversed(found)}.values())[::-1]  # the first of equal ones
+        name, context = request.config[key]["name"], DATASET_CONTEXTS.get(request.kind, "reference")
+        uses.append(DatasetUse(name=name, digest="-".join(outside.values()), path=path, context=context))
+    if request.kind == "model":
+        for source in request.sources:
+            made = Manifest.read(store / source.folder)
+            shards = [use for use in (made.datasets if made else ()) if use.context == TOKENS]
+            uses += [replace(use, context="training") for use in shards]
+    uses += manifest.datasets if manifest else ()
+    return tuple({(use.name, use.digest): use for use in reversed(uses)}.values())[::-1]  # the first of equal ones
 
 
-def results(folder: Path, manifest: Mapping[str, Any] | None) -> tuple[Point, ...]:
+def results(folder: Path, manifest: Manifest | None) -> tuple[Point, ...]:
     """The number a step is known by and, of an evaluation, its other scores; at step 0 with the time it finished.
 
     A model is known by its last training loss, which is the point its journal holds; what makes data, by how much.
     """
     if manifest is None:
         return ()
-    headline = manifest.get("headline")
-    found = named_values(read_scores(files_of(folder, manifest), headline))
-    if headline:
-        found[str(headline["name"])] = float(headline["value"])
-    points = [Point(name, 0, value, milliseconds(manifest["time"])) for name, value in sorted(found.items())]
-    if not points and manifest.get("kind") == "model":
-        points = _last_loss(files_of(folder, manifest).parent / "journal.jsonl")
-    if not points and (count := _count(manifest.get("facts") or {})) is not None:
-        points = [Point(count[0], 0, float(count[1]), milliseconds(manifest["time"]))]
+    attempt = StepFolder(folder).attempt(manifest.attempt)
+    values = named_values(read_scores(attempt.files, manifest.headline))
+    if manifest.headline:
+        values[manifest.headline.name] = manifest.headline.value
+    points = [Point(name, 0, value, milliseconds(manifest.time)) for name, value in sorted(values.items())]
+    if not points and manifest.kind == "model":
+        points = _last_loss(attempt.journal)
+    if not points and (count := _count(manifest.facts)) is not None:
+        points = [Point(count[0], 0, float(count[1]), milliseconds(manifest.time))]
     return tuple(points)
 
 
-def _count(facts: Mapping[str, Any]) -> tuple[str, int] | None:
+def _count(facts: Options) -> tuple[str, int] | None:
     reference = facts.get("reference")
     counts = {**(reference if isinstance(reference, Mapping) else {}), **facts}
     return next(((name, counts[name]) for name in COUNTS if isinstance(counts.get(name), int)), None)
@@ -160,45 +158,45 @@ def _last_loss(journal: Path, tail_bytes: int = 65536) -> list[Point]:
     except OSError:
         return []
     lines, _ = read_lines(journal, max(0, size - tail_bytes))
-    found = [line for line in lines if "loss" in line.get("metrics", {})]
-    return [Point("loss", line["step"], line["metrics"]["loss"], line["time"]) for line in found[-1:]]
+    losses = [Point("loss", line.step, line.metrics["loss"], line.time) for line in lines if "loss" in line.metrics]
+    return losses[-1:]
 
 
-def uploads(folder: Path, manifest: Mapping[str, Any] | None) -> tuple[tuple[Path, str], ...]:
+def uploads(folder: Path, manifest: Manifest | None) -> tuple[tuple[Path, str], ...]:
     """Small files that the stage asked to show, each with its folder in the window."""
     if manifest is None:
         return ()
-    sizes = {name: output["size"] for name, output in manifest["outputs"].items()}
-    shown = [n for n in manifest.get("shown") or () if sizes.get(n, MAX_UPLOAD_BYTES + 1) <= MAX_UPLOAD_BYTES]
-    files = files_of(folder, manifest)
+    sizes = {name: output.size for name, output in manifest.outputs.items()}
+    shown = [name for name in manifest.shown if sizes.get(name, MAX_UPLOAD_BYTES + 1) <= MAX_UPLOAD_BYTES]
+    files = StepFolder(folder).attempt(manifest.attempt).files
     return tuple((files / name, Path(name).parent.as_posix().strip(".")) for name in dict.fromkeys(shown))
 
 
-def texts(folder: Path, request: Mapping[str, Any], manifest: Mapping[str, Any] | None) -> dict[str, str]:
+def texts(folder: Path, request: Request, manifest: Manifest | None) -> dict[str, str]:
     """Config, and the list of outputs as references (path, size, sha256): big files are never uploaded."""
-    found = {"request.json": json.dumps(request, indent=2, sort_keys=True)}
+    written = {Request.FILE: json.dumps(plain(request), indent=2, sort_keys=True)}
     if manifest is not None:
-        files = files_of(folder, manifest)
+        files = StepFolder(folder).attempt(manifest.attempt).files
         listed = {
-            name: {"path": str(files / name), "size": output["size"], "sha256": output["sha256"]}
-            for name, output in manifest["outputs"].items()
+            name: {"path": str(files / name), "size": output.size, "sha256": output.sha256}
+            for name, output in manifest.outputs.items()
         }
-        found["outputs.json"] = json.dumps(listed, indent=2, sort_keys=True)
-    return found
+        written["outputs.json"] = json.dumps(listed, indent=2, sort_keys=True)
+    return written
 
 
-def model(folder: Path, entry: Mapping[str, Any], manifest: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+def model(folder: Path, entry: PipelineStep, manifest: Manifest | None) -> Mapping[str, str] | None:
     """A finished `model` artifact or a checkpoint it keeps as a logged model: a reference, nothing is uploaded."""
-    if manifest is None or entry["kind"] != "model":
+    if manifest is None or entry.kind != "model":
         return None
-    weights = {n: o for n, o in manifest["outputs"].items() if n.endswith(".safetensors")}
+    weights = {n: o for n, o in manifest.outputs.items() if n.endswith(".safetensors")}
     kept = folder.parent.name == "kept"
     name = f"{folder.parent.parent.name}-at-{int(folder.name)}" if kept else folder.name
     return {
         "name": name.replace(".", "-"),
-        "fingerprint": str(entry["fingerprint"]),
-        "digest": str(manifest.get("digest", "")),
-        "path": str(files_of(folder, manifest)),
-        "sha256": " ".join(f"{n}:{o['sha256']}" for n, o in sorted(weights.items()))[:4000],
-        "size": str(sum(o["size"] for o in weights.values())),
+        "fingerprint": entry.fingerprint,
+        "digest": manifest.digest,
+        "path": str(StepFolder(folder).attempt(manifest.attempt).files),
+        "sha256": " ".join(f"{name}:{output.sha256}" for name, output in sorted(weights.items()))[:4000],
+        "size": str(sum(output.size for output in weights.values())),
     }

@@ -1,4 +1,4 @@
-"""What the tracking window should show, worked out from the files alone; no tracker is imported here.
+"""The MLflow runs there should be, derived from the files alone; no tracker is imported here.
 
 Each execution of a pipeline is a parent run, each of its steps a nested run. A run's uid is ours: `<pipeline uid>` and
 `<pipeline uid>/<step name>`. A step that this execution did not have to run is a light run: tags, params, headline.
@@ -10,15 +10,17 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
-from experiments.store.claims import JobAlive, Owner, is_alive
+from experiments.store.claims import JobAlive, is_alive
+from experiments.store.documents import DatasetUse, End, Manifest, Refusal, Request, Start, Submission
 from experiments.store.journal import Point, started
-from experiments.store.records import effective_config, step_params
-from experiments.store.step_folder import Status, attempts, status
+from experiments.store.paths import AttemptFolder, StepFolder
+from experiments.store.records import PipelineRecord, PipelineStep, effective_config, step_params
+from experiments.store.records import pipelines as executions
+from experiments.store.step_folder import Status, status
+from experiments.store.typed_json import plain
 from experiments.tracking import run_facts
 from experiments.tracking.run_facts import milliseconds
-from maskgit_core.files import read_json
 
 #: Our word for a state -> MLflow's.
 RUN_STATUS = {
@@ -52,10 +54,10 @@ class Run:
     tags: Mapping[str, str] = field(default_factory=dict)
     params: Mapping[str, str] = field(default_factory=dict)
     results: tuple[Point, ...] = ()  # headline and scores
-    datasets: tuple[Mapping[str, Any], ...] = ()
+    datasets: tuple[DatasetUse, ...] = ()
     uploads: tuple[tuple[Path, str], ...] = ()  # small file, folder in the window
     texts: Mapping[str, str] = field(default_factory=dict)  # file name -> content made here
-    model: Mapping[str, Any] | None = None  # the checkpoint this step made
+    model: Mapping[str, str] | None = None  # the checkpoint this step made
     scored_models: tuple[str, ...] = ()  # fingerprints of the checkpoints that the results are about
 
     @property
@@ -68,10 +70,10 @@ class Run:
         """True where nothing more will come, unless somebody continues it."""
         return self.status in FINAL
 
-    def attached(self) -> list[Any]:
+    def attached(self) -> list[object]:
         """What the window holds of it besides tags, params and points."""
         uploads = [(str(path), place) for path, place in self.uploads]
-        return [uploads, self.texts, self.datasets, self.model, self.scored_models]
+        return [uploads, self.texts, plain(self.datasets), self.model, self.scored_models]
 
     def signature(self) -> str:
         """Changes whenever there is something new to ship."""
@@ -93,50 +95,48 @@ def read_runs(
         steps: only these steps (names) and their parents.
         whole: look at all steps for the parent's state; without it the parent is taken to be running.
     """
-    found: list[Run] = []
-    for path in sorted((store / "pipelines").glob("*.json")):
-        if pipelines is not None and path.stem not in pipelines:
-            continue
-        record = read_json(path)
+    shown: list[Run] = []
+    for path in executions(store):
+        record = PipelineRecord.load(path) if pipelines is None or path.stem in pipelines else None
         if record is None:
             continue
-        # A folder that is gone was deleted by `gc` after its time; what the window says of it stays as it is.
-        kept = [e for e in record["steps"] if (store / e["folder"] / "request.json").exists()]
-        looked = [e for e in kept if whole or steps is None or e["name"] in steps]
+        # A folder that is gone was deleted by `gc` after its time; what MLflow shows of it stays as it is.
+        kept = [e for e in record.steps if StepFolder(store / e.folder).request.exists()]
+        looked = [e for e in kept if whole or steps is None or e.name in steps]
         runs = [_step_run(store, record, entry, job_alive) for entry in looked]
         if runs:
             parent = _parent_run(record, runs)
-            found.append(parent if len(looked) == len(kept) else _still_running(parent))
-            found += [r for r in runs if steps is None or r.name in steps]
-    return found
+            shown.append(parent if len(looked) == len(kept) else _still_running(parent))
+            shown += [r for r in runs if steps is None or r.name in steps]
+    return shown
 
 
 def _still_running(parent: Run) -> Run:
     return replace(parent, state="running", end_ms=None, tags={**parent.tags, "state": "running"})
 
 
-def _parent_run(record: Mapping[str, Any], steps: Sequence[Run]) -> Run:
+def _parent_run(record: PipelineRecord, steps: Sequence[Run]) -> Run:
     ends = [s.end_ms for s in steps if s.end_ms is not None]
     state = _parent_state(record, [s.state for s in steps])
     return Run(
-        uid=record["uid"],
-        name=f"{record['experiment']} {record['uid'][:15]}",
-        experiment=record["experiment"],
+        uid=record.uid,
+        name=f"{record.experiment} {record.uid[:15]}",
+        experiment=record.experiment,
         state=state,
-        start_ms=milliseconds(record["time"]),
-        end_ms=max(ends, default=milliseconds(record["time"])) if RUN_STATUS[state] in FINAL else None,
+        start_ms=milliseconds(record.time),
+        end_ms=max(ends, default=milliseconds(record.time)) if RUN_STATUS[state] in FINAL else None,
         tags={
             **run_facts.common_tags(record),
             "stage": "pipeline",
             "state": state,
-            "mlflow.note.content": str(record.get("description") or ""),
+            "mlflow.note.content": record.description,
         },
-        params={"command": record["command"]},
-        texts={"pipeline.json": json.dumps(record, indent=2, sort_keys=True, default=str)},
+        params={"command": record.command},
+        texts={"pipeline.json": json.dumps(plain(record), indent=2, sort_keys=True, default=str)},
     )
 
 
-def _parent_state(record: Mapping[str, Any], states: Sequence[str]) -> str:
+def _parent_state(record: PipelineRecord, states: Sequence[str]) -> str:
     if any(s == "running" for s in states):
         return "running"
     if all(s in ("done", "reused") for s in states):
@@ -147,42 +147,38 @@ def _parent_state(record: Mapping[str, Any], states: Sequence[str]) -> str:
     return "killed" if "waiting" not in states or _launcher_is_dead(record) else "running"
 
 
-def _launcher_is_dead(record: Mapping[str, Any]) -> bool:
+def _launcher_is_dead(record: PipelineRecord) -> bool:
     """True where a local launch's process is proved dead: what it had not begun will not begin."""
-    owner = record.get("owner")
-    launcher = (record.get("settings") or {}).get("launcher") or {}
-    if not owner or (isinstance(launcher, Mapping) and launcher.get("name") == "slurm"):
-        return False
-    return is_alive(Owner.read(owner)) is False
+    return record.owner is not None and record.launcher != "slurm" and is_alive(record.owner) is False
 
 
-def _step_run(store: Path, record: Mapping[str, Any], entry: Mapping[str, Any], job_alive: JobAlive | None) -> Run:
-    folder = store / entry["folder"]
-    tried = attempts(folder)
-    mine = [p for p in tried if (read_json(p / "start.json") or {}).get("pipeline") == record["uid"]]
+def _step_run(store: Path, record: PipelineRecord, entry: PipelineStep, job_alive: JobAlive | None) -> Run:
+    folder = store / entry.folder
+    tried = StepFolder(folder).attempts()
+    mine = [a for a in tried if (start := Start.read(a.path)) is not None and start.pipeline == record.uid]
     known = status(folder, job_alive)
     state = _step_state(record, folder, known, tried, mine, _in_queue(folder, record, job_alive))
-    request = read_json(folder / "request.json") or {}
+    request = Request.needed(folder)
     manifest = _manifest(known, mine) if state in ("done", "reused") else None
     run = Run(
-        uid=f"{record['uid']}/{entry['name']}",
-        name=entry["name"],
-        experiment=record["experiment"],
+        uid=f"{record.uid}/{entry.name}",
+        name=entry.name,
+        experiment=record.experiment,
         state=state,
-        start_ms=milliseconds(record["time"]),
-        end_ms=milliseconds(record["time"]) if RUN_STATUS[state] in FINAL else None,
-        parent=record["uid"],
-        tags=run_facts.step_tags(store, record, entry, state, mine, manifest, request),
+        start_ms=milliseconds(record.time),
+        end_ms=milliseconds(record.time) if RUN_STATUS[state] in FINAL else None,
+        parent=record.uid,
+        tags=run_facts.step_tags(store, record, entry, state, len(mine), manifest, request),
         params=_params(store, record, entry, request),
         results=run_facts.results(folder, manifest),
         model=run_facts.model(folder, entry, manifest),
-        scored_models=run_facts.models_upstream(record, entry) if entry["kind"] == "scores" else (),
+        scored_models=run_facts.models_upstream(record, entry) if entry.kind == "scores" else (),
     )
     if not mine:
         return run
     return replace(
         run,
-        start_ms=int(started(mine[0] / "journal.jsonl") or run.start_ms),
+        start_ms=int(started(mine[0].journal) or run.start_ms),
         end_ms=_ended(mine[-1], record) if run.is_final else None,
         journals=_journals(tried, mine),
         datasets=run_facts.datasets(store, folder, request, manifest),
@@ -191,78 +187,78 @@ def _step_run(store: Path, record: Mapping[str, Any], entry: Mapping[str, Any], 
     )
 
 
-def _params(
-    store: Path, record: Mapping[str, Any], entry: Mapping[str, Any], request: Mapping[str, Any]
-) -> dict[str, str]:
+def _params(store: Path, record: PipelineRecord, entry: PipelineStep, request: Request) -> dict[str, str]:
     """A step's config; an evaluation also carries that of all upstream: `train.lr` beside the score."""
-    if entry["kind"] not in ("scores", "tokenizer_scores"):
+    if entry.kind not in ("scores", "tokenizer_scores"):
         return step_params(entry, request)
-    return effective_config(store, {s["fingerprint"]: s for s in record["steps"]}, entry)[0]
+    return effective_config(store, record, entry)[0]
 
 
 def _step_state(
-    record: Mapping[str, Any],
+    record: PipelineRecord,
     folder: Path,
     known: Status,
-    tried: Sequence[Path],
-    mine: Sequence[Path],
+    tried: Sequence[AttemptFolder],
+    mine: Sequence[AttemptFolder],
     queued: bool | None,
 ) -> str:
     if not mine:
         return _state_before_its_first_attempt(record, folder, known, queued)
     last = mine[-1]
-    if (last / "manifest.json").exists():
+    if last.set_aside:
         return "done"  # and set aside later
     if last != tried[-1]:
-        return str((read_json(last / "end.json") or {}).get("state", "killed"))
+        end = End.read(last.path)
+        return end.state if end else "killed"
     if known.state in ("stopped", "killed", "failed") and queued:
         return "waiting"  # preempted, out of time or lost with its node: it is in the queue again
-    if known.state == "stopped" and known.end.get("code") == CONTINUE and queued is None:
+    if known.state == "stopped" and known.end is not None and known.end.code == CONTINUE and queued is None:
         return "stopped" if _launcher_is_dead(record) else "waiting"
     return known.state
 
 
-def _state_before_its_first_attempt(record: Mapping[str, Any], folder: Path, known: Status, queued: bool | None) -> str:
+def _state_before_its_first_attempt(record: PipelineRecord, folder: Path, known: Status, queued: bool | None) -> str:
     """An attempt that somebody else's execution made, if any, says nothing of ours."""
     if known.state == "done":
         return "reused"
     if known.state == "cancelled":
         return "cancelled"
-    if float((read_json(folder / "refused.json") or {}).get("time", 0.0)) >= float(record["time"]):
+    refusal = Refusal.read(folder)
+    if refusal is not None and refusal.time >= record.time:
         return "failed"
     gone = _launcher_is_dead(record) if queued is None else not queued
     return "not run" if gone and known.state != "running" else "waiting"
 
 
-def _in_queue(folder: Path, record: Mapping[str, Any], job_alive: JobAlive | None) -> bool | None:
+def _in_queue(folder: Path, record: PipelineRecord, job_alive: JobAlive | None) -> bool | None:
     """Whether a job in the queue will run the step for this execution; None where there is no telling."""
-    note = read_json(folder / "submitted.json") or {}
-    if job_alive is None or not note.get("links"):
+    submission = Submission.read(folder)
+    if job_alive is None or submission is None:
         return None
-    alive = [job_alive(str(job)) for job in note["links"]]
+    alive = [job_alive(job) for job in submission.links]
     if any(alive):
         # Somebody else's job does not continue our run, but what we have not begun waits for it.
-        return True if note.get("pipeline") == record["uid"] else None
+        return True if submission.pipeline == record.uid else None
     return None if None in alive else False
 
 
-def _manifest(known: Status, mine: Sequence[Path]) -> Mapping[str, Any] | None:
+def _manifest(known: Status, mine: Sequence[AttemptFolder]) -> Manifest | None:
     """The mark this execution's result got, also where it was set aside since."""
-    set_aside = [read_json(p / "manifest.json") for p in reversed(mine)]
+    set_aside = [Manifest.read(attempt.path) for attempt in reversed(mine)]
     return next((m for m in set_aside if m is not None), known.manifest)
 
 
-def _journals(tried: Sequence[Path], mine: Sequence[Path]) -> tuple[Path, ...]:
+def _journals(tried: Sequence[AttemptFolder], mine: Sequence[AttemptFolder]) -> tuple[Path, ...]:
     """Journals of this execution's curve: its attempts and those they go on from."""
     until = tried.index(mine[-1])
-    ended = [i for i, p in enumerate(tried[:until]) if (p / "manifest.json").exists()]
-    return tuple(p / "journal.jsonl" for p in tried[ended[-1] + 1 if ended else 0 : until + 1])
+    ended = [i for i, attempt in enumerate(tried[:until]) if attempt.set_aside]
+    return tuple(attempt.journal for attempt in tried[ended[-1] + 1 if ended else 0 : until + 1])
 
 
-def _ended(last: Path, record: Mapping[str, Any]) -> int:
+def _ended(last: AttemptFolder, record: PipelineRecord) -> int:
     """When it ended (ms): its own word, else the last sign of life in its folder."""
-    end = read_json(last / "end.json") or {}
-    if "time" in end:
-        return milliseconds(end["time"])
-    signs = [last / name for name in ("journal.jsonl", "progress.json", "log.txt", "start.json")]
-    return milliseconds(max((p.stat().st_mtime for p in signs if p.exists()), default=record["time"]))
+    end = End.read(last.path)
+    if end is not None and end.time is not None:
+        return milliseconds(end.time)
+    signs = [last.journal, last.progress, last.path / Start.FILE]
+    return milliseconds(max((p.stat().st_mtime for p in signs if p.exists()), default=record.time))

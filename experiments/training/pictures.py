@@ -11,8 +11,9 @@ from torch import Tensor
 
 from experiments.config.specs import Input
 from experiments.running.attempt import Attempt
-from experiments.running.binding import arguments, load_inputs, read_request
+from experiments.running.binding import stage_arguments
 from experiments.running.components import load_tokenizer
+from experiments.store.paths import StepFolder
 from maskgit_core import rng
 from maskgit_core.errors import ConfigError
 from maskgit_core.images.pixels import picture_grid, to_uint8, to_unit
@@ -106,10 +107,9 @@ def write_decoded(shards: TokenShards, count: int, tokenizer_folder: Path | None
 def _tokenizer(shards: TokenShards, folder: Path | None) -> Any:
     if folder is not None:
         return Input(name="tokenizer", kind="tokenizer", folder=folder, fingerprint="", facts={}, config={})
-    for step in (shards.folder.parent, shards.folder.parent.parent.parent):  # files -> attempts/0001/files, or resolved
-        if (step / "request.json").is_file():
-            request, launch = read_request(step)
-            return arguments(request, launch, load_inputs(step.absolute().parent.parent, request, launch))["tokenizer"]
+    for step in (shards.folder.parent, shards.folder.parent.parent.parent):  # `files` is a link, or resolved
+        if StepFolder(step).request.is_file():
+            return stage_arguments(step.absolute())["tokenizer"]
     raise ConfigError(
         f"--tokenizer: {shards.folder} does not lie in a step's folder, so its tokenizer is not known; "
         "give the folder of the train_tokenizer step that made it"

@@ -101,7 +101,7 @@ class TokenShards:
     """A finished cache, open for reading.
 
     Args:
-        folder: the folder with `manifest.json` and the shards.
+        folder: the folder with the shards and their manifest.
 
     Attributes:
         codebook_size: K.

@@ -36,7 +36,7 @@ class RemoteShards:
     """A finished cache elsewhere, read like `TokenShards`.
 
     Args:
-        url: the folder with `manifest.json`: http(s), s3, gs, hf, file or a path (a network disk).
+        url: the folder with the shards and their manifest: http(s), s3, gs, hf, file or a path (a network disk).
         cache: local folder for fetched shards, verified by their sha256; may be shared by processes.
         window: shards shuffled together.
         cache_bytes: the oldest fetched shards are deleted beyond this size; None: keep all.

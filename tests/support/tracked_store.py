@@ -2,9 +2,11 @@
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
-from experiments.store.step_folder import canonical, fingerprint, list_outputs
+from experiments.store.documents import Manifest, Notes, Request
+from experiments.store.typed_json import fingerprint, parse
 from maskgit_core.files import write_json
 
 T0 = 1_790_000_000.0
@@ -42,7 +44,7 @@ class TrackedStore:
         }  # fmt: skip
         self.steps.append(entry)
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "request.json", {"stage": stage, "fingerprint": print_, "config": config, "kind": kind})
+        Request(fingerprint=print_, stage=stage, module="", version=1, kind=kind, config=config).write(folder)
         self.write()
         return folder
 
@@ -54,17 +56,10 @@ class TrackedStore:
 
     def done(self, folder: Path, number: int = 1, headline=None, shown=(), datasets=(), at: float = T0 + 100) -> None:
         own = folder / "attempts" / f"{number:04d}"
-        outputs = list_outputs(own / "files")
         write_json(own / "end.json", {"state": "done", "time": at})
-        request = json.loads((folder / "request.json").read_text())
-        write_json(
-            folder / "manifest.json",
-            {
-                "fingerprint": request["fingerprint"], "kind": request["kind"], "attempt": number, "outputs": outputs,
-                "facts": {}, "headline": headline, "shown": list(shown), "datasets": list(datasets), "inputs": {},
-                "digest": fingerprint([number, canonical(outputs).decode()]), "time": at, "seconds": 90.0,
-            },
-        )  # fmt: skip
+        notes = parse(Notes, {"headline": headline, "shown": list(shown), "datasets": list(datasets)})
+        made = Manifest.of_files(Request.needed(folder), number, own / "files", notes, {}, seconds=90.0)
+        replace(made, time=at).write(folder)
 
 
 def lines(path: Path, points, start_ms: int | None = None, resumed_at: int | None = None) -> None:

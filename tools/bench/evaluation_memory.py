@@ -90,7 +90,8 @@ def stage(folder: Path, count: int) -> None:
     from experiments.evaluation.set_scores import MetricName, Settings
     from experiments.running.attempt import Attempt
     from experiments.stages import evaluate, reference_statistics
-    from maskgit_core.files import write_json
+    from experiments.store.documents import Manifest, Request
+    from experiments.store.typed_json import parse
 
     spec = ExtractorSpec("random", {}, module="tools.bench.evaluation_memory")
     metrics: tuple[MetricName, ...] = ("frechet", "spatial_frechet", "inception_score")
@@ -103,8 +104,10 @@ def stage(folder: Path, count: int) -> None:
     reference_statistics.run(made, extractor=spec, statistics=str(folder / "real.npz"), metrics=metrics)
     made.close()
     (folder / "reference" / "files").symlink_to(made.files)
-    write_json(folder / "reference" / "manifest.json", {})
-    reference = Input("reference", "reference", folder / "reference", "0" * 64, made.notes["facts"], {})
+    stage = {"stage": "reference_statistics", "module": "", "version": 1, "kind": "reference"}
+    request = parse(Request, {**stage, "fingerprint": "0" * 64, "config": {}})
+    Manifest.of_files(request, 1, made.files, made.notes, {}).write(folder / "reference")
+    reference = Input("reference", "reference", folder / "reference", "0" * 64, made.notes.facts, {})
     attempt = Attempt(folder / "evaluate")
     samples = str(folder / "samples.npz")
     settings = Settings(metrics)

@@ -63,26 +63,26 @@ def _plain(mlflow: object) -> float:
 
 def write_store(root: Path, name: str, steps: int) -> None:
     """An execution with one finished step that journaled `steps` times `METRICS` points."""
-    from experiments.store.step_folder import fingerprint
-    from maskgit_core.files import write_json
+    from experiments.store.documents import Manifest, Notes, Request, Start
+    from experiments.store.paths import StepFolder
+    from experiments.store.records import PipelineRecord, PipelineStep
+    from experiments.store.typed_json import fingerprint
 
     uid, print_ = f"20260101-000000-{name}", fingerprint(name)
     folder = root / "train" / f"{name}-{print_[:8]}"
-    own = folder / "attempts" / "0001"
-    (own / "files").mkdir(parents=True)
-    with open(own / "journal.jsonl", "w") as file:
+    attempt = StepFolder(folder).attempt(1)
+    attempt.files.mkdir(parents=True)
+    with open(attempt.journal, "w") as file:
         for i in range(steps):
             metrics = {f"m{k}": i / (k + 1) for k in range(METRICS)}
             file.write(json.dumps({"step": i, "time": 1_790_000_000_000 + i, "metrics": metrics}) + "\n")
-    write_json(folder / "request.json", {"fingerprint": print_, "stage": "train", "config": {"lr": 0.1}})
-    write_json(own / "start.json", {"time": 1_790_000_000.0, "pipeline": uid})
-    mark = {"attempt": 1, "outputs": {}, "time": 1_790_000_100.0, "facts": {}, "digest": "d"}
-    write_json(folder / "manifest.json", mark)
-    entry = {"name": "train", "step": "train", "stage": "train", "kind": "model", "fingerprint": print_,
-             "folder": str(folder.relative_to(root)), "params": {}, "needs": []}  # fmt: skip
-    record = {"uid": uid, "experiment": name, "command": "maskgit run", "time": 1_790_000_000.0, "items": [],
-              "steps": [entry]}  # fmt: skip
-    write_json(root / "pipelines" / f"{uid}.json", record)
+    request = Request(fingerprint=print_, stage="train", module="", version=1, kind="model", config={"lr": 0.1})
+    request.write(folder)
+    Start(time=1_790_000_000.0, pipeline=uid).write(attempt.path)
+    Manifest.of_files(request, 1, attempt.files, Notes(), {}).write(folder)
+    relative = str(folder.relative_to(root))
+    entry = PipelineStep(name="train", step="train", stage="train", kind="model", fingerprint=print_, folder=relative)
+    PipelineRecord(uid=uid, experiment=name, command="maskgit run", time=1_790_000_000.0, steps=(entry,)).save(root)
 
 
 def _print(name: str, ours: float, theirs: float, note: str) -> None:

@@ -1,8 +1,13 @@
 """`maskgit reproduce`: the printed command makes exactly the step it was printed for."""
 
 import json
+from dataclasses import replace
+
+import pytest
 
 from experiments.store.origin import narrowed
+from experiments.store.records import PipelineItem, PipelineRecord, PipelineStep
+from experiments.store.typed_json import parse
 
 
 def origin(lab, name, *more):
@@ -24,10 +29,12 @@ def test_a_sweeps_item_is_reproduced_byte_for_byte_in_a_fresh_store(lab, tmp_pat
     manifest = json.loads(damaged.read_text())
     for output in manifest["outputs"].values():
         output["sha256"] = "0" * 64
-    from experiments.store.origin import compare_outputs
+    from experiments.store.origin import Origin, compare_outputs
+    from maskgit_core.errors import ArtifactError
 
     damaged.write_text(json.dumps(manifest))
-    assert compare_outputs(found, tmp_path / "again") != []
+    with pytest.raises(ArtifactError, match="digest does not belong to its outputs"):
+        compare_outputs(parse(Origin, found), tmp_path / "again")
 
 
 def test_a_step_that_has_not_finished_and_an_unknown_one_are_one_line(lab):
@@ -38,13 +45,15 @@ def test_a_step_that_has_not_finished_and_an_unknown_one_are_one_line(lab):
 
 
 def test_a_sweep_from_a_file_is_narrowed_to_the_item():
-    record = {
-        "overrides": ["experiment=e", "sweep=grid", "train.lr=1,2"],
-        "items": [
-            {"params": {"train.lr": 1, "a.b": "x"}, "steps": {"train": "f1"}},
-            {"params": {"train.lr": 2, "a.b": "x"}, "steps": {"train": "f2"}},
-        ],
-    }
-    assert narrowed(record, {"fingerprint": "f2"}) == ["experiment=e", "sweep=null", "train.lr=2", "a.b=x"]
-    alone = {"overrides": ["experiment=e", "k=1"], "items": [{"params": {}, "steps": {"train": "f1"}}]}
-    assert narrowed(alone, {"fingerprint": "f1"}) == ["experiment=e", "k=1"]
+    def step(fingerprint):
+        names = {"name": "train", "step": "train", "stage": "train", "kind": "model"}
+        return PipelineStep(**names, fingerprint=fingerprint, folder="f")
+
+    points = [PipelineItem(params={"train.lr": n, "a.b": "x"}, steps={"train": f"f{n}"}) for n in (1, 2)]
+    record = PipelineRecord(
+        uid="u", experiment="e", time=0.0, steps=(), items=tuple(points),
+        overrides=("experiment=e", "sweep=grid", "train.lr=1,2"),
+    )  # fmt: skip
+    assert narrowed(record, step("f2")) == ["experiment=e", "sweep=null", "train.lr=2", "a.b=x"]
+    alone = replace(record, overrides=("experiment=e", "k=1"), items=(PipelineItem(params={}, steps={"train": "f1"}),))
+    assert narrowed(alone, step("f1")) == ["experiment=e", "k=1"]

@@ -11,7 +11,7 @@ from conftest import LAB
 
 from experiments.planning.pipeline import build
 from experiments.store.content_digests import Outside
-from experiments.store.step_folder import canonical
+from experiments.store.typed_json import canonical
 
 
 def fingerprints(*overrides: str, experiment: str = "chain", store: Path | None = None) -> dict[str, str]:

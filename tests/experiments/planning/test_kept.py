@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from step_documents import with_facts
 
 from experiments.launching.calls import calls
 from experiments.launching.prepare import prepare
@@ -12,11 +13,13 @@ from experiments.planning.pipeline import build
 from experiments.planning.plan import PlannedStep, Planner
 from experiments.running.attempt import Attempt, SupersededError
 from experiments.running.binding import load_inputs
+from experiments.store.documents import Launch, Manifest, Notes, Request, list_outputs
 from experiments.store.kept import kept_folder, kept_steps
-from experiments.store.step_folder import Store, fingerprint, finish, list_outputs, new_attempt
+from experiments.store.paths import StepFolder
+from experiments.store.step_folder import Store, finish, new_attempt
 from experiments.training.kept import publish_kept
 from maskgit_core.errors import ArtifactError, ConfigError
-from maskgit_core.files import read_json, write_json
+from maskgit_core.files import write_json
 
 pytestmark = pytest.mark.usefixtures("composed_once")
 ASKED = ["experiment=quickstart", "train.keep_every=100"]
@@ -38,11 +41,12 @@ def finished(graph: Graph, *names: str, **facts: Any) -> None:
     """Marks steps done without running them."""
     for name in names:
         node = node_of(graph, name)
-        number = new_attempt(node.folder)
-        (node.folder / "attempts" / f"{number:04d}" / "files").mkdir()
-        inputs = {p: read_json(graph.nodes[p].folder / "manifest.json")["digest"] for p in node.upstream}  # type: ignore[index]
-        manifest = {"kind": node.request.kind, "attempt": number, "outputs": {}, "facts": facts, "inputs": inputs}
-        finish(node.folder, number, {**manifest, "digest": fingerprint(name)})
+        attempt = StepFolder(node.folder).attempt(new_attempt(node.folder))
+        attempt.files.mkdir()
+        inputs = {p: Manifest.needed(graph.nodes[p].folder).digest for p in node.upstream}
+        notes = Notes(facts={"made_by": name, **facts})
+        request = Request.needed(node.folder)
+        finish(node.folder, Manifest.of_files(request, attempt.number, attempt.files, notes, inputs))
 
 
 def prepared(graph: Graph, store: Path) -> None:
@@ -53,7 +57,7 @@ def kept(graph: Graph, step: int, text: str = "weights", number: int = 1) -> Non
     """Publishes a checkpoint as the training would on its way."""
     node = node_of(graph, "train")
     attempt = Attempt(node.folder, number)
-    digests = {p: read_json(graph.nodes[p].folder / "manifest.json")["digest"] for p in node.upstream}  # type: ignore[index]
+    digests = {p: Manifest.needed(graph.nodes[p].folder).digest for p in node.upstream}
     write_json(node.folder / "made_from.json", digests)
     publish_kept(attempt, step, lambda files: (files / "state").write_text(text), {"num_train_steps": step})
     attempt.close()
@@ -121,8 +125,8 @@ def test_it_is_used_while_the_training_still_runs(store: Path, running: Graph) -
     todo = {call.name: call for call in calls(running, list(planned.values()), "uid")}
     assert node_of(running, "train").fingerprint not in todo["sample"].needs
     sample = node_of(running, "sample")
-    request, launch = (read_json(sample.folder / name) for name in ("request.json", "launch.json"))
-    source = load_inputs(store, request, launch)["model"][0]  # type: ignore[arg-type]
+    request, launch = Request.needed(sample.folder), Launch.needed(sample.folder)
+    source = load_inputs(store, request, launch)["model"][0]
     assert (source.files / "state").read_text() == "weights" and source.facts["num_train_steps"] == 200
     assert source.fingerprint == node_of(running, "train@200").fingerprint
 
@@ -130,8 +134,7 @@ def test_it_is_used_while_the_training_still_runs(store: Path, running: Graph) -
 def test_rebuilt_tokens_or_a_redone_training_make_it_anew(running: Graph) -> None:
     again = {s.node.name: s for s in Planner(running, redo=["train"]).plan()}
     assert again["train@200"].action == "run"
-    path = node_of(running, "cache_tokens").folder / "manifest.json"
-    write_json(path, {**read_json(path), "digest": "other"})  # type: ignore[dict-item]
+    with_facts(node_of(running, "cache_tokens").folder, made="anew")
     assert planned_of(running)["train@200"].action == "run"
 
 
@@ -151,7 +154,7 @@ def test_published_again_the_same_stays_and_another_takes_its_place(running: Gra
     (folder / "logs").mkdir()
     kept(running, 200, "other weights")
     assert (folder / "files" / "state").read_text() == "other weights"
-    assert read_json(folder / "manifest.json")["outputs"] == list_outputs(folder / "files")  # type: ignore[index]
+    assert Manifest.needed(folder).outputs == list_outputs(folder / "files")
     assert kept_steps(node_of(running, "train").folder) == [200]
     assert not list(node_of(running, "train").folder.glob("attempts/0001/kept-*")), "nothing is left lying about"
 

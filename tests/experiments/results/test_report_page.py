@@ -12,7 +12,7 @@ from experiments.config.specs import Input
 from experiments.results import html
 from experiments.running.attempt import Attempt
 from experiments.stages import report
-from maskgit_core.files import write_json
+from experiments.store.documents import Code, Launch, Record, Request
 
 EVIL = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>"
 PNG = base64.b64decode(
@@ -58,7 +58,9 @@ def made(tmp_path, name="evaluate", evil="fine"):
     inputs = []
     for entry, folder in zip(store.steps, (model, scores), strict=True):
         (folder / "files").symlink_to("attempts/0001/files")
-        write_json(folder / "record.json", {"code": {"commit": evil, "dirty": True}, "packages": {"torch": evil}})
+        request, launch = Request.needed(folder), Launch(name=name, step=name, experiment="toy", pipeline="p")
+        code, packages = Code(commit=evil, dirty=True), {"torch": evil}
+        Record(request=request, launch=launch, code=code, packages=packages, started=0.0, ended=1.0).write(folder)
         facts = {"class_names": [evil]}
         inputs.append(
             Input(entry["name"], entry["kind"], folder, entry["fingerprint"], facts, {"x": evil}, {"train.lr": evil})
@@ -139,4 +141,4 @@ def test_a_sweep_becomes_a_table_and_a_chart_with_its_front(tmp_path):
     page = (attempt.files / "report.html").read_text()
     assert page.count("evaluate [scale=") >= 4 and "fid over inception_score; dashed" in page
     assert (attempt.files / "sweep.png").read_bytes().startswith(b"\x89PNG")
-    assert "sweep.svg" in attempt.notes["shown"]
+    assert "sweep.svg" in attempt.notes.shown

@@ -22,7 +22,8 @@ from experiments.planning.plan import PlannedStep, Planner
 from experiments.running.attempt import Attempt, SupersededError
 from experiments.running.job import Job, main
 from experiments.store.claims import Claim, Owner, is_alive
-from experiments.store.step_folder import attempts, status
+from experiments.store.paths import StepFolder
+from experiments.store.step_folder import status
 from maskgit_core.files import read_json, write_json
 
 
@@ -191,7 +192,7 @@ def test_two_processes_build_a_shared_step_once(store: Path) -> None:
     both = [start(store, step) for _ in range(2)]
     outputs = [p.communicate(timeout=60)[0] for p in both]
     assert [p.returncode for p in both] == [0, 0]
-    assert len(attempts(step)) == 1
+    assert len(StepFolder(step).attempts()) == 1
     assert sum("waiting for" in text or "already done" in text for text in outputs) == 1
 
 
@@ -307,7 +308,7 @@ def test_redo_keeps_the_old_result(store: Path, lab: Any) -> None:
     done = lab("run", "experiment=chain", "--redo", "total", "launcher=inline")
     assert done.returncode == 0, done.stdout + done.stderr
     step = folder(store, "total")
-    assert [p.name for p in attempts(step)] == ["0001", "0002"]
+    assert [a.number for a in StepFolder(step).attempts()] == [1, 2]
     assert (step / "attempts" / "0001" / "manifest.json").exists()
     assert lab("plan", "experiment=chain", "--redo", "totla").returncode == 2
 

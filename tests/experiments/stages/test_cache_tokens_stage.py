@@ -67,7 +67,7 @@ def test_the_cache_holds_the_tokens_of_every_picture(tmp_path, tokenizer, pictur
     run(attempt, tokenizer, pictures)
     shards = TokenShards(attempt.files)
     assert list(problems(attempt.files)) == []
-    assert attempt.notes["facts"] == {
+    assert attempt.notes.facts == {
         "codebook_size": 32,
         "grid": [4, 4],
         "num_classes": 3,
@@ -87,7 +87,7 @@ def test_the_cache_holds_the_tokens_of_every_picture(tmp_path, tokenizer, pictur
     manifest = shards.manifest
     assert manifest["variants"] == ["original", "flip"] and manifest["encoding"]["precision"] == "fp32"
     assert manifest["dataset"]["options"]["crop"] == "center" and len(manifest["tokenizer"]["weights_sha256"]) == 64
-    assert attempt.notes["datasets"][0]["context"] == "tokens"
+    assert attempt.notes.datasets[0].context == "tokens"
 
 
 def test_a_later_attempt_reuses_the_pieces_and_ranks_share_them(tmp_path, tokenizer, pictures):

@@ -71,7 +71,7 @@ def test_known_tokens_stay_and_the_region_changes(run: Any, region: str, inputs:
     assert not torch.equal(tokens[:, unknown], before[:, unknown])
     images = read_piece(attempt.files / "images.npz")
     assert images["arr_0"].shape == (5, 16, 20, 1) and images["labels"].tolist() == [0, 1, 2, 0, 1]
-    assert attempt.notes["shown"] == ["grid.png"]
+    assert attempt.notes.shown == ("grid.png",)
 
 
 def test_a_mask_from_a_picture_with_a_class_and_a_seam(run: Any, tmp_path: Path) -> None:

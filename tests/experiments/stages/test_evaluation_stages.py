@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 from stage_calls import call
+from step_documents import with_facts, write_manifest
 
 from experiments.config.specs import DatasetSpec, ExtractorSpec, Input
 from experiments.running.attempt import Attempt, Stopped
@@ -38,8 +39,8 @@ def finished(folder: Path, stage: ModuleType, attempt: Attempt, name: str) -> In
     """What the job makes of a stage that returned."""
     attempt.close()
     (folder / "files").symlink_to(attempt.files)
-    write_json(folder / "manifest.json", {"facts": attempt.notes["facts"]})
-    return Input(name, stage.PRODUCES, folder, "0" * 64, attempt.notes["facts"], {})
+    write_manifest(folder, attempt.notes)
+    return Input(name, stage.PRODUCES, folder, "0" * 64, attempt.notes.facts, {})
 
 
 def run(folder: Path, stage: ModuleType, *, ranks: int = 1, **kwargs: Any) -> Input:
@@ -83,7 +84,7 @@ def tokenizer(workshop: Path) -> Input:
     save_file(Tokenizer(in_channels=1).state_dict(), folder / "files" / "weights.safetensors")
     about = {"name": "vq", "module": "", "options": {}, "facts": {"in_channels": 1}}
     write_json(folder / "files" / "tokenizer.json", about)
-    write_json(folder / "manifest.json", {})
+    write_manifest(folder)
     return Input("tokenizer", "tokenizer", folder, "1" * 64, {}, {})
 
 
@@ -231,7 +232,7 @@ def test_floor_and_ceiling_give_the_number_its_place(tmp_path: Path, reference: 
     noise.mkdir(parents=True)
     pixels = np.random.default_rng(0).integers(0, 256, (COUNT, 28, 28, 1), dtype=np.uint8)
     np.savez(noise / "images.npz", arr_0=pixels)
-    write_json(noise.parent / "manifest.json", {})
+    write_manifest(noise.parent)
     ceiling = Input("sample_untrained", "samples", noise.parent, "2" * 64, {}, {})
     step = evaluated(tmp_path / "evaluate", reference, sample_file, ceiling=ceiling, classifier_steps=30)
     values = {(row["name"], row["of"]): row["value"] for row in scores(step)}
@@ -259,7 +260,7 @@ def test_a_rebuilt_input_never_meets_old_blocks(tmp_path: Path, tokenizer: Input
     before = blocks_of(attempt, "pairs", COUNT, tokenizer).path(0)
     manifest = tokenizer.folder / "manifest.json"
     kept = manifest.read_text()
-    write_json(manifest, {"digest": "rebuilt"})
+    with_facts(tokenizer.folder, rebuilt=True)
     assert blocks_of(attempt, "pairs", COUNT, tokenizer).path(0) != before
     manifest.write_text(kept)
     attempt.close()

@@ -36,7 +36,7 @@ def test_checkpoints_load_strictly(
     import_model.run(attempt, model=spec, weights=str(path), **FACTS)
     attempt.close()
     (tmp_path / "step" / "files").symlink_to(attempt.files)
-    source = Input("published", "model", tmp_path / "step", "f" * 64, attempt.notes["facts"], {})
+    source = Input("published", "model", tmp_path / "step", "f" * 64, attempt.notes.facts, {})
     tokens, labels = torch.tensor([[0, 3, 7, 1, 2, model.mask_token_id]]), torch.tensor([2])
     with torch.no_grad():
         assert torch.equal(load_model(source)(tokens, labels), model(tokens, labels))

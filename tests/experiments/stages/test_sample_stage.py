@@ -45,7 +45,7 @@ def test_outputs_are_what_the_next_stage_reads(whole: Attempt) -> None:
     assert tokens["tokens"].shape == (64, 20) and tokens["tokens"].max() < 16 and tokens["tokens"].min() >= 0
     assert images["labels"].tolist() == tokens["labels"].tolist() == [i % 3 for i in range(64)]
     assert len(set(tokens["seeds"].tolist())) == 64
-    assert whole.notes["shown"] == ["grid.png"] and whole.notes["facts"]["num_samples"] == 64
+    assert whole.notes.shown == ("grid.png",) and whole.notes.facts["num_samples"] == 64
     assert len(np.unique(images["arr_0"].reshape(64, -1), axis=0)) > 60
 
 

@@ -157,7 +157,7 @@ def trained(folder: Path, cache: Path, **changed: Any) -> Attempt:
 def test_artifact_loads_and_holds_both_kinds_of_weights(tmp_path: Path, cache: Path) -> None:
     attempt = trained(tmp_path / "step", cache)
     (tmp_path / "step" / "files").symlink_to(attempt.files)
-    facts = attempt.notes["facts"]
+    facts = attempt.notes.facts
     assert (facts["codebook_size"], facts["num_tokens"], facts["num_classes"], facts["grid"]) == (11, 12, 4, [3, 4])
     source = Input("train", "model", tmp_path / "step", "f" * 64, facts, {})
     model, raw = load_model(source), load_model(source, weights="raw")
@@ -237,7 +237,7 @@ def test_neither_tokens_nor_images_is_one_line(tmp_path: Path) -> None:
 
 def artifact(attempt: Attempt) -> Input:
     (attempt.folder / "files").symlink_to(attempt.files)
-    return Input("train", "model", attempt.folder, "f" * 64, attempt.notes["facts"], {})
+    return Input("train", "model", attempt.folder, "f" * 64, attempt.notes.facts, {})
 
 
 def kept_of(attempt: Attempt, step: int) -> Input:
@@ -349,7 +349,7 @@ def test_images_on_the_fly_give_the_losses_of_their_cache(tmp_path: Path, cache_
     found = [[p.value for p in read_points(tmp_path / n) if p.metric.startswith(names)] for n in ("cached", "fly")]
     assert found[0] == found[1] and len(found[0]) == 4 + 2 * 4, "pictures on the way change nothing"
     grids = [f"samples/step-{step:09d}.png" for step in (2, 4)]
-    assert attempt.notes["shown"] == grids
+    assert list(attempt.notes.shown) == grids
     pictures = [np.asarray(Image.open(attempt.files / name)) for name in grids]
     assert pictures[0].shape == (2 * 50 + 2, 8 * 50 + 2, 3), "a row a class, eight columns of 16 x 16 enlarged thrice"
     assert not np.array_equal(*pictures), "the same seeds, a model that has learnt"

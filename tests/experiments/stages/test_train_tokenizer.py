@@ -53,11 +53,11 @@ def run(folder, pictures, number=1, stop=None, **changed):
 def test_artifact_can_be_loaded_and_is_what_was_trained(tmp_path, pictures):
     attempt = run(tmp_path / "step", pictures)
     assert {p.name for p in attempt.files.iterdir()} >= {"tokenizer.json", "weights.safetensors", "reconstructions.png"}
-    assert attempt.notes["facts"] == {
+    assert attempt.notes.facts == {
         "codebook_size": 8, "downsample_factor": 4, "image_size": [16, 16], "in_channels": 3
     }  # fmt: skip
     (tmp_path / "step" / "files").symlink_to(attempt.files)
-    upstream = Input("train_tokenizer", "tokenizer", tmp_path / "step", "f" * 64, attempt.notes["facts"], {})
+    upstream = Input("train_tokenizer", "tokenizer", tmp_path / "step", "f" * 64, attempt.notes.facts, {})
     tokenizer = load_tokenizer(upstream)
     tokens = tokenizer.encode(torch.zeros(1, 3, 16, 24))
     assert tokens.shape == (1, 4, 6) and tokenizer.decode(tokens).shape == (1, 3, 16, 24)

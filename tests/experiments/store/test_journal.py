@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tracked_store import TrackedStore, lines
 
 from experiments.store import journal as module
-from experiments.store.journal import Journal, curves, merge, read_lines, read_points
+from experiments.store.journal import Journal, Line, curves, merge, read_lines, read_points
 
 
 def step_folder(tmp_path: Path, attempts: int = 1) -> list[Path]:
@@ -74,8 +74,8 @@ def test_offsets_lead_on_where_reading_stopped(tmp_path):
     first, offset = read_lines(path)
     lines(path, [(2, {"a": 3.0})], 2000)
     more, end = read_lines(path, offset)
-    assert [line["step"] for line in first] == [0, 1] and [line["step"] for line in more] == [2]
-    assert end == path.stat().st_size == more[-1]["end"]
+    assert [line.step for line in first] == [0, 1] and [line.step for line in more] == [2]
+    assert end == path.stat().st_size == more[-1].end
 
 
 def test_a_resume_replaces_what_came_after_its_step(tmp_path):
@@ -125,9 +125,7 @@ def test_one_point_a_metric_and_step_whatever_happened(attempts):
         block = []
         for step, resumes in lines_:
             clock += 1
-            block.append(
-                {"resumed_at": step, "time": clock} if resumes else {"step": step, "time": clock, "metrics": {"m": 1.0}}
-            )
+            block.append(Line(step, clock, {} if resumes else {"m": 1.0}, resumes))
         written.append(block)
     keys = [(p.metric, p.step) for p in merge(written)]
     assert len(keys) == len(set(keys))

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 from mlflow_server import empty_database
+from step_documents import with_facts, write_manifest, write_request
 from tracked_store import T0, TrackedStore, lines, write_scores
 
-from experiments.store.step_folder import list_outputs
+from experiments.store.documents import Launch
 from experiments.tracking import mlflow_store
 from experiments.tracking.mlflow_store import ship
 from maskgit_core.errors import TrackingError
@@ -126,9 +127,8 @@ def test_scores_find_a_checkpoint_that_another_experiment_made_or_that_a_trainin
     files.mkdir(parents=True)
     (files / "model.safetensors").write_bytes(b"halfway")
     fingerprint = "f" * 64
-    write_json(kept / "request.json", {"fingerprint": fingerprint, "kind": "model", "config": {"lr": 0.1}})
-    mark = {"fingerprint": fingerprint, "kind": "model", "attempt": 1, "outputs": list_outputs(files), "time": T0 + 50}
-    write_json(kept / "manifest.json", {**mark, "facts": {}, "inputs": {}, "digest": "d"})
+    write_request(kept, "model", fingerprint, config={"lr": 0.1})
+    write_manifest(kept)
     entry = {
         **later.steps[0],
         "name": "train@700",
@@ -262,13 +262,14 @@ def test_data_sets_are_inputs_with_the_digest_of_their_content(store):
     request["modules"] = {"dataset": "maskgit_core.datasets.photos", "sampler": "maskgit_core.samplers.halton"}
     request["outside"] = {"dataset.root": "a" * 64}
     write_json(cache / "request.json", request)
-    write_json(cache / "launch.json", {"content": {"dataset.root": "/data/photos"}})
+    content = {"dataset.root": "/data/photos"}
+    Launch(name="cache", step="cache", experiment="toy", pipeline=store.uid, content=content).write(cache)
     store.attempt(cache)
     shards = {"name": "photos", "digest": "b" * 16, "path": "/store/files", "context": "tokens"}
     store.done(cache, datasets=[shards])
     train = store.step("train", "train", "model", {}, [store.steps[0]["fingerprint"]])
     request = json.loads((train / "request.json").read_text())
-    request["inputs"] = {"tokens": [{"folder": store.steps[0]["folder"]}]}
+    request["inputs"] = {"tokens": [{key: store.steps[0][key] for key in ("fingerprint", "folder")}]}
     write_json(train / "request.json", request)
     store.attempt(train)
     ship(store.root)
@@ -396,8 +397,7 @@ def test_every_finished_step_has_a_number_it_is_known_by(store):
     cache = store.step("cache", "cache_tokens", "tokens", {})
     store.attempt(cache)
     store.done(cache)
-    manifest = json.loads((cache / "manifest.json").read_text())
-    write_json(cache / "manifest.json", {**manifest, "facts": {"num_samples": 500}})
+    with_facts(cache, num_samples=500)
     trained(store)
     later = TrackedStore(store.root, "20260102-000000-bbbbbbbb")
     later.steps = [dict(step, action="done") for step in store.steps]

@@ -28,17 +28,19 @@ PYTHON = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 #: what a point cost its thread (CPU seconds, so that a busy machine counts for nothing).
 STEP = """
 import sys, time
-from dataclasses import asdict
 from pathlib import Path
 from maskgit_core.files import write_json
 from experiments.running.attempt import Attempt
-from experiments.store.claims import Owner
+from experiments.store.claims import Claim
+from experiments.store.documents import Launch
 from experiments.tracking.live import Forwarder
 folder, number, start, points, pause = Path(sys.argv[1]), *map(int, sys.argv[2:5]), float(sys.argv[5])
-write_json(folder / "claim.json", {**asdict(Owner.me()), "token": "x"})
+claim = Claim(folder)
+claim.take()
 attempt = Attempt(folder, number)
 write_json(attempt.own / "start.json", {"time": time.time(), "pipeline": sys.argv[6]})
-forwarder = Forwarder.start(folder, {"pipeline": sys.argv[6], "name": "train"}) if "live" in sys.argv else None
+launch = Launch(name="train", step="train", experiment="toy", pipeline=sys.argv[6])
+forwarder = Forwarder.start(folder, launch) if "live" in sys.argv else None
 if start:
     attempt.resumed_at(start)
 cost, logged = 0.0, 0
@@ -51,7 +53,7 @@ for i in range(start, points):
         break
 attempt.close()
 write_json(attempt.own / "end.json", {"state": "stopped", "time": time.time()})
-(folder / "claim.json").unlink()
+claim.release()
 print(cost / max(logged, 1), flush=True)
 if forwarder:
     forwarder.finish(60.0)
