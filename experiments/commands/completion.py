@@ -131,9 +131,9 @@ def in_store(with_steps: bool) -> list[str]:
 
     names: list[str] = []
     for record in latest_records(default_store()):
-        names.append(record["experiment"])
+        names.append(record.experiment)
         if with_steps:
-            names += [f"{record['experiment']}/{step['name']}" for step in record["steps"]]
+            names += [f"{record.experiment}/{step.name}" for step in record.steps]
     return names
 
 

@@ -9,7 +9,7 @@ from experiments.planning.graph import Node
 
 
 def request_of(node: Node) -> dict[str, Any]:
-    """What `request.json` says of a node, as far as identity goes."""
+    """The part of a node's request that makes its identity."""
     return {
         "version": node.request.version,
         "identity": dict(node.request.identity),
