@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
-from experiments.store.typed_json import Document
+from experiments.store.typed_json import OPTIONAL, Document
 from maskgit_core.files import process_start
 
 #: job id -> True (alive), False (ended), None (nobody knows)
@@ -39,7 +39,7 @@ class Owner(Document):
     restart: int = 0  # how often SLURM requeued it
     launch: str | None = None
     time: float = 0.0
-    token: str = field(default="", compare=False)  # of the claim
+    token: str = field(default="", compare=False, metadata=OPTIONAL)  # of the claim
 
     @classmethod
     def me(cls) -> Owner:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from experiments.store.claims import Owner
-from experiments.store.typed_json import Document, MalformedError, Options, fingerprint
+from experiments.store.typed_json import OPTIONAL, Document, MalformedError, Options, fingerprint
 from maskgit_core.files import sha256_of
 
 FORMAT = 1
@@ -73,11 +73,11 @@ class Code(Document):
 
     commit: str | None = None
     dirty: bool = False
-    diff: str = ""
+    diff: str = field(default="", metadata=OPTIONAL)
     diff_sha256: str | None = None
-    digest: str | None = None  # of a frozen copy, as are these:
-    time: float | None = None
-    files: int | None = None
+    digest: str | None = field(default=None, metadata=OPTIONAL)  # of a frozen copy, as are these:
+    time: float | None = field(default=None, metadata=OPTIONAL)
+    files: int | None = field(default=None, metadata=OPTIONAL)
 
     def brief(self) -> Code:
         """The same without the difference's text."""
@@ -160,7 +160,7 @@ class Manifest(Document):
     headline: Headline | None = None
     shown: tuple[str, ...] = ()
     datasets: tuple[DatasetUse, ...] = ()
-    adopted_from: str | None = None
+    adopted_from: str | None = field(default=None, metadata=OPTIONAL)
 
     @classmethod
     def of_files(
@@ -279,7 +279,7 @@ class Record(Document):
     ended: float
     attempts: tuple[AttemptRecord, ...] = ()
     notes: Notes = field(default_factory=Notes)
-    digest: str | None = None  # of the manifest published with it
+    digest: str | None = field(default=None, metadata=OPTIONAL)  # of the manifest published with it
 
 
 @dataclass(frozen=True, kw_only=True)

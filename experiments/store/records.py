@@ -11,7 +11,7 @@ from pathlib import Path
 
 from experiments.store.claims import Owner
 from experiments.store.documents import FORMAT, Code, Digests, Request
-from experiments.store.typed_json import Document, Options, plain
+from experiments.store.typed_json import OPTIONAL, Document, Options, plain
 from maskgit_core.errors import unknown_name
 from maskgit_core.files import write_json
 
@@ -30,7 +30,7 @@ class PipelineStep:
     needs: tuple[str, ...] = ()
     action: str = "run"
     reason: str = ""
-    experiment: str | None = None  # where it was looked up by name
+    experiment: str | None = field(default=None, metadata=OPTIONAL)  # where it was looked up by name
 
 
 @dataclass(frozen=True, kw_only=True)

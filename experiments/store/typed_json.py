@@ -23,6 +23,8 @@ from maskgit_core.files import create_exclusively, write_json
 #: Plain data by (dotted) key: options of a stage or component, facts, settings. Their schema is not the store's.
 Options = Mapping[str, Any]
 T = TypeVar("T")
+#: Metadata of a field that is left out of the file where it has its default.
+OPTIONAL = {"optional": True}
 #: Takes a JSON value and its key; returns the typed value or raises `ValueError` that begins with the key.
 Parser = Callable[[object, str], Any]
 
@@ -75,12 +77,12 @@ def parse(cls: type[T], value: object, key: str = "") -> T:
 
 
 def plain(value: object) -> Any:
-    """A dataclass as plain data: fields that are None and None by default are left out."""
+    """A dataclass as plain data; `optional` fields are left out where they have their default."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {
             field.name: plain(content)
             for field in dataclasses.fields(value)
-            if (content := getattr(value, field.name)) is not None or field.default is not None
+            if (content := getattr(value, field.name)) != field.default or "optional" not in field.metadata
         }
     if isinstance(value, Mapping):
         return {str(key): plain(inner) for key, inner in value.items()}

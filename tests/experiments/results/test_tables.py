@@ -17,6 +17,7 @@ from experiments.results.comparison import compare
 from experiments.results.results import Spread, collect
 from experiments.results.table_formats import FORMATS, latex_text
 from experiments.results.tables import fill, missing, read_table, table_names
+from experiments.store.documents import Manifest
 from experiments.tracking.run_facts import results
 from maskgit_core.errors import ConfigError
 
@@ -89,7 +90,7 @@ def test_reconstructions_beside_samples_are_another_number(tmp_path, store):
     assert (result.value("fid"), result.value("fid/reconstructions")) == (6.2, 2.0)
     rows = {row.title: row.values["evaluate[scale=2]"].mean for row in compare([result]).metrics}
     assert rows == {"fid": 6.2, "fid/reconstructions (FID)": 2.0}
-    points = results(folder, json.loads((folder / "manifest.json").read_text()))
+    points = results(folder, Manifest.needed(folder))
     assert {p.metric: p.value for p in points} == {"fid": 6.2, "fid/reconstructions": 2.0}
 
 
