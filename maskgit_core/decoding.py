@@ -28,14 +28,22 @@ LEAST_TEMPERATURE = 1e-6
 
 @dataclass(frozen=True)
 class Guidance:
-    """Guidance scale over the reveal steps; see `maskgit_core/guidance.py`."""
+    """Guidance scale over the reveal steps; see `maskgit_core/guidance.py`.
+
+    Outside the steps with start <= t / T < end there is none (Kynkaanniemi et al. 2024, https://arxiv.org/abs/2404.07724,
+    for diffusion; for masked models eMIGM, https://arxiv.org/abs/2503.07197), which also costs half the evaluations.
+    """
 
     scale: float = 1.0
     schedule: str = "constant"
     power: float = 2.5
+    start: float = 0.0
+    end: float = 1.0
 
     def at(self, step: int, num_steps: int, revealed_B: torch.Tensor) -> torch.Tensor:
         """s for each sample: float64 (B,). `revealed_B`: share of its unknown tokens known after this step."""
+        if not self.start <= step / num_steps < self.end:
+            return torch.ones_like(revealed_B, dtype=torch.float64)
         if self.schedule == "linear-r":
             return 1.0 + (self.scale - 1.0) * revealed_B.double()
         scale = guidance_scale(self.schedule, self.scale, step, num_steps, 0.0, self.power)

@@ -11,8 +11,15 @@ import torch
 
 from maskgit_core.errors import ConfigError
 
-GuidanceSchedule = Literal["constant", "linear", "linear-to-last", "linear-r", "power-cosine"]
-GUIDANCE_SCHEDULES: tuple[str, ...] = ("constant", "linear", "linear-to-last", "linear-r", "power-cosine")
+GuidanceSchedule = Literal["constant", "linear", "linear-to-last", "linear-r", "power-cosine", "exponential"]
+GUIDANCE_SCHEDULES: tuple[str, ...] = (
+    "constant",
+    "linear",
+    "linear-to-last",
+    "linear-r",
+    "power-cosine",
+    "exponential",
+)
 
 
 def guided(cond: torch.Tensor, uncond: torch.Tensor, scale: float | torch.Tensor) -> torch.Tensor:
@@ -32,6 +39,7 @@ def guidance_scale(
     | linear-to-last | 1 + (s - 1) t / (T - 1) (Halton-MaskGIT's first version) |
     | linear-r | 1 + (s - 1) * revealed |
     | power-cosine | 1 + (s - 1) (1 - cos(pi (t / T)^power)) / 2 |
+    | exponential | 1 + (s - 1) (exp(power t / T) - 1) / (exp(power) - 1) |
 
     Args:
         revealed: share of the tokens, in [0, 1], that are known *after* this step; (N - n_t) / N.
@@ -48,6 +56,8 @@ def guidance_scale(
         share = revealed
     elif schedule == "power-cosine":
         share = (1 - math.cos(math.pi * (step / num_steps) ** power)) / 2
+    elif schedule == "exponential":
+        share = math.expm1(power * step / num_steps) / math.expm1(power)
     else:
         names = ", ".join(GUIDANCE_SCHEDULES)
         raise ConfigError(f"guidance_schedule: there is no schedule {schedule!r}; one of [{names}]")

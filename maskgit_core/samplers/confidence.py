@@ -30,6 +30,7 @@ class Sampler:
         num_steps: reveal steps T.
         schedule, schedule_power: how many tokens stay masked after each step.
         guidance_scale, guidance_schedule, guidance_power: see `maskgit_core/guidance.py`; 1.0 is none.
+        guidance_start, guidance_end: guidance only at steps with start <= t / T < end.
         choice_temperature: of the Gumbel noise on the confidence, annealed.
         choice_anneal: the factor of the choice temperature at step t: `after_step` 1 - (t + 1) / T (the JAX release),
             `to_last` 1 - t / (T - 1) (Halton-MaskGIT).
@@ -51,6 +52,8 @@ class Sampler:
         guidance_scale: Annotated[float, Range(0.0)] = 1.0,
         guidance_schedule: GuidanceSchedule = "constant",
         guidance_power: Annotated[float, Range(0.0, low_open=True)] = 2.5,
+        guidance_start: Annotated[float, Range(0.0, 1.0), Neutral(0.0)] = 0.0,
+        guidance_end: Annotated[float, Range(0.0, 1.0), Neutral(1.0)] = 1.0,
         choice_temperature: Annotated[float, Range(0.0)] = 4.5,
         temperature: Annotated[float, Range(0.0, low_open=True)] = 1.0,
         temperature_end: Annotated[float | None, Range(0.0, low_open=True)] = None,
@@ -62,7 +65,7 @@ class Sampler:
         reveal_counts: Annotated[Rounding, Neutral("masked_down")] = "masked_down",
     ) -> None:
         self.num_steps, self.schedule, self.schedule_power = num_steps, schedule, schedule_power
-        self.guidance = Guidance(guidance_scale, guidance_schedule, guidance_power)
+        self.guidance = Guidance(guidance_scale, guidance_schedule, guidance_power, guidance_start, guidance_end)
         self.choice_temperature = choice_temperature
         self.temperatures = (temperature, temperature if temperature_end is None else temperature_end)
         self.top_k, self.top_p = top_k, top_p

@@ -44,6 +44,7 @@ class Sampler:
         num_steps: reveal steps T.
         schedule, schedule_power: how many tokens stay masked after each step.
         guidance_scale, guidance_schedule, guidance_power: see `maskgit_core/guidance.py`; 1.0 is none.
+        guidance_start, guidance_end: guidance only at steps with start <= t / T < end.
         logit_scale, logit_scale_end: logits are multiplied by a value that goes linearly from the first (first step) to
             the second (last step), raised to `logit_scale_power`.
         logit_scale_warmup: in this many first steps the logits are halved besides (the published `temp_warmup`).
@@ -61,6 +62,8 @@ class Sampler:
         guidance_scale: Annotated[float, Range(0.0)] = 1.0,
         guidance_schedule: GuidanceSchedule = "constant",
         guidance_power: Annotated[float, Range(0.0, low_open=True)] = 2.5,
+        guidance_start: Annotated[float, Range(0.0, 1.0), Neutral(0.0)] = 0.0,
+        guidance_end: Annotated[float, Range(0.0, 1.0), Neutral(1.0)] = 1.0,
         logit_scale: Annotated[float, Range(0.0, low_open=True)] = 1.0,
         logit_scale_end: Annotated[float | None, Range(0.0, low_open=True)] = None,
         logit_scale_power: Annotated[float, Range(0.0)] = 1.0,
@@ -71,7 +74,7 @@ class Sampler:
         reveal_counts: Annotated[Rounding, Neutral("revealed_down")] = "revealed_down",
     ) -> None:
         self.num_steps, self.schedule, self.schedule_power = num_steps, schedule, schedule_power
-        self.guidance = Guidance(guidance_scale, guidance_schedule, guidance_power)
+        self.guidance = Guidance(guidance_scale, guidance_schedule, guidance_power, guidance_start, guidance_end)
         self.logit_scales = (logit_scale, logit_scale if logit_scale_end is None else logit_scale_end)
         self.logit_scale_power, self.logit_scale_warmup = logit_scale_power, logit_scale_warmup
         self.reveal_counts = reveal_counts

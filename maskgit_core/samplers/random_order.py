@@ -19,6 +19,7 @@ class Sampler:
         num_steps: reveal steps T.
         schedule, schedule_power: how many tokens stay masked after each step.
         guidance_scale, guidance_schedule, guidance_power: see `maskgit_core/guidance.py`; 1.0 is none.
+        guidance_start, guidance_end: guidance only at steps with start <= t / T < end.
         temperature, temperature_end: of the token draw, from the first value at progress 0 to the second at 1.
         top_k, top_p: limits of the token draw.
         reveal_counts: how the schedule becomes numbers of tokens; see `maskgit_core.masking.masked_counts`.
@@ -33,6 +34,8 @@ class Sampler:
         guidance_scale: Annotated[float, Range(0.0)] = 1.0,
         guidance_schedule: GuidanceSchedule = "constant",
         guidance_power: Annotated[float, Range(0.0, low_open=True)] = 2.5,
+        guidance_start: Annotated[float, Range(0.0, 1.0), Neutral(0.0)] = 0.0,
+        guidance_end: Annotated[float, Range(0.0, 1.0), Neutral(1.0)] = 1.0,
         temperature: Annotated[float, Range(0.0, low_open=True)] = 1.0,
         temperature_end: Annotated[float | None, Range(0.0, low_open=True)] = None,
         top_k: Annotated[int | None, Range(1)] = None,
@@ -40,7 +43,7 @@ class Sampler:
         reveal_counts: Annotated[Rounding, Neutral("masked_down")] = "masked_down",
     ) -> None:
         self.num_steps, self.schedule, self.schedule_power = num_steps, schedule, schedule_power
-        self.guidance = Guidance(guidance_scale, guidance_schedule, guidance_power)
+        self.guidance = Guidance(guidance_scale, guidance_schedule, guidance_power, guidance_start, guidance_end)
         self.temperatures = (temperature, temperature if temperature_end is None else temperature_end)
         self.top_k, self.top_p, self.reveal_counts = top_k, top_p, reveal_counts
 

@@ -32,6 +32,11 @@ def built(name: str, **options: Any) -> Any:
     return cls(**options)
 
 
+def remasks(name: str) -> bool:
+    """Whether a sampler may mask positions again; its file says so and what holds instead."""
+    return bool(getattr(importlib.import_module(f"maskgit_core.samplers.{name}"), "REMASKS", False))
+
+
 @pytest.fixture(scope="module")
 def model() -> Model:
     torch.manual_seed(0)
@@ -80,8 +85,13 @@ def test_each_position_is_revealed_once_and_known_tokens_stay(
     before = known.clone()
     seeds = rng.sample_seeds(0, torch.arange(3))
     tokens = built(name, num_steps=5).sample(model, torch.tensor([0, 1, 2]), grid=GRID, seeds_B=seeds, known_BL=known)
-    assert torch.equal(torch.stack(reveals).sum(0), (before < 0).long())
+    times = torch.stack(reveals).sum(0)
     assert torch.equal(tokens[before >= 0], before[before >= 0]) and torch.equal(known, before)
+    assert tokens.min() >= 0 and tokens.max() < 17
+    if remasks(name):  # the law in its place: given tokens are never touched, all others are revealed
+        assert torch.equal(times > 0, before < 0) and len(reveals) == 5
+        return
+    assert torch.equal(times, (before < 0).long())
     assert len(reveals) == 5 and all(step[2].any() for step in reveals)
 
 
@@ -189,3 +199,52 @@ def test_settings_of_halton_maskgits_first_version_give_its_values_at_every_step
         w = guidance_scale(settings["guidance_schedule"], scale, t, steps, revealed=0.0) - 1
         assert w == pytest.approx(3 * t / (steps - 1), abs=1e-12)
         assert choice * sampler._anneal(t) == pytest.approx(4.5 * (1 - t / (steps - 1)), abs=1e-12)
+
+
+def test_guidance_within_an_interval_only(model: Model) -> None:
+    """Outside it logits are those of the class alone; the exponential schedule goes from 1 to s."""
+    labels, seeds = torch.tensor([0, 2]), rng.sample_seeds(1, torch.arange(2))
+    state = Decoder(model, labels, GRID, seeds, None, Guidance(3.0, start=0.25, end=0.75), 8)
+    left = state.unknown_B - 1
+    with torch.no_grad():
+        cond = model(state.tokens_BL, labels).flatten(0, 1)
+    plain = [torch.allclose(state.logits(state.masked_BL, step, left), cond, atol=1e-5) for step in range(8)]
+    assert plain == [True, True, False, False, False, False, True, True]
+    growing = [guidance_scale("exponential", 3.0, step, 8, 0.0, power=2.0) for step in range(9)]
+    assert growing[0] == 1.0 and growing[-1] == pytest.approx(3.0) and growing == sorted(growing)
+    assert growing[4] == pytest.approx(1 + 2 * (np.exp(1.0) - 1) / (np.exp(2.0) - 1))
+
+
+def test_the_moment_sampler_without_temperature_is_uniform_and_unbiased(model: Model) -> None:
+    """A choice temperature without bound chooses positions at random and draws from the model's own distribution."""
+    sampler = importlib.import_module("maskgit_core.samplers.moment").Sampler(num_steps=2, choice_temperature=1e6)
+    seeds, labels = rng.sample_seeds(5, torch.arange(2000)), torch.zeros(2000, dtype=torch.long)
+    firsts: list[torch.Tensor] = []
+    original = Decoder.reveal
+
+    def watched(self: Decoder, newly_BL: torch.Tensor, drawn_BL: torch.Tensor) -> None:
+        firsts.append((newly_BL, drawn_BL))  # type: ignore[arg-type]
+        original(self, newly_BL, drawn_BL)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Decoder, "reveal", watched)
+        sampler.sample(model, labels, grid=GRID, seeds_B=seeds)
+    newly, drawn = firsts[0]
+    assert (newly.float().mean(0) - newly.float().mean()).abs().max() < 0.05
+    with torch.no_grad():
+        wanted = model(torch.full((1, 20), model.mask_token_id), labels[:1])[0].softmax(-1)
+    shares = torch.stack([drawn[newly[:, i], i].bincount(minlength=17) / newly[:, i].sum() for i in range(20)])
+    assert (shares - wanted).abs().max() < 0.09
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [("entropy", [1, 0, 2]), ("margin", [1, 2, 0])],
+)
+def test_scored_orders_follow_their_formula(name: str, wanted: list[int]) -> None:
+    """Three positions whose entropies and margins differ: even pair, one sure token, one ahead of many."""
+    probabilities = torch.tensor([[0.5, 0.5, 1e-9, 1e-9], [0.97, 0.01, 0.01, 0.01], [0.4, 0.2, 0.2, 0.2]])
+    module = importlib.import_module(f"maskgit_core.samplers.{name}")
+    score = module.negative_entropy if name == "entropy" else module.margin
+    found = score(probabilities.log(), torch.zeros(3, dtype=torch.long))
+    assert found.argsort(descending=True).tolist() == wanted
