@@ -11,11 +11,10 @@ from typing import Annotated, Any
 
 import torch
 
-from maskgit_core.decoding import Decoder, Guidance, log_probabilities
+from maskgit_core.decoding import Decoder, Guidance, log_probabilities, reveal_by_score
 from maskgit_core.guidance import GuidanceSchedule
 from maskgit_core.hints import Range
 from maskgit_core.masking import Schedule, masked_counts
-from maskgit_core.scored_order import reveal_by_score
 
 #: More than any difference of log-probabilities, so that every stable position comes before every other.
 STABLE = 1e4

@@ -8,11 +8,10 @@ from typing import Annotated, Any
 
 import torch
 
-from maskgit_core.decoding import Decoder, Guidance
+from maskgit_core.decoding import Decoder, Guidance, reveal_by_score
 from maskgit_core.guidance import GuidanceSchedule
 from maskgit_core.hints import Range
 from maskgit_core.masking import Schedule, masked_counts
-from maskgit_core.scored_order import reveal_by_score
 
 
 class Sampler:
