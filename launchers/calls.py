@@ -1,11 +1,9 @@
 """What every launcher understands: calls, the resources they ask for, and what became of them.
 
-A launcher is `launchers/<name>.py` with a class `Launcher`; its keyword-only signature is the schema of the config
-group `launcher`. Launchers know nothing of the work itself: a call names a function `module:function` and plain
-arguments.
-
-    inline, local    launch(calls, on_event=...) -> {key: Outcome}     wait until all has ended
-    slurm            submit(calls, ...) -> {key: job id}               hands everything to SLURM and returns
+A launcher is `launchers/<name>.py` with a class `Launcher` that satisfies `LauncherProtocol`; its keyword-only
+signature is the schema of the config group `launcher`. Launchers know nothing of the work itself: a call names a
+function `module:function` and plain arguments. `inline` and `local` wait until all calls have ended; `slurm` returns
+once they are in the queue.
 
 The function returns an exit code: 0 done, 1 failed, 2 the request is wrong, 75 saved its state and wants to be run
 again, 130 or 143 saved its state and ended because it was asked to. Its process finds RANK, WORLD_SIZE, LOCAL_RANK,
@@ -17,10 +15,10 @@ from __future__ import annotations
 
 import importlib
 import signal
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from maskgit_core.errors import LaunchError
 
@@ -116,19 +114,67 @@ class Outcome:
     """How a call ended.
 
     Args:
-        state: "done", "failed", "blocked" (something it needs failed) or "stopped" (asked to end; goes on next time).
+        state: "done", "failed", "blocked" (something it needs failed), "stopped" (asked to end; goes on next time) or
+            "submitted" (in a queue).
         exit_code: of the first process that did not end well, else 0; negative: the signal that killed it.
         message: why, in a few words.
         seconds: wall time.
+        jobs: ids in the queue; several form a chain of which any may do the work.
     """
 
     state: str
     exit_code: int = 0
     message: str = ""
     seconds: float = 0.0
+    jobs: tuple[str, ...] = ()
 
 
 OnEvent = Callable[[Event], None]
+#: Job ids by call key, and the keys of the calls that share their job with others.
+OnIds = Callable[[Mapping[str, tuple[str, ...]], Collection[str]], None]
+
+
+@dataclass(frozen=True)
+class LaunchContext:
+    """The surroundings of one launch that a detached launcher needs.
+
+    Args:
+        folder: new and on a disk that the nodes share; keeps scripts, ids and notes of this submission.
+        code: folder the jobs import from and start in.
+        queued: job ids of calls that others have submitted and that `needs` may name.
+        packed: those of them that share their job with other calls.
+        on_ids: called with all ids before anything may start; an error it raises undoes the submission.
+    """
+
+    folder: Path
+    code: Path
+    queued: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    packed: Collection[str] = ()
+    on_ids: OnIds = lambda links, shared: None
+
+
+class LauncherProtocol(Protocol):
+    """The interface of every `launchers/<name>.py: Launcher`."""
+
+    #: True: `launch` returns as soon as everything is in a queue, and nothing depends on this process any more.
+    is_detached: bool
+    #: True: the output of a call is shown while it runs, besides being kept in its log.
+    echoes: bool
+
+    def check(self, calls: Sequence[Call]) -> list[str]:
+        """Raises `LaunchError` where one of the calls can never run here; returns remarks on what was checked."""
+
+    def launch(
+        self, calls: Sequence[Call], *, on_event: OnEvent | None = None, context: LaunchContext | None = None
+    ) -> dict[str, Outcome]:
+        """Runs or submits all calls in the order of their needs; returns an outcome for each key.
+
+        Args:
+            context: required by detached launchers, ignored by the others.
+
+        Raises:
+            LaunchError: it cannot be done; nothing runs or stays in a queue.
+        """
 
 
 def topological(calls: Iterable[Call]) -> list[Call]:

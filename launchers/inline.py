@@ -17,6 +17,8 @@ from launchers.calls import (
     STOPPED,
     Call,
     Event,
+    LaunchContext,
+    LauncherProtocol,
     OnEvent,
     Outcome,
     first_obstacle,
@@ -26,15 +28,22 @@ from launchers.calls import (
 )
 
 
-class Launcher:
+class Launcher(LauncherProtocol):
     """One process, one call at a time, whatever ranks a call asks for."""
 
-    echoes = True  # what a call prints is seen at once, and kept in its log
+    is_detached = False
+    echoes = True
 
     def __init__(self) -> None:
         pass
 
-    def launch(self, calls: Sequence[Call], *, on_event: OnEvent | None = None) -> dict[str, Outcome]:
+    def check(self, calls: Sequence[Call]) -> list[str]:
+        """Nothing to refuse: whatever a call asks for, it runs here."""
+        return []
+
+    def launch(
+        self, calls: Sequence[Call], *, on_event: OnEvent | None = None, context: LaunchContext | None = None
+    ) -> dict[str, Outcome]:
         """Executes all calls whose needs ended well; returns how each ended.
 
         Raises:

@@ -9,7 +9,17 @@ import time
 from collections.abc import Iterator, Sequence
 from types import FrameType
 
-from launchers.calls import CONTINUE, Call, Event, OnEvent, Outcome, first_obstacle, topological
+from launchers.calls import (
+    CONTINUE,
+    Call,
+    Event,
+    LaunchContext,
+    LauncherProtocol,
+    OnEvent,
+    Outcome,
+    first_obstacle,
+    topological,
+)
 from launchers.machine import count_cores, find_gpus
 from launchers.processes import CallProcesses
 from maskgit_core.errors import LaunchError
@@ -17,7 +27,7 @@ from maskgit_core.errors import LaunchError
 _POLL_S = 0.05
 
 
-class Launcher:
+class Launcher(LauncherProtocol):
     """The workstation launcher.
 
     Args:
@@ -26,6 +36,9 @@ class Launcher:
         grace_s: seconds between asking a process to save and end and killing it.
         max_restarts: how often a call that saved its state and asked to be continued is started again.
     """
+
+    is_detached = False
+    echoes = False
 
     def __init__(
         self, *, cores: int | None = None, gpus: int | None = None, grace_s: float = 60.0, max_restarts: int = 20
@@ -38,7 +51,19 @@ class Launcher:
         self.grace_s = grace_s
         self.max_restarts = max_restarts
 
-    def launch(self, calls: Sequence[Call], *, on_event: OnEvent | None = None) -> dict[str, Outcome]:
+    def check(self, calls: Sequence[Call]) -> list[str]:
+        """Raises `LaunchError` where a call asks for more GPUs than there are."""
+        for call in calls:
+            if self.gpus and call.resources.gpus > len(self.gpus):
+                raise LaunchError(
+                    f"resources.{call.name}: {call.resources.gpus} GPUs asked for, this machine has {len(self.gpus)}; "
+                    "lower ranks or gpus_per_task"
+                )
+        return []
+
+    def launch(
+        self, calls: Sequence[Call], *, on_event: OnEvent | None = None, context: LaunchContext | None = None
+    ) -> dict[str, Outcome]:
         """Executes all calls whose needs ended well; returns how each ended. A failure stops only what needs it.
 
         Ctrl-C and TERM ask every process to save and end, and kill what is left after `grace_s` (at once on a second
@@ -48,12 +73,7 @@ class Launcher:
             LaunchError: a call asks for more GPUs than there are; nothing was started.
         """
         ordered = topological(calls)
-        for call in ordered:
-            if self.gpus and call.resources.gpus > len(self.gpus):
-                raise LaunchError(
-                    f"resources.{call.name}: {call.resources.gpus} GPUs asked for, this machine has {len(self.gpus)}; "
-                    "lower ranks or gpus_per_task"
-                )
+        self.check(ordered)
         with _stop_requests() as requests:
             return _Session(self, ordered, on_event or (lambda event: None)).run(requests)
 

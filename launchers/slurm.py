@@ -8,17 +8,18 @@ submission is held jobs only, which `recover` cancels; killed after it, `recover
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-from launchers.calls import Call
+from launchers.calls import Call, LaunchContext, LauncherProtocol, OnEvent, Outcome
 from launchers.cluster.batches import Batch, Submitted, Waits, array_dependency, make_batches
 from launchers.cluster.submission import Submission, _scontrol, max_array_size, sbatch
+from maskgit_core.errors import LaunchError
 from maskgit_core.files import write_json
 
 
-class Launcher:
+class Launcher(LauncherProtocol):
     """A cluster's profile.
 
     Args:
@@ -39,6 +40,9 @@ class Launcher:
         max_attempts: jobs in such a chain.
         max_idle_restarts: how often a step may be restarted without getting any further.
     """
+
+    is_detached = True
+    echoes = False
 
     def __init__(
         self,
@@ -74,33 +78,22 @@ class Launcher:
         self.signal_s, self.requeue = signal_s, requeue
         self.max_attempts, self.max_idle_restarts = max_attempts, max_idle_restarts
 
-    def submit(
-        self,
-        calls: Sequence[Call],
-        *,
-        folder: Path,
-        code: Path,
-        queued: Mapping[str, Sequence[str]] | None = None,
-        packed: Collection[str] = (),
-        on_ids: Callable[[Submitted], None] = lambda submitted: None,
-    ) -> Submitted:
-        """Submits everything; returns the job ids of each call.
-
-        Args:
-            folder: new and on a disk that the nodes share; keeps scripts, ids and notes of this submission.
-            code: folder the jobs import from and start in.
-            queued: job ids (links) of calls that others have submitted and that `needs` may name.
-            packed: those of them that share their job with other calls.
-            on_ids: called with all ids before anything may start; an error it raises undoes the submission.
+    def launch(
+        self, calls: Sequence[Call], *, on_event: OnEvent | None = None, context: LaunchContext | None = None
+    ) -> dict[str, Outcome]:
+        """Submits everything; the outcomes hold the job ids of each call.
 
         Raises:
             LaunchError: SLURM refuses or does not answer; nothing stays in the queue.
         """
+        if context is None:
+            raise LaunchError("launcher: slurm needs a folder that the nodes share")
+        folder = context.folder
         limit = self.max_array_size or max_array_size()
         batches = make_batches(calls, limit)
         submission = Submission(folder)
         submission.begin([self._name(batch, folder) for batch in batches])
-        submitted = Submitted({key: tuple(jobs) for key, jobs in (queued or {}).items()}, set(packed))
+        submitted = Submitted({key: tuple(jobs) for key, jobs in context.queued.items()}, set(context.packed))
         sizes: dict[str, int] = {}
         updates: list[str] = []
         roots: list[str] = []
@@ -108,19 +101,19 @@ class Launcher:
         try:
             for batch in batches:
                 waits = [submitted.waits(task) for task in batch.tasks]
-                ids = self._submit_batch(batch, waits, sizes, folder, code, updates)
+                ids = self._submit_batch(batch, waits, sizes, context, updates)
                 sizes |= dict.fromkeys(ids, len(batch.tasks))
                 (others if any(wait.expression() for wait in waits) else roots).append(ids[0])
                 others.extend(ids[1:])
                 submitted.add(batch, ids)
             _scontrol(updates)
-            on_ids(submitted)
+            context.on_ids(submitted.links, submitted.shared)
             submission.complete(others + roots)
         except BaseException:
             submission.roll_back()
             raise
         submission.release()
-        return submitted
+        return {call.key: Outcome("submitted", jobs=submitted.links[call.key]) for call in calls}
 
     def check(self, calls: Sequence[Call]) -> list[str]:
         """Raises `LaunchError` where the cluster can never run one of the calls; returns what was found in order."""
@@ -137,13 +130,13 @@ class Launcher:
         batch: Batch,
         waits: Sequence[Waits],
         sizes: Mapping[str, int],
-        folder: Path,
-        code: Path,
+        context: LaunchContext,
         updates: list[str],
     ) -> list[str]:
         """Writes what the tasks read, calls sbatch for each link and notes each id; returns the ids."""
         from launchers.cluster.script import script
 
+        folder = context.folder
         place = folder / f"{batch.number:03d}"
         write_json(place / "batch.json", self._description(batch))
         dependency = array_dependency(batch, waits, sizes)
@@ -154,7 +147,7 @@ class Launcher:
                 expression = None if batch.is_array else ",".join(f"afternotok:{job}" for job in ids)
             path = place / f"job-{link}.sh"
             name = self._name(batch, folder)
-            path.write_text(script(self, batch, place, name, code, dependency=expression or "", link=link))
+            path.write_text(script(self, batch, place, name, context.code, dependency=expression or "", link=link))
             ids.append(sbatch(path))
             write_json(place / "jobs.json", ids)
             if expression is None:

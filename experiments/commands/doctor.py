@@ -118,7 +118,7 @@ def _launcher_checks(graph: Any) -> list[tuple[str, Callable[[], str]]]:
     from experiments.launching.calls import load_launcher
 
     launcher = load_launcher(graph.settings.get("launcher"))
-    if not hasattr(launcher, "submit"):
+    if not launcher.is_detached:
         return [("launcher", lambda: type(launcher).__module__.rpartition(".")[2])]
     from experiments.launching.cluster_checks import checks
 

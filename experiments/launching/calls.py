@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -12,11 +13,12 @@ from experiments.config.coercion import coerce
 from experiments.config.signatures import MISSING, read_component, source_file
 from experiments.planning.graph import Graph
 from experiments.planning.plan import PlannedStep
-from launchers.calls import Call, Resources
+from launchers.calls import Call, LauncherProtocol, Resources
 from maskgit_core.errors import ConfigError, LaunchError, unknown_key, unknown_name
 
 TARGET = "experiments.running.job:main"
-SHARE_TARGET = "experiments.running.sharing:main"
+ARRAY_TASK_TARGET = "experiments.running.array_tasks:main"
+PROGRESS = "experiments.running.advance:mark"
 
 
 def launcher_names() -> list[str]:
@@ -24,10 +26,10 @@ def launcher_names() -> list[str]:
     import launchers
 
     here = Path(launchers.__path__[0])
-    return sorted(p.stem for p in here.glob("*.py") if "class Launcher" in p.read_text())
+    return sorted(p.stem for p in here.glob("*.py") if re.search(r"^class Launcher\b", p.read_text(), re.M))
 
 
-def load_launcher(block: Mapping[str, Any] | None) -> Any:
+def load_launcher(block: Mapping[str, Any] | None) -> LauncherProtocol:
     """The launcher a config's `launcher:` block names, with its options checked.
 
     Raises:
@@ -48,7 +50,8 @@ def load_launcher(block: Mapping[str, Any] | None) -> Any:
     for param in signature.params.values():
         if param.default is MISSING and param.name not in options:
             raise ConfigError(f"launcher.{param.name}: missing; set it ({param.hint})")
-    return import_module(f"launchers.{name}").Launcher(**options)
+    launcher: LauncherProtocol = import_module(f"launchers.{name}").Launcher(**options)
+    return launcher
 
 
 def resources(step: PlannedStep) -> Resources:
@@ -65,23 +68,32 @@ def resources(step: PlannedStep) -> Resources:
         raise LaunchError(f"resources.{step.node.request.name}.{error}") from None
 
 
-def calls(graph: Graph, planned: Sequence[PlannedStep], uid: str, *, cut: bool = False) -> list[Call]:
+def calls(
+    graph: Graph,
+    planned: Sequence[PlannedStep],
+    uid: str,
+    *,
+    chosen: Collection[str] | None = None,
+    cut: bool = False,
+) -> list[Call]:
     """A call for everything that is not done; what someone else runs is waited for by its own call.
 
     Args:
+        chosen: fingerprints of the steps that get a call; None: all that are not done.
         cut: a step with `resources.num_tasks` above 1 gets as many calls more, each of which makes a share of its
-            pieces (`experiments.running.sharing`); the step's own call comes after them, makes what they left and
+            pieces (`experiments.running.array_tasks`); the step's own call comes after them, makes what they left and
             finishes.
     """
     # A kept checkpoint is published by its training: what needs it waits for that.
     waits_for = {s.node.fingerprint: s.node.maker or s.node.fingerprint for s in planned if s.action != "done"}
     made: list[Call] = []
     for step in planned:
-        if step.node.fingerprint not in waits_for or step.node.maker is not None:
+        key = step.node.fingerprint
+        if key not in waits_for or step.node.maker is not None or (chosen is not None and key not in chosen):
             continue
         logs = step.node.folder / "logs"
         whole = Call(
-            key=step.node.fingerprint,
+            key=key,
             name=step.node.name,
             target=TARGET,
             args=[str(step.node.folder)],
@@ -89,6 +101,7 @@ def calls(graph: Graph, planned: Sequence[PlannedStep], uid: str, *, cut: bool =
             needs=tuple(dict.fromkeys(waits_for[p] for p in step.node.upstream if p in waits_for)),
             group=step.node.request.name,
             resources=resources(step),
+            progress=PROGRESS,
         )
         shares = _shares(whole, num_tasks(step), logs, uid) if cut else []
         made += [*shares, replace(whole, after=tuple(share.key for share in shares))]
@@ -106,7 +119,7 @@ def _shares(whole: Call, count: int, logs: Path, uid: str) -> list[Call]:
             whole,
             key=share_key(whole.key, index),
             name=f"{whole.name}.{index}",
-            target=SHARE_TARGET,
+            target=ARRAY_TASK_TARGET,
             args=[*whole.args, index, count],
             log=logs / f"{uid}.task{index}.txt",
         )

@@ -55,7 +55,7 @@ def job(graph: Any, launcher: Any, store: Path) -> str:
     Raises:
         LaunchError: the job did not work; says what it met.
     """
-    from launchers.calls import Call, Resources
+    from launchers.calls import Call, LaunchContext, Resources
     from launchers.cluster.queue import call_tool
     from maskgit_core.files import read_json
 
@@ -70,15 +70,15 @@ def job(graph: Any, launcher: Any, store: Path) -> str:
         resources=Resources(timeout_min=5),
     )
     with submission_lock(store):
-        found = launcher.submit([probe], folder=folder, code=freeze(store, graph.settings.get("plugins") or ()))
-    number = found.links["probe"][0]
+        code = freeze(store, graph.settings.get("plugins") or ())
+        (number,) = launcher.launch([probe], context=LaunchContext(folder, code))["probe"].jobs[:1]
     deadline = time.monotonic() + PROBE_WAIT_S
     while (note := read_json(folder / "probe.json")) is None:
         end = read_json(folder / "000" / "ends" / "0-0.json")
         if end is not None and end["code"] != 0:
             raise LaunchError(f"job {number}: {end['message']}; see {probe.log}")
         if time.monotonic() > deadline:
-            call_tool(["scancel", *found.links["probe"]])
+            call_tool(["scancel", number])
             return f"job {number} did not finish within {PROBE_WAIT_S:.0f} s and was taken back (see {folder})"
         time.sleep(0.5)
     if note["trouble"]:

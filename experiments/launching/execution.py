@@ -1,14 +1,24 @@
-"""Carries a plan out: weights first, then the launcher, what is told meanwhile, and the report at the end."""
+"""Executes a request on any launcher: plan, checks, step folders, launch, progress on the terminal, final report."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
 
 from experiments.console import coloured, duration, number
+from experiments.launching.calls import calls
+from experiments.launching.prepare import prepare, resolved
+from experiments.launching.submission import launch_context, plan, recover, restricted, submission_lock, to_submit
+from experiments.planning.graph import Graph, store_of
+from experiments.planning.plan import PlannedStep
+from experiments.planning.plan_table import print_plan
+from experiments.store.records import new_uid
+from experiments.store.step_folder import Store
+from experiments.tracking.live import announce
+from launchers.calls import Call, Event, LauncherProtocol, Outcome
 
 
 def fetch_weights(name: str) -> None:
@@ -18,43 +28,86 @@ def fetch_weights(name: str) -> None:
     fetch_missing([name], lambda line: print(line, flush=True))
 
 
-def _launch(graph: Any, planned: Sequence[Any], store: Any, launcher: Any) -> int:
-    from experiments.launching.calls import calls
-    from experiments.launching.prepare import prepare
-    from experiments.tracking.live import announce
+def start(graph: Graph, launcher: LauncherProtocol, *, redo: Collection[str] = (), only: Collection[str] | None = None
+          ) -> int:  # fmt: skip
+    """Plans, prepares and launches whatever is missing; returns the exit code.
 
-    set_aside(planned)
-    uid = prepare(graph, planned, store)
-    for step in (s for s in planned if s.node.maker is None and s.action != "done"):
-        (step.node.folder / "logs").mkdir(parents=True, exist_ok=True)
-    todo = calls(graph, planned, uid)
-    announce(store.root, uid)
-    shipper = _Shipper(store.root, graph)
-    outcomes = launcher.launch(todo, on_event=_Teller({s.node.fingerprint: s for s in planned}))
-    code = report(todo, outcomes, echoed=getattr(launcher, "echoes", False))
+    Inline and local launches are reported when all has ended, launches into a queue when all is submitted.
+
+    Args:
+        redo: names of steps to run again although they are done.
+        only: fingerprints; nothing else is run but what these need. None: the whole graph.
+
+    Raises:
+        MaskgitError: it cannot be done; nothing runs or stays in a queue.
+    """
+    store = store_of(graph)
+    with _one_at_a_time(store) if launcher.is_detached else nullcontext():
+        planned = restricted(plan(graph, redo, with_queue=launcher.is_detached), only)
+        missing = [s for s in planned if s.action != "done" and s.node.maker is None]
+        chosen = to_submit(planned) if launcher.is_detached else missing
+        if not chosen or not launcher.is_detached:
+            print_plan(planned)
+        if not chosen:
+            queued = "nothing to submit: everything is done, running or queued"
+            print(queued if missing else "nothing to do: every step is done and was not run again")
+            return 0
+        uid, keys = new_uid(), {step.node.fingerprint for step in chosen}
+        todo = calls(graph, planned, uid, chosen=keys, cut=launcher.is_detached)
+        store.check_writable()
+        launcher.check(todo)
+        check_datasets(planned)
+        set_aside(planned)
+        prepare(graph, planned, store, uid=uid)
+        for step in chosen:
+            (step.node.folder / "logs").mkdir(parents=True, exist_ok=True)
+        context = launch_context(graph, planned, keys, store, uid) if launcher.is_detached else None
+        announce(store.root, uid)
+        shipper = _Shipper(store.root, graph)
+        names = {s.node.fingerprint: s.node.name for s in planned}
+        outcomes = launcher.launch(todo, on_event=_Teller(names), context=context)
+    if launcher.is_detached:
+        print_plan(planned, jobs={key: outcomes[key].jobs for key in keys})
+        _report_submission(graph, len(chosen), uid)
+        return 0
+    code = report(todo, outcomes, echoed=launcher.echoes)
     shipper.ship()
     return code
 
 
-def set_aside(planned: Sequence[Any]) -> None:
+@contextmanager
+def _one_at_a_time(store: Store) -> Iterator[None]:
+    """The store's submission lock, with what killed submissions left behind finished or undone."""
+    store.check_writable()
+    with submission_lock(store.root):
+        recover(store.root)
+        yield
+
+
+def _report_submission(graph: Graph, count: int, uid: str) -> None:
+    print(f"submitted {count} steps as run {uid}; follow them with: maskgit status {graph.experiment}")
+    if (graph.settings.get("tracking") or {}).get("uri") is None:
+        print("their numbers reach MLflow whenever you call: maskgit sync (or maskgit ui)")
+
+
+def set_aside(planned: Sequence[PlannedStep]) -> None:
     """Takes the done mark from steps that `--redo` names; what they made is kept with its attempt."""
     from experiments.store.paths import StepFolder
     from experiments.store.step_folder import retire
 
     for step in planned:
-        if step.action == "run" and StepFolder(step.node.folder).manifest.exists() and "--redo" in step.reason:
+        if step.action == "run" and step.status.manifest is not None and "--redo" in step.reason:
             retire(step.node.folder, step.status.manifest)
-        (step.node.folder / "cancelled").unlink(missing_ok=True)
+        StepFolder(step.node.folder).cancelled.unlink(missing_ok=True)
 
 
-def check_datasets(planned: Sequence[Any]) -> None:
+def check_datasets(planned: Sequence[PlannedStep]) -> None:
     """Looks at the pictures of every data set that a step to run reads, before anything is started.
 
     Raises:
         DataError: unreadable pictures, named and counted.
     """
     from experiments.config.specs import DatasetSpec
-    from experiments.launching.prepare import resolved
 
     seen = set()
     for step in planned:
@@ -74,7 +127,7 @@ def check_datasets(planned: Sequence[Any]) -> None:
                 data.check()
 
 
-def report(todo: Sequence[Any], outcomes: Mapping[str, Any], echoed: bool = False) -> int:
+def report(todo: Sequence[Call], outcomes: Mapping[str, Outcome], echoed: bool = False) -> int:
     """Prints headline numbers, or for each failed step its name, its last lines and its log; returns the exit code."""
     from experiments.store.documents import Manifest
 
@@ -99,7 +152,7 @@ def report(todo: Sequence[Any], outcomes: Mapping[str, Any], echoed: bool = Fals
     return code
 
 
-def _print_failure(call: Any, outcome: Any, echoed: bool) -> bool:
+def _print_failure(call: Call, outcome: Outcome, echoed: bool) -> bool:
     """Prints why a step failed; True where the request cannot be met and one line (perhaps echoed already) says so."""
     from experiments.store.step_folder import last_end
 
@@ -124,14 +177,14 @@ def _print_failure(call: Any, outcome: Any, echoed: bool) -> bool:
 class _Teller:
     """Prints what happens to steps as it happens."""
 
-    def __init__(self, steps: Mapping[str, Any]) -> None:
-        self._steps = steps
+    def __init__(self, names: Mapping[str, str]) -> None:
+        self._names = names
         self._began = time.monotonic()
 
-    def __call__(self, event: Any) -> None:
+    def __call__(self, event: Event) -> None:
         colour = {"finished": "green", "failed": "red", "blocked": "yellow"}.get(event.kind)
         took = f" in {duration(event.seconds)}" if event.seconds else ""
-        said = " ".join(self._steps[w].node.name if w in self._steps else w for w in event.message.split())
+        said = " ".join(self._names.get(word, word) for word in event.message.split())
         message = f": {said}" if said and event.kind != "finished" else ""
         at = duration(time.monotonic() - self._began)
         print(coloured(f"[{at:>6}] {event.call.name} {event.kind}{took}{message}", colour), flush=True)
@@ -140,7 +193,7 @@ class _Teller:
 class _Shipper:
     """Forwards journals to MLflow after the run (embedded store) or leaves that to the jobs (tracking server)."""
 
-    def __init__(self, store: Path, graph: Any) -> None:
+    def __init__(self, store: Path, graph: Graph) -> None:
         self._store = store
         self._tracking = graph.settings["tracking"]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from experiments.console import coloured, table
 from experiments.planning.plan import PlannedStep, summary
@@ -10,12 +10,18 @@ from experiments.planning.plan import PlannedStep, summary
 COLOURS = {"done": "green", "running": "blue", "queued": "blue", "run": "yellow", "check": "dim"}
 
 
-def print_plan(planned: Sequence[PlannedStep], *, limit: int = 60) -> None:
-    """One line a step: what will happen and why; then warnings and the count."""
+def print_plan(
+    planned: Sequence[PlannedStep], *, jobs: Mapping[str, Sequence[str]] | None = None, limit: int = 60
+) -> None:
+    """One line per step: what will happen and why; then warnings and the count.
+
+    Args:
+        jobs: ids of the jobs just submitted, by fingerprint; None where nothing was.
+    """
     shown = list(planned)
     if len(shown) > limit:
         shown = [s for s in shown if s.action != "done"][:limit] or shown[:limit]
-    rows = [[s.node.name, "to run" if s.action == "run" else s.action, s.reason] for s in shown]
+    rows = [_row(step, jobs) for step in shown]
     print(table(rows, [COLOURS[s.action] for s in shown]))
     if len(shown) < len(planned):
         print(f"  ... and {len(planned) - len(shown)} more steps")
@@ -24,3 +30,10 @@ def print_plan(planned: Sequence[PlannedStep], *, limit: int = 60) -> None:
     counts = summary(list(planned))
     words = {"run": "to run", "check": "to check"}
     print(f"{len(planned)} steps: " + ", ".join(f"{n} {words.get(a, a)}" for a, n in counts.items()))
+
+
+def _row(step: PlannedStep, jobs: Mapping[str, Sequence[str]] | None) -> list[str]:
+    if jobs is None:
+        return [step.node.name, "to run" if step.action == "run" else step.action, step.reason]
+    ids = ",".join(jobs.get(step.node.fingerprint, ()))
+    return [step.node.name, "submitted" if ids else step.action, ids, step.reason]

@@ -67,7 +67,7 @@ def test_a_killed_task_costs_only_its_pieces(cluster, store: Path, on_slurm: Run
     victim = next(
         int(p.name)
         for p in Path("/proc").glob("[0-9]*")
-        if (line := command(p)) and "experiments.running.sharing:main" in line and f'"{folder}", 1, 3' in line
+        if (line := command(p)) and "experiments.running.array_tasks:main" in line and f'"{folder}", 1, 3' in line
     )
     os.kill(victim, signal.SIGKILL)
     cluster.idle()
