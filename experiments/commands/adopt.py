@@ -36,6 +36,7 @@ def main(args: argparse.Namespace) -> int:
     from experiments.planning.pipeline import build
     from experiments.planning.plan import Planner
     from experiments.store.documents import Manifest
+    from experiments.store.find import pick
     from experiments.store.records import new_uid
     from experiments.store.step_folder import Store
 
@@ -43,7 +44,9 @@ def main(args: argparse.Namespace) -> int:
     if not source.is_dir():
         raise ConfigError(f"{args.path}: is not a folder; adopt a folder of output files")
     graph = build(args.overrides, config_dirs(args))
-    planned = [s for s in Planner(graph).plan() if args.step in (s.node.name, s.node.request.name)]
+    planned = pick(
+        args.step, Planner(graph).plan(), lambda s: (s.node.name, s.node.request.name), lambda s: s.node.fingerprint
+    )
     if len(planned) != 1:
         names = ", ".join(n.name for n in graph.nodes.values())
         raise ConfigError(f"{args.step}: matches {len(planned)} steps; name one of [{names[:400]}]")

@@ -34,19 +34,15 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     """Marks the steps, takes their jobs out of the queue, and lists what was left alone."""
     from experiments.launching.submission import submission_lock
-    from experiments.monitoring.selection import look, needed_elsewhere, select
-    from experiments.store.find import default_store
-    from experiments.store.records import PipelineStep, mark_cancelled
+    from experiments.monitoring.selection import look, needed_elsewhere
+    from experiments.store.find import default_store, select
+    from experiments.store.records import mark_cancelled
 
     store = args.store.expanduser().absolute() if args.store else default_store()
-    entries: dict[str, PipelineStep] = {}
-    uids: list[str] = []
-    whole: list[str] = []
-    for text in args.what:
-        found, runs, is_whole = select(text, store)
-        entries |= {entry.fingerprint: entry for entry in found}
-        uids += runs
-        whole += runs if is_whole else []
+    chosen = [select(text, store) for text in args.what]
+    entries = {step.fingerprint: step for selection in chosen for step in selection.steps}
+    uids = [uid for selection in chosen for uid in selection.uids]
+    whole = [uid for selection in chosen for uid in selection.uids if selection.is_whole]
     with submission_lock(store):
         mark_cancelled(store, whole)
         live = [step for step in (look(entry, store) for entry in entries.values()) if step.is_live]

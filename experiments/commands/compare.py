@@ -72,7 +72,7 @@ def chosen(asked: Sequence[str], store: Path) -> list[Any]:
         ConfigError: nothing matches, or a name means no finished evaluation.
     """
     from experiments.results.results import Filter, collect, select
-    from experiments.store.find import find_steps
+    from experiments.store.find import select as select_steps
     from maskgit_core.errors import ConfigError
 
     if not asked:
@@ -86,7 +86,7 @@ def chosen(asked: Sequence[str], store: Path) -> list[Any]:
     names = [a for a in asked if not _is_filter(a, results)]
     for name in names:
         prints = {r.fingerprint for r in results if name in (r.run, r.name, r.run.partition("/")[0])}
-        prints = prints or {step.fingerprint for step in find_steps(name, store)}
+        prints = prints or {step.fingerprint for step in select_steps(name, store).steps}
         found = [r for r in results if r.fingerprint in prints]
         if not found:
             known = ", ".join(dict.fromkeys(f"{r.experiment}/{r.name}" for r in results[:30]))

@@ -30,15 +30,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Prints the newest log of the step."""
-    from experiments.monitoring.selection import select
-    from experiments.store.find import default_store
+    from experiments.store.find import default_store, select
 
     store = args.store.expanduser().absolute() if args.store else default_store()
-    found, _, is_whole = select(args.step, store)
-    if is_whole:
-        names = ", ".join(step.name for step in found[:30])
-        raise ConfigError(f"{args.step}: name one step of it, as {args.step}/STEP; one of [{names}]")
-    folder = store / found[0].folder
+    folder = store / select(args.step, store).one.folder
     path = newest_log(folder, args.rank)
     while path is None and args.follow and _is_live(folder):
         time.sleep(1)

@@ -24,14 +24,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     """Finds the record of the earlier run and runs its command."""
     from experiments.commands import run
-    from experiments.monitoring.selection import select
-    from experiments.store.find import default_store
+    from experiments.store.find import default_store, select
     from experiments.store.records import records
     from maskgit_core.errors import ConfigError
 
     store = args.store.expanduser().absolute() if args.store else default_store()
-    entries, uids, whole = select(args.what, store)
-    record = next((r for r in records(store) if r.uid in uids), None)
+    selection = select(args.what, store)
+    record = next((r for r in records(store) if r.uid in selection.uids), None)
     if record is None:
         raise ConfigError(f"{args.what}: no run of it is recorded in {store}; start it with maskgit run")
     print(f"again: {record.command}")
@@ -39,6 +38,6 @@ def main(args: argparse.Namespace) -> int:
         overrides=[*record.overrides, f"paths.store={store}", *args.overrides],
         config_dir=list(record.settings.get("config_dirs") or []),
         redo=[],
-        only=None if whole else {entry.fingerprint for entry in entries},
+        only=None if selection.is_whole else {step.fingerprint for step in selection.steps},
     )
     return run.main(again)

@@ -1,4 +1,4 @@
-"""Which steps `cancel` and `retry` mean, and which other pipelines still count on them."""
+"""Steps as they are at this moment, and the pipelines that still count on them."""
 
 from __future__ import annotations
 
@@ -8,10 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from experiments.monitoring import queue
-from experiments.store.find import find_steps
 from experiments.store.records import PipelineStep, is_cancelled, records
 from experiments.store.step_folder import Status, status
-from maskgit_core.errors import ConfigError, unknown_name
 
 
 @dataclass(frozen=True)
@@ -43,36 +41,6 @@ def look(entry: PipelineStep, store: Path) -> StepNow:
     queued = queue.live_entry(folder)
     found = status(folder, queue.job_alive())
     return StepNow(entry.name, entry.fingerprint, folder, found, queued)
-
-
-def select(text: str, store: Path) -> tuple[list[PipelineStep], list[str], bool]:
-    """The steps that `text` names, the uids of the executions meant, and whether these are meant as a whole.
-
-    Args:
-        text: an experiment, a run's uid, `experiment/step`, `experiment/<row of status>`, a step, a fingerprint.
-
-    Raises:
-        ConfigError: nothing matches.
-    """
-    known = records(store)
-    whole = [r for r in known if text in (r.experiment, r.uid)]
-    if whole:
-        entries = {step.fingerprint: step for record in reversed(whole) for step in record.steps}
-        return list(entries.values()), [record.uid for record in whole], True
-    head, _, tail = text.rpartition("/")
-    if head and tail.isdigit():
-        steps = next((r.steps for r in known if head in (r.experiment, r.uid)), None)
-        if steps is None:
-            raise unknown_name("experiment", head, {r.experiment for r in known}, f"run in {store} of experiment")
-        if not 1 <= int(tail) <= len(steps):
-            raise ConfigError(f"{text}: {head} has steps 1 to {len(steps)}, in the order of `maskgit status {head}`")
-        found = [steps[int(tail) - 1]]
-    else:
-        found = find_steps(text, store)
-    fingerprints = {step.fingerprint for step in found}
-    experiments = {step.experiment or head for step in found} | ({head} if head else set())
-    uids = [r.uid for r in known if r.experiment in experiments and fingerprints & set(r.by_fingerprint)]
-    return found, uids, False
 
 
 def needed_elsewhere(chosen: Sequence[StepNow], uids: Sequence[str], store: Path) -> dict[str, str]:

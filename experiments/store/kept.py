@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from experiments.store.documents import Manifest, Request
-from experiments.store.records import records
+from experiments.store.documents import Manifest
+from experiments.store.find import matches
+from experiments.store.records import PipelineStep, records
 from experiments.store.step_folder import Store
 from experiments.store.typed_json import fingerprint
 from maskgit_core.errors import ConfigError, suggestion
@@ -42,9 +43,11 @@ def find_model(store: Store, text: str, step: int | None, key: str) -> Path:
     Raises:
         ConfigError: nothing that is finished or kept matches, or several different things do; names them.
     """
-    named = _named(store, text)
+    steps = [step for step in matches(text, store.root) if _is_model(step)]
+    named = list(dict.fromkeys(store.root / step.folder for step in steps))
     if not named:
-        known = sorted({name for names in _names(store).values() for name in names if "[" not in name})
+        models = [(r.experiment, step.step) for r in records(store.root) for step in r.steps if _is_model(step)]
+        known = sorted({name for experiment, step in models for name in (step, f"{experiment}/{step}")})
         raise ConfigError(
             f"{key}: there is no step {text!r} in {store.root}; {suggestion(text, known)}"
             f"Known: [{', '.join(known[:30]) or 'nothing was run here'}]"
@@ -56,6 +59,10 @@ def find_model(store: Store, text: str, step: int | None, key: str) -> Path:
     if not found:
         raise ConfigError(f"{key}: {_absent(named[0], step)}")
     return found[0]
+
+
+def _is_model(step: PipelineStep) -> bool:
+    return step.kind == "model" and "@" not in step.step
 
 
 def _at(folder: Path, step: int | None) -> Path | None:
@@ -77,25 +84,3 @@ def _absent(folder: Path, step: int | None) -> str:
         return f"{folder.name} is not finished; wait for it, or name a kept step as NAME@STEP (kept: [{kept}])"
     last = f", it ended at {done.facts.get('num_train_steps')}" if done else ", it is not finished"
     return f"{folder.name} keeps no checkpoint of step {step} (kept: [{kept}]{last}); set train.keep_every there"
-
-
-def _named(store: Store, text: str) -> list[Path]:
-    """The step folders that a text means, each once."""
-    path = Path(text).expanduser()
-    if (path / Request.FILE).is_file():
-        return [path.absolute()]
-    by_name = [folder for folder, names in _names(store).items() if text in names]
-    if by_name:
-        return by_name
-    return [f for f in store.steps() if text == f.name or (len(text) >= 8 and f.name.endswith(f"-{text[:8]}"))]
-
-
-def _names(store: Store) -> dict[Path, set[str]]:
-    """What every model of the store has been called: step, item, and both with the experiment before them."""
-    names: dict[Path, set[str]] = {}
-    for record in reversed(records(store.root)):
-        for entry in record.steps:
-            if entry.kind == "model" and "@" not in entry.step:
-                of_step = names.setdefault(store.root / entry.folder, set())
-                of_step |= {name for n in (entry.step, entry.name) for name in (n, f"{record.experiment}/{n}")}
-    return names

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from experiments.store import provenance
 from experiments.store.documents import Code, Digests, Manifest, Record, Request, Start
-from experiments.store.find import find_steps
+from experiments.store.find import select
 from experiments.store.paths import StepFolder
 from experiments.store.records import PipelineRecord, PipelineStep, records
 from experiments.store.typed_json import Options
@@ -41,15 +41,9 @@ def origins(name: str, store: Path) -> list[Origin]:
     Raises:
         ConfigError: nothing matches, or it has not finished.
     """
-    uid, _, step = name.partition("/")
-    record = PipelineRecord.of(store, uid)
-    if record is None:
-        return [_origin(entry, store) for entry in find_steps(name, store)]
-    entries = [s for s in record.steps if not step or step in (s.name, s.step)]
-    if not entries:
-        raise ConfigError(f"{name}: this run has no such step; one of [{', '.join(s.name for s in record.steps)}]")
+    selection = select(name, store)
     # a whole execution is known by its last step
-    return [_origin(entry, store) for entry in (entries if step else entries[-1:])]
+    return [_origin(entry, store) for entry in (selection.steps[-1:] if selection.is_whole else selection.steps)]
 
 
 def _origin(entry: PipelineStep, store: Path) -> Origin:
