@@ -57,10 +57,18 @@ def suggestion(name: str, names: Sequence[str]) -> str:
 def unknown_key(key: str, name: str, allowed: Iterable[str]) -> ConfigError:
     """The error for a key that does not exist, with the nearest one that does."""
     names = sorted(allowed)
-    return ConfigError(f"{key}: unknown key; {suggestion(name, names)}One of [{', '.join(names)}]")
+    return ConfigError(f"{key}: unknown key; {suggestion(name, names)}One of [{_nearest(name, names)}]")
 
 
 def unknown_name(key: str, name: str, allowed: Iterable[str], what: str) -> ConfigError:
     """The error for a value that must be one of some names."""
     names = sorted(allowed)
-    return ConfigError(f"{key}: there is no {what} {name!r}; {suggestion(name, names)}One of [{', '.join(names)}]")
+    return ConfigError(f"{key}: there is no {what} {name!r}; {suggestion(name, names)}One of [{_nearest(name, names)}]")
+
+
+def _nearest(name: str, names: Sequence[str]) -> str:
+    """All names where they are few, else the five nearest and how many more there are."""
+    if len(names) <= 25:
+        return ", ".join(names)
+    near = difflib.get_close_matches(name, names, n=5, cutoff=0.0)
+    return f"{', '.join(near)} and {len(names) - len(near)} more"

@@ -10,12 +10,34 @@ import launchers  # noqa: F401  (found now: a folder of that name beside somebod
 from experiments.planning.parts import Part
 from maskgit_core.errors import ConfigError
 
+#: Options of Hydra's command line that people type from habit, and what does that here.
+_OF_HYDRA = {
+    ("--cfg", "-c"): "write maskgit config experiment=NAME [--checked]",
+    ("--info", "-i"): "write maskgit doctor, or maskgit config experiment=NAME",
+    ("--config-name", "-cn"): "write experiment=NAME, a file of conf/experiment/",
+    ("--config-path", "-cp"): "write --config-dir DIR, a folder with groups of your own",
+    ("--package", "-p"): "write maskgit config experiment=NAME",
+    ("--hydra-help",): "write maskgit COMMAND --help",
+    ("--experimental-rerun",): "write maskgit reproduce RUN",
+}
+
+
+class _Answer(argparse.Action):
+    """Refuses an option of Hydra's with what to write instead."""
+
+    def __call__(self, parser: object, namespace: object, values: object, option_string: str | None = None) -> None:
+        answer = next(text for names, text in _OF_HYDRA.items() if option_string in names)
+        raise ConfigError(f"{option_string}: is an option of Hydra's; {answer}")
+
 
 def request_arguments(parser: argparse.ArgumentParser) -> None:
     """`key=value ...` and `--config-dir`."""
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="experiment=NAME, choices and values; a,b sweeps"
     )
+    parser.add_argument("-m", "--multirun", action="store_true", help=argparse.SUPPRESS)  # key=a,b sweeps anyway
+    for names, answer in _OF_HYDRA.items():
+        parser.add_argument(*names, action=_Answer, nargs="?", const=answer, metavar="", help=argparse.SUPPRESS)
     parser.add_argument(
         "--config-dir", action="append", default=[], metavar="DIR", help="a folder with groups of your own"
     )

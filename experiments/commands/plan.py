@@ -28,11 +28,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Prints the plan."""
+    from experiments.launching.calls import load_launcher
     from experiments.launching.submission import plan
     from experiments.planning.absent_weights import with_absent_weights
     from experiments.planning.pipeline import build
 
-    graph = build(args.overrides, config_dirs(args), part=part_of(args), allow_absent=True)
+    graph = build(args.overrides, config_dirs(args), check=lambda settings: load_launcher(settings["launcher"]),
+                  part=part_of(args), allow_absent=True)  # fmt: skip
     planned = with_absent_weights(plan(graph, args.redo), graph.absent)
     if args.json:
         rows = [

@@ -74,6 +74,7 @@ class Checker:
         self.known_groups = tuple(known_groups)
         self._memo: dict[str, StepRequest] = {}
         self._listed: dict[str, list[str]] = {}
+        self._every: set[str] | None = None
 
     def steps(self, config: Mapping[str, Any]) -> dict[str, StepRequest]:
         """The checked requests of every step in `pipeline.steps`, by name, in the order written.
@@ -111,6 +112,8 @@ class Checker:
             for inner in node:
                 if inner not in ("stage", "needs"):
                     raise unknown_key(f"{key}.{inner}", str(inner), ["stage", "needs"])
+            if not isinstance(node.get("needs") or [], list | Mapping | str):
+                raise ConfigError(f"{key}.needs: found {node['needs']!r}; it must be a list of steps or a mapping")
             nodes[str(name)] = {"stage": str(node.get("stage", name)), "needs": node.get("needs") or []}
         if not nodes:
             raise ConfigError("pipeline.steps: names no step")
@@ -162,12 +165,21 @@ class Checker:
             *stage_files,
         }
         for key in config:
-            if key not in allowed:
+            if key not in allowed and key not in self._all_params():
                 raise unknown_key(str(key), str(key), {*RESERVED, *nodes, *stages, *params})
         resources = config.get("resources") or {}
+        if not isinstance(resources, Mapping):
+            raise ConfigError(f"resources: found {resources!r}; it must be a mapping of steps or stages")
         for key in resources:
             if key not in {*nodes, *named, *stages, *stage_files}:
                 raise unknown_key(f"resources.{key}", str(key), {*nodes, *stages})
+
+    def _all_params(self) -> set[str]:
+        """Parameters of any stage: what a file sets for a step that was removed from the DAG is no mistake either."""
+        if self._every is None:
+            stages = [self._stage(name, name).params.values() for name in self._names("stages", "experiments")]
+            self._every = {p.name for params in stages for p in params if "derived" not in p.marks}
+        return self._every
 
     # -- one step -------------------------------------------------------------------------------------------------
     def _step(

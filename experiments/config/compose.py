@@ -11,12 +11,17 @@ import copy
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from experiments.config.file_checks import check_files, check_size
+from experiments.config.signatures import source_file
 from maskgit_core.errors import ConfigError, unknown_name
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
+#: Points of a sweep, and values of one of its axes, at most.
+MAX_POINTS = 10_000
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*(/[A-Za-z0-9_][A-Za-z0-9_.+-]*)*")
 
 
@@ -74,15 +79,21 @@ def parse(arguments: Sequence[str], config_dirs: Sequence[Path] = ()) -> Overrid
             raise ConfigError(f"{argument}: not understood; write key=value, as in experiment=quickstart train.lr=1e-4")
         try:
             override = parser.parse_override(argument)
-        except HydraException as error:
-            raise ConfigError(
-                f"{argument}: cannot be read ({str(error).splitlines()[0]}); quote special characters"
-            ) from None
+        except (HydraException, ValueError, RecursionError) as error:
+            said = (str(error).splitlines() or [type(error).__name__])[0][:200]
+            raise ConfigError(f"{_short(argument)}: cannot be read ({said}); quote special characters") from None
         key = override.get_key_element().lstrip("+~")
+        if key.split(".")[0].split("/")[0] == "hydra":
+            raise ConfigError(
+                f"{key}: Hydra's own settings have no effect here; outputs are in paths.store, launchers are chosen "
+                "with launcher=NAME"
+            )
         if override.is_delete():
             removed.append(key)
         elif override.is_sweep_override():
-            items = tuple(_sweep_values(override, argument))
+            if key == "experiment":
+                raise ConfigError(f"{argument}: one experiment at a time; run the command once for each")
+            items = tuple(_sweep_values(override, argument, config_dirs))
             for item in items:
                 if key.split("@")[0] in known:
                     check_choice(key.split("@")[0], str(item), config_dirs)
@@ -101,14 +112,29 @@ def parse(arguments: Sequence[str], config_dirs: Sequence[Path] = ()) -> Overrid
     return Overrides(tuple(choices), tuple(values), tuple(removed), tuple(sweeps))
 
 
-def _sweep_values(override: Any, argument: str) -> list[Any]:
-    from hydra.core.override_parser.types import RangeSweep
+def _short(text: str) -> str:
+    return text if len(text) <= 100 else f"{text[:80]}... ({len(text)} characters)"
 
-    value = override.value()
+
+def _sweep_values(override: Any, argument: str, config_dirs: Sequence[Path]) -> list[Any]:
+    from hydra.core.override_parser.types import Glob, RangeSweep
+
+    value, key = override.value(), override.get_key_element().lstrip("+~")
+    if getattr(value, "shuffle", False):
+        raise ConfigError(f"{argument}: the order of a sweep's points changes nothing; write {key}=a,b without shuffle")
     if isinstance(value, RangeSweep):
+        step = value.step or 0
+        count = ((value.stop or 0) - (value.start or 0)) / step if step else float("inf")
+        if not count <= MAX_POINTS:
+            raise ConfigError(f"{argument}: is more than {MAX_POINTS:,} values, the limit of a sweep; give fewer")
         return list(value.range())
+    if isinstance(value, Glob):
+        names = list(value.filter(group_names(key, config_dirs))) if key in groups(config_dirs) else []
+        if not names:
+            raise ConfigError(f"{argument}: matches no file of a config group; write GROUP=glob(PATTERN)")
+        return names
     if not hasattr(value, "list"):
-        raise ConfigError(f"{argument}: only key=a,b, choice(...) and range(...) sweep")
+        raise ConfigError(f"{argument}: only key=a,b, choice(...), range(...) and, of a config group, glob(...) sweep")
     return [_plain(v) for v in override.sweep_iterator()]
 
 
@@ -130,6 +156,8 @@ def compose(choices: Sequence[tuple[str, str]], config_dirs: Sequence[Path] = ()
     Raises:
         ConfigError: Hydra refuses, e.g. a file that is not YAML; names the file.
     """
+    for key, name in choices:
+        check_files(key.split("@")[0].lstrip("/"), name, config_dirs)
     search = [f"hydra.searchpath=[{','.join(f'file://{d.resolve()}' for d in config_dirs)}]"] if config_dirs else []
     try:
         composed = _hydra(CONF, "config", [f"{key}={name}" for key, name in choices] + search)
@@ -225,12 +253,23 @@ def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
 
     if not has_interpolation(config):
         return dict(config)
+    check_size(config)
+    _register_resolvers(config.get("plugins"))
     try:
         plain = OmegaConf.to_container(OmegaConf.create(dict(config)), resolve=True)
     except OmegaConfBaseException as error:
         raise ConfigError(f"{getattr(error, 'full_key', None) or 'conf'}: {str(error).splitlines()[0]}") from None
+    except RecursionError:
+        raise ConfigError("conf: interpolations ${...} refer to each other in a circle; remove one of them") from None
     assert isinstance(plain, dict)
     return {str(k): v for k, v in plain.items()}
+
+
+def _register_resolvers(plugins: Any) -> None:
+    """Imports `<plugin>/resolvers.py`, where a package of one's own registers OmegaConf resolvers."""
+    for name in plugins if isinstance(plugins, list) else ():
+        if isinstance(name, str) and name.isidentifier() and source_file(f"{name}.resolvers") is not None:
+            import_module(f"{name}.resolvers")
 
 
 def to_yaml(config: Mapping[str, Any]) -> str:

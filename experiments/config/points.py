@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from experiments.config import compose as configs
 from experiments.config import sweep as sweeps
@@ -17,13 +17,21 @@ def plan_configs(
     arguments: Sequence[str], config_dirs: Sequence[Path] = ()
 ) -> tuple[list[sweeps.Point], list[dict[str, Any]]]:
     """The sweep's points and each one's resolved config; Hydra composes once per distinct set of group choices."""
-    return read_points(configs.parse(arguments, config_dirs), config_dirs)
+    asked = read_points(configs.parse(arguments, config_dirs), config_dirs)
+    return asked.points, asked.configs
 
 
-def read_points(
-    asked: configs.Overrides, config_dirs: Sequence[Path]
-) -> tuple[list[sweeps.Point], list[dict[str, Any]]]:
-    """The same of overrides that are parsed already."""
+class Points(NamedTuple):
+    """The points of a request with their configs."""
+
+    points: list[sweeps.Point]
+    configs: list[dict[str, Any]]
+    keys: list[str]  # dotted keys of values that were typed or are swept
+    first_with: Callable[[str, Any], dict[str, Any]]  # the first point's config with another value of a key
+
+
+def read_points(asked: configs.Overrides, config_dirs: Sequence[Path]) -> Points:
+    """The points of a parsed command line."""
     if asked.choice("experiment") is None:
         names = ", ".join(configs.group_names("experiment", config_dirs))
         raise ConfigError(f"experiment: missing; add experiment=NAME, one of [{names}]")
@@ -51,8 +59,8 @@ def read_points(
         block = sweeps.read_file(block, [configs.CONF, *config_dirs])
     points = sweeps.expand(block, asked.sweeps)
     resolved_base: dict[int, dict[str, Any]] = {}
-    found = []
-    for point in points:
+
+    def config_of(point: sweeps.Point) -> dict[str, Any]:
         extra = [(k, str(v)) for k, v in point.items() if k.split("@")[0] in known and not isinstance(v, Mapping)]
         for key, name in extra:
             configs.check_choice(key.split("@")[0], name, config_dirs)
@@ -61,8 +69,11 @@ def read_points(
         config = _resolved(start, values, resolved_base)
         if "further_protocols" in config:
             config = configs.resolve(with_further_protocols(config, protocol_file))
-        found.append(config)
-    return points, found
+        return config
+
+    swept = [key for key in (points[0] if points else {}) if key.split("@")[0] not in known]
+    keys = [*(key for key, _ in asked.values), *swept]
+    return Points(points, list(map(config_of, points)), keys, lambda key, value: config_of({**points[0], key: value}))
 
 
 def _resolved(start: dict[str, Any], values: Mapping[str, Any], cache: dict[int, dict[str, Any]]) -> dict[str, Any]:

@@ -33,11 +33,17 @@ def step_resources(name: str, stage: str, asked: Mapping[str, Any], piecewise: b
     merged = dict(stage_defaults(stage))
     for key in dict.fromkeys((stage, name)):
         block = asked.get(key) or {}
+        if not isinstance(block, Mapping):
+            raise ConfigError(f"resources.{key}: found {block!r}; it must be a mapping of [{', '.join(RESOURCE_KEYS)}]")
         for inner, value in block.items():
             if inner not in RESOURCE_KEYS:
                 raise unknown_key(f"resources.{key}.{inner}", str(inner), RESOURCE_KEYS)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or value < 0):
-                raise ConfigError(f"resources.{key}.{inner}: found {value!r}; it must be a number >= 0, or null")
+            if value is not None and (
+                isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e9
+            ):
+                raise ConfigError(
+                    f"resources.{key}.{inner}: found {value!r}; it must be a number >= 0 and below 1e9, or null"
+                )
             if inner == "num_tasks" and value not in (None, 0, 1) and not piecewise:
                 raise ConfigError(
                     f"resources.{key}.num_tasks: found {value}; {stage} cannot be cut into independent tasks, "

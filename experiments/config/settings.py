@@ -28,7 +28,10 @@ def checked(config: Mapping[str, Any]) -> dict[str, Any]:
         ConfigError: an unknown key or a wrong type.
         TrackingError: an address that MLflow would not serve.
     """
-    found: dict[str, Any] = {"launcher": dict(config.get("launcher") or {})}
+    launcher = config.get("launcher") or {}
+    if not isinstance(launcher, Mapping):
+        raise ConfigError(f"launcher: found {launcher!r}; it must be a mapping with `name`, or launcher=NAME")
+    found: dict[str, Any] = {"launcher": dict(launcher)}
     for block, schema in SCHEMA.items():
         given = config.get(block) or {}
         if not isinstance(given, Mapping):

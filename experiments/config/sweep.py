@@ -12,10 +12,13 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from experiments.config.compose import MAX_POINTS
+from experiments.config.file_checks import read_yaml
 from maskgit_core.errors import ConfigError, unknown_key
 
 KEYS = ("grid", "zip", "list", "exclude", "seeds")
@@ -28,7 +31,7 @@ def expand(sweep: Mapping[str, Any] | None, axes: Sequence[tuple[str, tuple[Any,
     Raises:
         ConfigError: an unknown key, lists of different lengths under `zip`, nothing left after `exclude`.
     """
-    sweep = sweep or {}
+    sweep = _mapping(sweep or {}, "sweep")
     for key in sweep:
         if key not in KEYS:
             raise unknown_key(f"sweep.{key}", str(key), KEYS)
@@ -36,17 +39,35 @@ def expand(sweep: Mapping[str, Any] | None, axes: Sequence[tuple[str, tuple[Any,
     points = _cross(grid) if grid else []
     zipped = _zip(sweep.get("zip"))
     points = [{**p, **z} for p in (points or [{}]) for z in zipped] if zipped else points
-    points += [dict(_mapping(p, f"sweep.list[{i}]")) for i, p in enumerate(sweep.get("list") or [])]
+    points += [dict(_mapping(p, f"sweep.list[{i}]")) for i, p in enumerate(_list(sweep.get("list"), "sweep.list"))]
+    _limit(max(len(points), 1), *(len(values) for _, values in axes))
     points = [{**p, **c} for p in (points or [{}]) for c in _cross(list(axes))]
     seeds = sweep.get("seeds")
     if seeds is not None:
         by_key = _axes(seeds if isinstance(seeds, Mapping) else {"train.seed": seeds}, "sweep.seeds")
+        _limit(len(points), *(len(values) for _, values in by_key))
         points = [{**p, **s} for p in points for s in _cross(by_key)]
-    excluded = [_mapping(e, f"sweep.exclude[{i}]") for i, e in enumerate(sweep.get("exclude") or [])]
+    excluded = [_mapping(e, f"sweep.exclude[{i}]") for i, e in enumerate(_list(sweep.get("exclude"), "sweep.exclude"))]
     kept = [p for p in points if not any(all(p.get(k, ...) == v for k, v in e.items()) for e in excluded)]
     if not kept:
         raise ConfigError("sweep.exclude: leaves no point of the sweep; remove some of it")
+    for key in kept[0]:
+        if key.split(".")[0] in ("paths", "launcher", "tracking", "plugins", "pipeline", "sweep", "toy"):
+            raise ConfigError(f"{key}: cannot be swept; a sweep is over values of steps, run the command once for each")
     return [p for i, p in enumerate(kept) if p not in kept[:i]] if len(kept) < 2000 else kept
+
+
+def _limit(*counts: int) -> None:
+    if math.prod(counts) > MAX_POINTS:
+        raise ConfigError(
+            f"sweep: asks for {math.prod(counts):,} points, more than the limit of {MAX_POINTS:,}; give fewer"
+        )
+
+
+def _list(value: Any, key: str) -> list[Any]:
+    if value is not None and not isinstance(value, list):
+        raise ConfigError(f"{key}: found {value!r}; it must be a list of mappings")
+    return value or []
 
 
 def _mapping(value: Any, key: str) -> Mapping[str, Any]:
@@ -65,6 +86,7 @@ def _axes(value: Any, key: str) -> list[tuple[str, tuple[Any, ...]]]:
 
 
 def _cross(axes: Sequence[tuple[str, tuple[Any, ...]]]) -> list[Point]:
+    _limit(*(len(values) for _, values in axes))
     names = [name for name, _ in axes]
     return [dict(zip(names, values, strict=True)) for values in itertools.product(*(v for _, v in axes))]
 
@@ -80,17 +102,11 @@ def _zip(value: Any) -> list[Point]:
 
 def read_file(name: str, folders: Sequence[Path]) -> Mapping[str, Any]:
     """A sweep file by path, or by name in `<folder>/sweep/`."""
-    import yaml
-
     candidates = [Path(name), *(f / "sweep" / f"{name}.yaml" for f in folders)]
     path = next((c for c in candidates if c.is_file()), None)
     if path is None:
         raise ConfigError(f"sweep: there is no file {name}; give a path, or a name in conf/sweep/")
-    try:
-        data = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: is not YAML ({' '.join(str(error).split())[:200]})") from None
-    return _mapping(data or {}, str(path))
+    return _mapping(read_yaml(path) or {}, str(path))
 
 
 def label(point: Mapping[str, Any]) -> str:

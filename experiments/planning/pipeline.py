@@ -13,6 +13,7 @@ from experiments.config import sweep as sweeps
 from experiments.config.checker import Checker, StepRequest
 from experiments.config.needs import Need, topological
 from experiments.config.points import plan_configs, read_points
+from experiments.config.reach import PROBE, refuse_unreaching
 from experiments.config.settings import checked
 from experiments.planning import preflight
 from experiments.planning.graph import Graph, Item, Node
@@ -74,7 +75,7 @@ def build(
         ConfigError, DataError, WeightsError: whatever is wrong with the request, before anything is written.
     """
     asked = configs.parse(arguments, config_dirs)
-    points, resolved = read_points(asked, config_dirs)
+    points, resolved, keys, first_with = read_points(asked, config_dirs)
     settings = checked(resolved[0])
     store = Store(Path(settings["paths"].get("store", "runs")))
     checker = Checker(settings["plugins"], configs.groups(config_dirs))
@@ -83,6 +84,7 @@ def build(
 
         digest = Outside(store.root, fetch)
     requests: list[Mapping[str, StepRequest]] = [checker.steps(config) for config in resolved]
+    refuse_unreaching(keys, lambda key: first_with(key, PROBE), checker, requests[0])
     if check is not None:
         check(settings)
     left_out: Sequence[str] = ()

@@ -1,0 +1,68 @@
+"""Refuses keys of the command line or of a sweep that no step of the pipeline takes: they would change nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any
+
+from experiments.config.checker import Checker, StepRequest
+from maskgit_core.errors import ConfigError
+
+#: A value that no option allows or means: where a key reaches a step, this is refused or changes the request.
+PROBE = "\x00 no value of this key"
+#: Parts of a config that are not values of steps; other code checks them.
+_NOT_OF_STEPS = ("paths", "tracking", "launcher", "plugins", "sweep", "description", "pipeline", "protocol",
+                 "further_protocols", "toy")  # fmt: skip
+
+
+def refuse_unreaching(
+    keys: Iterable[str],
+    probed: Callable[[str], Mapping[str, Any]],
+    checker: Checker,
+    requests: Mapping[str, StepRequest],
+) -> None:
+    """Refuses the first key that changes no step.
+
+    Args:
+        keys: dotted, as typed or swept.
+        probed: the config with `PROBE` as the value of a key.
+        requests: the steps of the config as it is.
+
+    Raises:
+        ConfigError: names the key and the keys of that name which steps do take.
+    """
+    for key in dict.fromkeys(keys):
+        if key.partition(".")[0] not in _NOT_OF_STEPS and not _reaches(key, probed, checker, requests):
+            near = _same_name(key, requests)
+            what = f"write {' or '.join(near)}" if near else "remove it"
+            raise ConfigError(
+                f"{key}: changes no step of this pipeline (another key decides, or none takes it); {what}"
+            )
+
+
+def _reaches(
+    key: str, probed: Callable[[str], Mapping[str, Any]], checker: Checker, requests: Mapping[str, StepRequest]
+) -> bool:
+    try:
+        return checker.steps(probed(key)) != requests
+    except ConfigError:
+        return True
+
+
+def _same_name(key: str, requests: Mapping[str, StepRequest]) -> list[str]:
+    """Keys whose last part is that of `key`, by step; those of components by their own path."""
+    last = key.rpartition(".")[2]
+    found = []
+    for step, request in requests.items():
+        for name in _flat({**request.config, **request.execution, **request.content, **request.weights}):
+            if name.rpartition(".")[2] == last and f"{step}.{name}" != key:
+                found.append(f"{step}.{name}")
+    return found[:5]
+
+
+def _flat(values: Mapping[str, Any]) -> Collection[str]:
+    names = list(values)
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            names += [f"{name}.{inner}" for inner in value if inner != "name"]
+    return names

@@ -1,0 +1,109 @@
+"""What is typed from Hydra's habit, and keys that would change nothing: each is answered in one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import LAB
+
+from experiments.commands import parse_arguments
+from experiments.planning.pipeline import build
+from maskgit_core.errors import ConfigError
+
+pytestmark = pytest.mark.usefixtures("composed_once")
+
+
+def graph(*overrides: str, experiment: str = "quickstart", dirs: tuple[Path, ...] = ()) -> Any:
+    request = [f"experiment={experiment}", "paths.store=/nonexistent/store", *overrides]
+    return build(request, dirs, lambda key, value, mark: "0" * 64)
+
+
+def refused(*overrides: str, **kwargs: Any) -> str:
+    with pytest.raises(ConfigError) as caught:
+        graph(*overrides, **kwargs)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("lr=1e-4", "lr: changes no step of this pipeline (another key decides, or none takes it); write "),
+        ("lr=1e-4,1e-3", "train_tokenizer.lr or train.lr"),
+        ("num_train_steps=5", "train.num_train_steps"),
+        ("name=tiny", "name: changes no step"),
+        ("resources.edit.ranks=2", "resources.edit.ranks: changes no step"),
+        ("edit.region=left", "edit.region: changes no step"),
+        ("hydra.run.dir=x", "hydra.run.dir: Hydra's own settings have no effect here"),
+        ("train.lr=shuffle(1,2)", "write train.lr=a,b without shuffle"),
+        ("train.seed=range(0,1000000000)", "is more than 10,000 values, the limit of a sweep"),
+        ("train.seed=range(0,1,0)", "is more than 10,000 values"),
+        ("train.lr=glob(*)", "matches no file of a config group"),
+        ("paths.store=a,b", "paths.store: cannot be swept"),
+        ("tracking.ship=true,false", "tracking.ship: cannot be swept"),
+    ],
+)
+def test_what_would_do_nothing_or_harm_is_refused(override: str, said: str) -> None:
+    assert said in refused(override)
+
+
+def test_one_experiment_at_a_time() -> None:
+    with pytest.raises(ConfigError, match="experiment=a,b: one experiment at a time"):
+        build(["experiment=a,b"])
+
+
+def test_a_key_at_its_default_or_in_force_is_accepted() -> None:
+    plain = graph()
+    assert list(graph("train.label_drop=0.1").nodes) == list(plain.nodes)
+    assert list(graph("train.num_workers=3", "resources.train.ranks=2").nodes) == list(plain.nodes)
+    assert list(graph("batch_size=4").nodes) == list(plain.nodes)  # how samples are drawn; nothing else takes it
+
+
+def test_a_step_without_its_users_leaves_no_unknown_key() -> None:
+    steps = ("evaluate", "reference_statistics", "eval_tokenizer", "report")
+    left = graph(*(f"~pipeline.steps.{step}" for step in steps))
+    assert "train" in {node.name for node in left.nodes.values()} and len(left.nodes) == 5
+
+
+def test_a_glob_sweeps_over_the_files_of_a_group() -> None:
+    points = graph("sampler=glob(halton*)").items
+    assert len(points) > 1 and all(str(point.params["sampler"]).startswith("halton") for point in points)
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (["--cfg", "job"], "maskgit config experiment=NAME"),
+        (["--info"], "maskgit doctor"),
+        (["--config-name", "x"], "experiment=NAME"),
+    ],
+)
+def test_options_of_hydra_are_answered(typed: list[str], said: str) -> None:
+    with pytest.raises(ConfigError, match="is an option of Hydra's") as caught:
+        parse_arguments("plan", typed)
+    assert said in str(caught.value)
+    assert parse_arguments("run", ["-m", "experiment=quickstart"]).overrides == ["experiment=quickstart"]
+
+
+def test_an_unknown_key_lists_the_nearest() -> None:
+    said = refused("trian=5")
+    assert "did you mean train?" in said and " more]" in said and len(said) < 200
+
+
+def test_a_plugin_registers_resolvers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "reslab"
+    (package / "conf" / "experiment").mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "resolvers.py").write_text(
+        "from omegaconf import OmegaConf\nOmegaConf.register_new_resolver('double', lambda n: 2 * n, replace=True)\n"
+    )
+    (package / "conf" / "experiment" / "doubled.yaml").write_text(
+        "# @package _global_\nplugins: [toylab, reslab]\npipeline: {steps: {numbers: {stage: numbers}}}\n"
+        "numbers: {count: '${double:21}'}\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.syspath_prepend(str(LAB.parent.parent))
+    (node,) = graph(experiment="doubled", dirs=(package / "conf",)).nodes.values()
+    assert node.request.config["count"] == 42
