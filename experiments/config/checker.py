@@ -260,6 +260,7 @@ class Checker:
         if not isinstance(name, str):
             raise ConfigError(f"{key}.name: missing; one of [{', '.join(self._names(FOLDERS[base]))}]")
         signature = self._component_signature(base, name, key)
+        self._refuse_options_of_others(base, name, key, value, signature)
         _refuse_unknown(key, {k: v for k, v in value.items() if k != "name"}, signature)
         inner = _Parts(config={"name": name}, identity={"name": name})
         if (version := int(signature.constants.get("VERSION", 1))) != 1:
@@ -273,6 +274,22 @@ class Checker:
         for mine, theirs in ((parts.execution, inner.execution), (parts.content, inner.content),
                              (parts.weights, inner.weights), (parts.modules, inner.modules)):  # fmt: skip
             mine.update({f"{path}.{k}": v for k, v in theirs.items()})
+
+    def _refuse_options_of_others(
+        self, base: str, name: str, key: str, value: Mapping[str, Any], signature: Signature
+    ) -> None:
+        """Refuses an option that only other components of the kind have, such as one a recipe sets for its model."""
+        for option in value:
+            if option == "name" or option in signature.params:
+                continue
+            others = [other for other in self._names(FOLDERS[base]) if other != name]
+            having = [o for o in others if option in self._component_signature(base, o, key).params]
+            if having:
+                shown = [p.name for p in signature.params.values() if "derived" not in p.marks]
+                raise ConfigError(
+                    f"{key}.{option}: unknown key; {name} has no such option, {', '.join(having)} has it: choose such "
+                    f"a {base.lower()} or leave it out with ~{key}.{option}. One of [{', '.join(sorted(shown))}]"
+                )
 
     def _component_signature(self, base: str, name: str, key: str) -> Signature:
         folder = FOLDERS[base]

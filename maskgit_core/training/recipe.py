@@ -6,7 +6,7 @@ Each published implementation is one setting of these switches; see `conf/experi
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 
@@ -15,8 +15,11 @@ from maskgit_core.hints import Neutral, Range
 from maskgit_core.losses import LossOn
 from maskgit_core.masking import Schedule
 
-LrSchedule = Literal["constant", "cosine", "last_tenth"]
-EmaWarmup = Literal["none", "inverse_power", "by_ten"]
+LrSchedule = Literal["constant", "linear", "cosine", "last_tenth"]
+LrEndAs = Literal["target", "floor"]
+WarmupFrom = Literal["first_step", "zero"]
+Optimizer = Literal["adamw", "adam", "nadam", "radam", "adamax"]
+EmaWarmup = Literal["none", "inverse_power", "by_ten", "by_ten_after_first"]
 DecayOn = Literal["all", "matrices"]
 Precision = Literal["fp32", "bf16", "fp16"]
 
@@ -28,17 +31,19 @@ class Recipe:
     Args:
         num_train_steps: optimizer steps.
         batch_size: samples an optimizer step, over all processes.
-        lr: highest learning rate; lr_schedule, lr_end, warmup_steps (linear): see `learning_rate`.
+        lr: highest learning rate; lr_schedule, lr_end, lr_end_as, warmup_steps (linear), warmup_from: see
+            `learning_rate`.
+        optimizer: `adamw` decouples the weight decay (Loshchilov & Hutter 2019), the others add it to the gradient.
         weight_decay: of all parameters or, with `decay_on: matrices`, not of biases, norms, embeddings.
-        betas: of Adam's moments.
+        betas: of Adam's moments; adam_eps: added to the root of the second.
         grad_clip: largest norm of the gradient; None: no limit.
         label_drop: share of labels replaced by "no class", for classifier-free guidance.
         label_smoothing: share of the target distribution that is uniform.
         loss_on, unmasked_weight: see `losses.token_weights`.
         mask_schedule, mask_schedule_power, mask_kind, mask_rounding, min_mask_ratio: see `masking`.
         mask_ratio_per: whether each sample draws a mask ratio of its own, or the batch one.
-        ema_decay: highest decay of the moving average of the weights, None: there is none; ema_warmup: see
-            `ema_decay_at`.
+        ema_decay: highest decay of the moving average of the weights, None: there is none; ema_warmup, ema_power,
+            ema_inv_gamma, ema_count_from: see `ema_decay_at`.
         precision: of the forward pass (autocast); weights and moments are fp32.
         seed: of initial weights, batches, masks, dropped labels and dropout.
     """
@@ -49,7 +54,7 @@ class Recipe:
     lr_schedule: LrSchedule = "cosine"
     lr_end: Annotated[float, Range(0.0)] = 0.0
     warmup_steps: Annotated[int, Range(0)] = 5000
-    optimizer: Literal["adamw", "adam"] = "adamw"
+    optimizer: Optimizer = "adamw"
     weight_decay: Annotated[float, Range(0.0)] = 0.045
     decay_on: Annotated[DecayOn, Neutral("all")] = "all"
     betas: Annotated[tuple[float, float], Range(0.0, 1.0, high_open=True)] = (0.9, 0.96)
@@ -68,56 +73,75 @@ class Recipe:
     ema_warmup: EmaWarmup = "inverse_power"
     precision: Precision = "fp32"
     seed: int = 0
+    lr_end_as: Annotated[LrEndAs, Neutral("target")] = "target"
+    warmup_from: Annotated[WarmupFrom, Neutral("first_step")] = "first_step"
+    adam_eps: Annotated[float, Range(0.0, 1.0, low_open=True), Neutral(1e-8)] = 1e-8
+    ema_power: Annotated[float, Range(0.0, low_open=True), Neutral(0.6666666666666666)] = 0.6666666666666666
+    ema_inv_gamma: Annotated[float, Range(0.0, low_open=True), Neutral(1.0)] = 1.0
+    ema_count_from: Annotated[int, Range(0, 1), Neutral(0)] = 0
 
 
 def learning_rate(recipe: Recipe, step: int) -> float:
     """The learning rate of optimizer step `step` (from 0).
 
-    Linear warm-up over `warmup_steps`, then `constant`, `cosine` down to `lr_end` at the last step, or `last_tenth`:
-    constant until 90 % of the steps, then that cosine.
+    Linear warm-up over `warmup_steps`, in which step t has (t + 1) / warmup_steps of it (`warmup_from: first_step`) or
+    t / warmup_steps (`zero`: the first step changes nothing, as with PyTorch's `LambdaLR`). Then `constant`; `linear`
+    or `cosine` down to `lr_end` after the last step; or `last_tenth`: constant until 90 % of the steps, then that
+    cosine. `lr_end_as: floor`: the fall is towards 0, but no value is below `lr_end` (Halton-MaskGIT).
     """
     if step < recipe.warmup_steps:
-        return recipe.lr * (step + 1) / recipe.warmup_steps
+        return recipe.lr * (step + (recipe.warmup_from == "first_step")) / recipe.warmup_steps
     if recipe.lr_schedule == "constant":
         return recipe.lr
-    begin = recipe.warmup_steps
+    floor = recipe.lr_end if recipe.lr_end_as == "floor" else 0.0
+    target = recipe.lr_end - floor
+    begin: float = recipe.warmup_steps
     if recipe.lr_schedule == "last_tenth":
-        begin = max(begin, math.ceil(0.9 * recipe.num_train_steps))
-    elif recipe.lr_schedule != "cosine":
-        raise ConfigError(f"lr_schedule: there is no schedule {recipe.lr_schedule!r}; constant, cosine or last_tenth")
+        late = 0.9 * recipe.num_train_steps
+        begin = max(begin, late if recipe.lr_end_as == "floor" else math.ceil(late))
+    elif recipe.lr_schedule not in ("cosine", "linear"):
+        raise ConfigError(
+            f"lr_schedule: there is no schedule {recipe.lr_schedule!r}; constant, linear, cosine or last_tenth"
+        )
     if step < begin:
         return recipe.lr
     share = min((step - begin) / max(recipe.num_train_steps - begin, 1), 1.0)
-    return recipe.lr_end + (recipe.lr - recipe.lr_end) * 0.5 * (1.0 + math.cos(math.pi * share))
+    left = 1.0 - share if recipe.lr_schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * share))
+    return max(target + (recipe.lr - target) * left, floor)
 
 
 def ema_decay_at(recipe: Recipe, step: int) -> float:
-    """The EMA decay after optimizer step `step` (from 0).
+    """The EMA decay after optimizer step `step` (from 0), counted as t = step + `ema_count_from`.
 
-    `inverse_power`: 1 - (1 + t)^(-2/3) (crowsonkb); `by_ten`: (1 + t) / (10 + t) (diffusers, 1d-tokenizer); both up to
+    `inverse_power`: 1 - (1 + t / inv_gamma)^(-power) (crowsonkb); `by_ten`: (1 + t) / (10 + t);
+    `by_ten_after_first`: that, but the first update copies the weights (diffusers, 1d-tokenizer); all up to
     `ema_decay`. `none`: `ema_decay` from the start.
     """
-    limit = recipe.ema_decay or 0.0
+    limit, t = recipe.ema_decay or 0.0, step + recipe.ema_count_from
     if recipe.ema_warmup == "inverse_power":
-        return min(limit, 1.0 - float((1.0 + step) ** (-2.0 / 3.0)))
-    if recipe.ema_warmup == "by_ten":
-        return min(limit, (1.0 + step) / (10.0 + step))
+        return min(limit, 1.0 - float((1.0 + t / recipe.ema_inv_gamma) ** -recipe.ema_power))
+    if recipe.ema_warmup == "by_ten_after_first" and step == 0:
+        return 0.0
+    if recipe.ema_warmup in ("by_ten", "by_ten_after_first"):
+        return min(limit, (1.0 + t) / (10.0 + t))
     if recipe.ema_warmup == "none":
         return limit
-    raise ConfigError(f"ema_warmup: there is no form {recipe.ema_warmup!r}; none, inverse_power or by_ten")
+    raise ConfigError(
+        f"ema_warmup: there is no form {recipe.ema_warmup!r}; none, inverse_power, by_ten or by_ten_after_first"
+    )
 
 
 def is_decayed(name: str, parameter: torch.Tensor, decay_on: str) -> bool:
     """Whether weight decay acts on a parameter.
 
-    `all`: on every one (the PyTorch MaskGIT, Halton-MaskGIT); `matrices`: not on biases, norms, embeddings, positions
-    and learnt tokens (1d-tokenizer, MaskBit, open-muse).
+    `all`: on every one (the PyTorch MaskGIT, Halton-MaskGIT, MaskBit, open-muse); `matrices`: not on biases, norms,
+    embeddings, positions and learnt tokens (1d-tokenizer).
     """
     return decay_on == "all" or (parameter.dim() >= 2 and "emb" not in name and "tokens" not in name)
 
 
 def make_optimizer(recipe: Recipe, parameters: Mapping[str, torch.nn.Parameter]) -> torch.optim.Optimizer:
-    """Fused AdamW (decoupled decay) or Adam over the named parameters.
+    """AdamW (decoupled decay), Adam or a relative of it over the named parameters, fused where PyTorch can.
 
     Raises:
         ConfigError: no such optimizer, betas outside [0, 1).
@@ -132,10 +156,18 @@ def make_optimizer(recipe: Recipe, parameters: Mapping[str, torch.nn.Parameter])
     ]
     groups = [group for group in groups if group["params"]]
     if recipe.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=recipe.lr, betas=betas, fused=True)
+        return torch.optim.AdamW(groups, lr=recipe.lr, betas=betas, eps=recipe.adam_eps, fused=True)
     if recipe.optimizer == "adam":
-        return torch.optim.Adam(groups, lr=recipe.lr, betas=betas, fused=True)
-    raise ConfigError(f"optimizer: there is no optimizer {recipe.optimizer!r}; adamw or adam")
+        return torch.optim.Adam(groups, lr=recipe.lr, betas=betas, eps=recipe.adam_eps, fused=True)
+    relatives: dict[str, Any] = {
+        "nadam": torch.optim.NAdam,
+        "radam": torch.optim.RAdam,
+        "adamax": torch.optim.Adamax,
+    }
+    if recipe.optimizer not in relatives:
+        raise ConfigError(f"optimizer: there is no optimizer {recipe.optimizer!r}; adamw, adam, {', '.join(relatives)}")
+    made: torch.optim.Optimizer = relatives[recipe.optimizer](groups, lr=recipe.lr, betas=betas, eps=recipe.adam_eps)
+    return made
 
 
 class Ema:

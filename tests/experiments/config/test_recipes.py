@@ -23,12 +23,11 @@ PUBLISHED = {
     "halton 2025": "loss_on=all mask_kind=bernoulli mask_schedule=arccos label_smoothing=0.0 betas=[0.9,0.999] "
     "weight_decay=0.03 lr_schedule=last_tenth ema_decay=0.999 ema_warmup=none",
     "titok": "loss_on=weighted unmasked_weight=0.1 mask_schedule=arccos mask_rounding=round lr=2.0e-4 "
-    "weight_decay=0.03 lr_end=1.0e-5 warmup_steps=10000 batch_size=2048 ema_decay=0.999 ema_warmup=by_ten "
-    "decay_on=matrices",
-    "maskbit": "loss_on=all mask_kind=bernoulli mask_schedule=arccos ema_decay=0.999 ema_warmup=by_ten "
-    "decay_on=matrices",
+    "weight_decay=0.03 lr_end=1.0e-5 warmup_steps=10000 batch_size=2048 ema_decay=0.999 "
+    "ema_warmup=by_ten_after_first decay_on=matrices",
+    "maskbit": "loss_on=all mask_kind=bernoulli mask_schedule=arccos ema_decay=0.999 ema_warmup=by_ten_after_first",
     "open-muse": "mask_rounding=round label_smoothing=0.0 label_drop=0.0 betas=[0.9,0.999] weight_decay=0.01 "
-    "lr_schedule=constant ema_decay=null decay_on=matrices",
+    "lr_schedule=constant ema_decay=null",
 }
 
 pytestmark = pytest.mark.usefixtures("composed_once")
@@ -116,3 +115,26 @@ def test_decay_on_matrices_spares_biases_norms_and_embeddings(module: Any) -> No
             factor = 1 - 1e-3 * 0.1 if name in decayed else 1.0
             assert torch.allclose(parameter, before[name] * factor, atol=0, rtol=1e-6), (decay_on, name)
     assert 0 < len(spared) < len(named) and math.isfinite(sum(float(p.detach().sum()) for p in named.values()))
+
+
+def test_warm_up_from_zero_and_a_floor_under_the_rate() -> None:
+    zero = recipe(warmup_from="zero", lr_schedule="linear", lr_end=1e-4)
+    assert [learning_rate(zero, step) for step in (0, 5, 10)] == pytest.approx([0.0, 5e-4, 1e-3])
+    assert learning_rate(zero, 505) == pytest.approx(1e-4 + 9e-4 * 0.5) and learning_rate(zero, 1000) == 1e-4
+    floor = recipe(lr_schedule="last_tenth", lr_end=1e-5, lr_end_as="floor")
+    assert learning_rate(floor, 950) == pytest.approx(0.5e-3)
+    assert learning_rate(floor, 999) == 1e-5 < learning_rate(replace(floor, lr_end_as="target"), 998)
+
+
+def test_the_moving_average_counts_from_where_it_is_told() -> None:
+    power = recipe(ema_warmup="inverse_power", ema_power=0.75, ema_inv_gamma=2.0, ema_count_from=1)
+    assert ema_decay_at(power, 6) == pytest.approx(1 - (1 + 7 / 2) ** -0.75)
+    first = recipe(ema_warmup="by_ten_after_first")
+    assert [ema_decay_at(first, step) for step in (0, 1, 2)] == pytest.approx([0.0, 2 / 11, 3 / 12])
+
+
+@pytest.mark.parametrize("name", ["adamw", "adam", "nadam", "radam", "adamax"])
+def test_optimizers_get_what_the_recipe_says(name: str) -> None:
+    made = make_optimizer(recipe(optimizer=name, adam_eps=1e-6), dict(torch.nn.Linear(3, 2).named_parameters()))
+    assert type(made).__name__.lower() == name
+    assert {group["eps"] for group in made.param_groups} == {1e-6} and made.param_groups[0]["betas"] == (0.9, 0.96)
