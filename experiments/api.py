@@ -72,7 +72,7 @@ class Step:
         return {score.key: score.value for score in read_scores(self.files)}
 
     def metrics(self) -> pd.DataFrame:
-        """What it logged: a row per logged step, a column per metric; points that a resume replaced are left out."""
+        """Its logged metrics: rows are logged steps, columns metrics; points that a resume replaced are left out."""
         import pandas as pd
 
         from experiments.store.journal import read_points
@@ -83,7 +83,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Results:
-    """What a store holds."""
+    """The results in a store."""
 
     path: Path
 
@@ -120,7 +120,7 @@ class Results:
 
 
 def plan(*request: str, config_dirs: Sequence[str | Path] = (), redo: Sequence[str] = ()) -> Plan:
-    """What `maskgit run` would do with a request, and why; nothing is run or written.
+    """The plan of a request: what `maskgit run` would do, and why; nothing is run or written.
 
     Args:
         request: `experiment=NAME` and `key=value`, as on the command line; `a,b` sweeps.
@@ -162,7 +162,7 @@ def run(*request: str, config_dirs: Sequence[str | Path] = (), redo: Sequence[st
 
 
 def open_store(path: str | Path | None = None) -> Results:
-    """What is in a store; without a path, `$MASKGIT_STORE`, else `runs`."""
+    """The results in a store; without a path, in `$MASKGIT_STORE`, else `runs`."""
     from experiments.store.find import default_store
 
     return Results(Path(path).expanduser().absolute() if path else default_store())

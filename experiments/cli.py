@@ -44,7 +44,7 @@ def overview() -> argparse.ArgumentParser:
 
 
 def parse(argv: Sequence[str]) -> tuple[str, argparse.Namespace]:
-    """The verb and its parsed arguments; `key=value` may stand anywhere among the options."""
+    """The verb and its parsed arguments; `key=value` may be anywhere among the options."""
     from maskgit_core.errors import suggestion
 
     if argv and argv[0] in ("-V", "--version"):

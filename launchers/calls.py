@@ -1,4 +1,4 @@
-"""What every launcher understands: calls, the resources they ask for, and what became of them.
+"""The interface of launchers: calls, the resources they ask for, and their outcomes.
 
 A launcher is `launchers/<name>.py` with a class `Launcher` that satisfies `LauncherProtocol`; its keyword-only
 signature is the schema of the config group `launcher`. Launchers know nothing of the work itself: a call names a
@@ -28,7 +28,7 @@ STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)  # exit codes: state is sa
 
 @dataclass(frozen=True)
 class Resources:
-    """What one call needs; all processes of a call are alike.
+    """The resources of one call; all processes of a call are alike.
 
     Args:
         ranks: processes that work together on the call (one rendezvous).
@@ -242,7 +242,7 @@ def describe_exit(code: int) -> str:
 def rank_variables(
     rank: int, world_size: int, *, local_rank: int, local_world_size: int, address: str, port: int
 ) -> dict[str, str]:
-    """What `accelerate launch` and `torchrun` would put into a process's environment."""
+    """The variables that `accelerate launch` and `torchrun` put into a process's environment."""
     return {
         "RANK": str(rank),
         "WORLD_SIZE": str(world_size),

@@ -3,7 +3,7 @@
 `import maskgit_core as mg` gives `mg.load_tokenizer`, `mg.load_model`, `mg.sample` and `mg.show` (see `trained.py`).
 
 MKL, PyTorch's matrix library on Intel CPUs, splits the sums of small products among its threads, so that a row would
-depend on how many others stand beside it and on the number of threads. Its strict mode does not, at the same speed.
+depend on the number of rows beside it and on the number of threads. Its strict mode does not, at the same speed.
 MKL asks for it at its first product; on other makers' CPUs the mode may be slow and is left alone.
 """
 

@@ -1,4 +1,4 @@
-"""Where outside data lies, and the digest of what lies there.
+"""Locations of outside data, and the digest of their content.
 
 A digest names content, never a place: moving a folder changes nothing, replacing one picture in it changes the digest.
 File digests are kept in a small cache keyed by path, size and times, so that asking again costs one stat a file.

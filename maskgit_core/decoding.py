@@ -1,4 +1,4 @@
-"""What the samplers share: guided logits where they are needed, token draws, and the bookkeeping of reveals.
+"""Shared by the samplers: guided logits where they are needed, token draws, and the bookkeeping of reveals.
 
 Logits, and the last block's MLP, are computed only at the positions asked for; both guidance halves go through the
 model in one batch; and while nothing is revealed yet the logits depend on the class alone, so the first step runs once

@@ -1,7 +1,7 @@
 """Classifier-free guidance: `uncond + s * (cond - uncond)`, and how s grows while sampling.
 
 Papers that write `(1 + w) * cond - w * uncond` mean s = 1 + w; papers that write `cond + s * (cond - uncond)` mean
-s + 1 here. Conversions stand in the configs.
+s + 1 here. Conversions are in the configs.
 """
 
 import math

@@ -25,7 +25,7 @@ T = TypeVar("T")
 Derived = Annotated[T, "derived"]
 #: Says how something runs, never what comes out; left out of fingerprints.
 Execution = Annotated[T, "execution"]
-#: A path (or a list of paths, the first that exists counts); what lies there enters the fingerprint, its name does not.
+#: A path (or a list of paths, the first that exists counts); the content enters the fingerprint, the name does not.
 Content = Annotated[T, "content"]
 #: A name in the weights registry or a path; the file's sha256 enters the fingerprint.
 Weights = Annotated[T, "weights"]

@@ -91,11 +91,11 @@ def draw_variants(samples: np.ndarray, key: int, num_variants: int) -> np.ndarra
 def samples_at(
     seed: int, positions: np.ndarray, num_samples: int, num_variants: int = 1
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Which sample, and which of its variants, stand at any positions of the training stream.
+    """The sample and its variant at any positions of the training stream.
 
     Args:
         seed: of the order, any integer.
-        positions: int64, >= 0, any shape; position p lies in epoch p // num_samples.
+        positions: int64, >= 0, any shape; position p is in epoch p // num_samples.
         num_samples: size of the data set.
         num_variants: how many variants (flips, crops) each sample has, at most 2^16; one is drawn per epoch.
 

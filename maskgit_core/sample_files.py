@@ -1,7 +1,7 @@
 """Generated samples on disk: pieces by index range, and one `.npz` of all of them, written in a stream.
 
 The `.npz` of images is the form that evaluators exchange (`arr_0`: uint8 NHWC, `labels`: int64), so 50,000 samples are
-one file and never lie in memory together.
+one file and are never in memory together.
 
 Shapes: N samples, L tokens, H × W image, C channels.
 """

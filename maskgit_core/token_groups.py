@@ -35,7 +35,7 @@ def whole_codebook(model: Any) -> int:
 
 
 def sampling_grid(model: Any, grid: tuple[int, int]) -> tuple[int, ...]:
-    """What a sampler is told of a grid (H, W) of tokens: the same, or (H, W, splits)."""
+    """The grid (H, W) of tokens as samplers take it: the same, or (H, W, splits)."""
     splits = splits_of(model)
     return grid if splits == 1 else (*grid, splits)
 

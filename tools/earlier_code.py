@@ -23,7 +23,7 @@ PLACES = ("maskgit_core", "experiments/stages", "experiments/components.py", "ex
 
 
 def git(*arguments: str) -> bytes:
-    """What a git command prints."""
+    """The output of a git command."""
     return subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, check=True).stdout
 
 

@@ -3,7 +3,7 @@
     python tools/make_fashion_mnist_subset.py [--source /usr/share/datasets/fashion-mnist] [--target FOLDER]
 
 The same source always gives the same bytes (checked by a test): the gzip headers carry no name and no time. The licence
-is Zalando's (MIT) and lies beside the files.
+is Zalando's (MIT) and is beside the files.
 """
 
 from __future__ import annotations

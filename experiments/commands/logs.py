@@ -58,7 +58,7 @@ def newest_log(folder: Path, rank: int) -> Path | None:
 
 
 def _words_of_the_queue(folder: Path, store: Path) -> Path | None:
-    """What srun and sbatch said of a step's newest job; all there is where the job died before the step began."""
+    """The output of srun and sbatch for a step's newest job; all there is where it died before the step began."""
     from experiments.monitoring.queue import submitted
 
     note = submitted(folder)

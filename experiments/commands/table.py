@@ -43,7 +43,7 @@ def _absent(row: Any, places: list[Path]) -> list[str]:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Prints or writes the table; says on standard error how many cells are missing."""
+    """Prints or writes the table; the number of missing cells goes to standard error."""
     from experiments.commands._request import config_dirs
     from experiments.results.table_formats import FORMATS
     from experiments.results.tables import fill, missing, read_table, table_names

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-HELP = "open the MLflow window on the store"
+HELP = "open MLflow on the store"
 EPILOG = """\
 Ships what is new first, then serves on the loopback address; from a login node use ssh -L 5000:localhost:5000.
 Without telemetry and without MLflow's job workers. For others to reach it, say so:
@@ -33,7 +33,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Ships, then serves until Ctrl-C; with a tracking server elsewhere it only says where that is."""
+    """Ships, then serves until Ctrl-C; with a tracking server elsewhere it only prints its address."""
     from experiments.config.settings import default_uri, resolve_uri
     from experiments.monitoring.queue import job_alive
     from experiments.store.find import default_store

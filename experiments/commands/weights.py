@@ -115,7 +115,7 @@ def _verify(names: list[str]) -> int:
 
 
 def _verified(entry: Any) -> str:
-    """Checks bytes and layout; says what was compared."""
+    """Checks bytes and layout; prints what was compared."""
     from maskgit_core.weights.registry import verified
 
     known = entry.sha256 or entry.sha256_prefix
@@ -125,7 +125,7 @@ def _verified(entry: Any) -> str:
 
 
 def _layout(entry: Any, weights: str) -> str:
-    """Loads a tokenizer's weights (a registry name or a file) strictly, reads others; says what was found."""
+    """Loads a tokenizer's weights (a registry name or a file) strictly, reads others; returns a line about them."""
     import importlib
 
     from maskgit_core.weights.pickles import read_state_dict

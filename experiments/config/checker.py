@@ -192,7 +192,7 @@ class Checker:
     ) -> StepRequest:
         stage = node["stage"]
         blocks = [key for key in dict.fromkeys((stage, name)) if config.get(key) is not None]
-        # An artifact never stands in the config: `model` at the top is the model to train, not the trained one.
+        # An artifact is never in the config: `model` at the top is the model to train, not the trained one.
         settable = [p.name for p in signature.params.values() if p.kind is None or "spec" in p.forms()]
         top = [p for p in settable if p in config and p not in RESERVED and p not in kinds and p != stage]
         used = {k: config[k] for k in (*blocks, *top)}
@@ -317,7 +317,7 @@ def _store(param: Param, value: Any, path: str, parts: _Parts, key: str) -> None
 
 
 def _identified(param: Param, value: Any) -> Any:
-    """What of an option's value enters the fingerprint: with the revision where its meaning changed."""
+    """The form of an option's value in the fingerprint: with the revision where its meaning changed."""
     if param.revision is None or value in param.unrevised:
         return value
     return f"{value} (revision {param.revision})"
@@ -343,7 +343,7 @@ def _refuse_remainder(param: Param, key: str, values: Mapping[str, Any]) -> None
 def _find(
     param: Param, stage: str, blocks: Sequence[str], config: Mapping[str, Any], top: Sequence[str]
 ) -> tuple[str, Any]:
-    """Where the value of a stage's parameter stands: the step's block over the stage's over the top level."""
+    """The place of a stage parameter's value: the step's block over the stage's over the top level."""
     key, value = f"{stage}.{param.name}", MISSING
     if param.name in top:
         key, value = param.name, config[param.name]

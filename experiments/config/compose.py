@@ -177,7 +177,7 @@ class CompositionError(ConfigError):
 
 
 def _hydra(folder: Path, name: str, overrides: Sequence[str], *, hydra: bool = False) -> dict[str, Any]:
-    """What Hydra composes, as plain data, interpolations still unresolved; with its own block where `hydra` is set."""
+    """Hydra's composition as plain data, interpolations unresolved; with its own block where `hydra` is set."""
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
@@ -200,7 +200,7 @@ def _hydra(folder: Path, name: str, overrides: Sequence[str], *, hydra: bool = F
 
 
 def read_choice(group: str, name: str, config_dirs: Sequence[Path] = ()) -> dict[str, Any]:
-    """What one file of a group says, alone; interpolations still unresolved."""
+    """The content of one file of a group, alone, interpolations unresolved."""
     check_choice(group, name, config_dirs)
     places = [place.resolve() for place in (CONF, *config_dirs)]
     place = next(p for p in places if (p / group / f"{name}.yaml").is_file())

@@ -1,6 +1,6 @@
 """Refuses config files and interpolations that would take all memory or time, before Hydra reads them.
 
-A YAML file of one kilobyte can stand for billions of values: by aliases of aliases, or by interpolations of
+A YAML file of one kilobyte can expand to billions of values: by aliases of aliases, or by interpolations of
 interpolations. Both are counted here without being expanded.
 """
 
@@ -63,7 +63,7 @@ def read_yaml(path: Path) -> Any:
 
 
 def _count(node: Any, path: Path, known: dict[int, int], above: tuple[int, ...]) -> int:
-    """Values that a node stands for with its aliases expanded."""
+    """Number of values of a node with its aliases expanded."""
     if id(node) in above:
         raise ConfigError(f"{path}: line {node.start_mark.line + 1}: an alias refers to what it is part of; remove it")
     if len(above) > MAX_DEPTH:

@@ -26,7 +26,7 @@ def with_further_protocols(config: Mapping[str, Any], read: Read) -> dict[str, A
 
     Args:
         config: composed, with the first protocol at its top level.
-        read: what a protocol's file says, by name.
+        read: gives the content of a protocol's file by its name.
 
     Raises:
         ConfigError: a protocol named twice, without an extractor, or with options that no measuring stage has.
@@ -63,7 +63,7 @@ def _mapping(value: Any) -> dict[str, Any]:
 
 
 def _changes(now: Mapping[str, Any], filed: Mapping[str, Any]) -> dict[str, Any]:
-    """What was set over the first protocol's file (a weights file, say); it holds for all protocols of that network."""
+    """Values set over the first protocol's file, e.g. a weights file; they hold for all protocols of that network."""
     changes = {k: v for k, v in now.items() if filed.get(k, MISSING) != v}
     return {"name": now["name"], **changes} if changes and now.get("name") == filed.get("name") else {}
 

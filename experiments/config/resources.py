@@ -1,4 +1,4 @@
-"""What a step may use while it runs; never part of its identity."""
+"""Resources of a step while it runs; never part of its identity."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from maskgit_core.errors import ConfigError, unknown_key
 
 @cache
 def stage_defaults(stage: str) -> dict[str, Any]:
-    """Resources of a stage where nobody says otherwise (`conf/stage/<stage>.yaml`)."""
+    """Default resources of a stage (`conf/stage/<stage>.yaml`)."""
     import yaml
 
     path = Path(CONF, "stage", f"{stage}.yaml")

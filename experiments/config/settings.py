@@ -1,4 +1,4 @@
-"""The part of a config that says how and where, never what: paths, tracking, plugins."""
+"""The part of a config about execution (paths, tracking, plugins), never part of an identity."""
 
 from __future__ import annotations
 

@@ -179,7 +179,7 @@ def _constants(tree: ast.Module) -> dict[str, Any]:
 def _params(
     argument: ast.arg, default: ast.expr | None, module: str, groups: dict[str, tuple[str, str]]
 ) -> list[Param]:
-    """The keys that an argument stands for: itself, or the fields of its dataclass, which is noted in `groups`."""
+    """The keys of an argument: itself, or the fields of its dataclass, which is noted in `groups`."""
     hint = argument.annotation
     if hint is None:
         raise ValueError("a parameter of a config schema needs a type hint")

@@ -1,4 +1,4 @@
-"""What a stage is handed: component specs and upstream artifacts.
+"""Arguments of a stage: component specs and upstream artifacts.
 
 A stage names these classes in the hints of its `run` function; the checker (`experiments/config/checker.py`) reads
 the hints from source and passes the objects. Import-light: building a component imports its file, nothing else does.

@@ -1,4 +1,4 @@
-"""What the evaluating stages share: passing sets of images through a feature network, and the rows of a score file."""
+"""Passing sets of images through a feature network, and the rows of a score file; shared by the evaluating stages."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def finish(attempt: Attempt, blocks: Blocks) -> None:
 
 
 class Scores:
-    """The rows of `scores.json`: a number never stands without what it is of, how many images, and its protocol."""
+    """The rows of `scores.json`: a number always comes with its subject, the number of images and its protocol."""
 
     def __init__(self, protocol_name: str, protocol: dict[str, Any]) -> None:
         self.protocol_name, self.protocol = protocol_name, protocol
@@ -123,7 +123,7 @@ def publish_scores(attempt: Attempt, found: Sequence[Scores], subject: str, head
         found: one a protocol; the first is the one the step is known by, the others' logged names begin with theirs.
         subject: what the metrics are of, for instance `samples`.
         headline: name of the headline metric.
-        step: what the journal's points stand at.
+        step: of the journal's points.
     """
     first = found[0]
     rows = [row for scores in found for row in scores.rows]

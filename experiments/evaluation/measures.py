@@ -1,4 +1,4 @@
-"""What the evaluating stages measure under: one or several protocols, and each distinct feature network once."""
+"""One or several protocols of an evaluation, with each distinct feature network once."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ class Settings:
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """What the network must give of every image."""
+        """The outputs that are needed of the network for every image."""
         needs = {"spatial_frechet": "spatial", "inception_score": "logits"}
         return tuple(dict.fromkeys(["features", *(needs[m] for m in self.metrics if m in needs)]))
 
@@ -90,7 +90,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Reference:
-    """What samples are compared with."""
+    """The reference that samples are compared with."""
 
     moments: Moments
     spatial: Moments | None = None

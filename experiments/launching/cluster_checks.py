@@ -1,4 +1,4 @@
-"""What `maskgit doctor launcher=slurm` looks at beyond this machine."""
+"""Checks of `maskgit doctor launcher=slurm` beyond this machine."""
 
 from __future__ import annotations
 

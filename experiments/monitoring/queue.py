@@ -1,4 +1,4 @@
-"""What SLURM's queue says of steps; only ever a hint, and its absence is no error."""
+"""The state of steps in SLURM's queue; a hint only, and its absence is no error."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def note_submitted(
 
 
 def submitted(folder: Path) -> Submission | None:
-    """What `note_submitted` wrote."""
+    """The note of `note_submitted`."""
     submission = Submission.read(folder)
     return submission if submission is not None and submission.links else None
 
@@ -60,7 +60,7 @@ def live_entry(folder: Path) -> QueueEntry | None:
 
 
 def running_tasks(folder: Path) -> str | None:
-    """How the independent tasks of a step stand, in words, while one of them executes; else None."""
+    """The progress of a step's array tasks, in words, while one of them executes; else None."""
     submission = submitted(folder)
     tasks = submission.tasks if submission else ()
     found = [queue().find(job) for job in tasks] if has_queue() else []
@@ -78,7 +78,7 @@ def queued_steps(folders: dict[str, Path]) -> dict[str, QueueEntry]:
 
 
 def exit_note(folder: Path, store: Path) -> dict[str, Any] | None:
-    """What the job that last ran this step noted about its end; a rank's own trouble goes first."""
+    """The note of the job that last ran this step about its end; a rank's own trouble goes first."""
     submitted = queue_hint.submitted(folder)
     request = Request.read(folder)
     if submitted is None or request is None:

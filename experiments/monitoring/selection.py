@@ -66,5 +66,5 @@ def needed_elsewhere(chosen: Sequence[StepNow], uids: Sequence[str], store: Path
 
 
 def _time(uid: str) -> str:
-    """The part of a run's uid that says when it began."""
+    """The part of a run's uid with its start time."""
     return uid.rpartition("-")[0]

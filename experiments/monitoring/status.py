@@ -70,7 +70,7 @@ def row_of(entry: PipelineStep, store: Path, alive: Any, queued: Any, states: di
 
 
 def ended_outside(folder: Path, store: Path, state: str, reason: str, job: str | None) -> tuple[str, str, str | None]:
-    """What is known of a step that left the queue without a word of its own: state, reason, job."""
+    """State, reason and job of a step that left the queue without a note of its own."""
     from experiments.monitoring import queue
     from experiments.monitoring.queue import exit_note
     from experiments.store.documents import Refusal

@@ -1,4 +1,4 @@
-"""What jobs asked for against what they used, from one sacct call; nothing where there is no accounting."""
+"""Resources that jobs asked for and used, from one call of sacct; empty without accounting."""
 
 from __future__ import annotations
 

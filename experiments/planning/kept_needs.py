@@ -28,7 +28,7 @@ def check_is_kept(request: StepRequest, step: int, key: str) -> bool:
 
 
 def stored_request(folder: Path, name: str) -> tuple[StepRequest, str]:
-    """What a finished step of the store was asked for, as far as those who use it must know, and its fingerprint."""
+    """The request of a finished step of the store, as far as its users must know it, and its fingerprint."""
     request = Request.needed(folder)
     asked = StepRequest(
         name=name,

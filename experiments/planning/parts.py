@@ -13,7 +13,7 @@ from maskgit_core.errors import ConfigError, unknown_name
 class Part:
     """The steps of a pipeline that are asked for, by name.
 
-    `until`: these and all that they need. `since`: these and all that needs them. Both: what lies between. `only`:
+    `until`: these and all that they need. `since`: these and all that needs them. Both: what is between. `only`:
     these alone. What is needed from outside the part must be finished.
     """
 

@@ -1,4 +1,4 @@
-"""What is done, what will run, and why: the same answer for `maskgit plan` and `maskgit run`."""
+"""The plan of a graph: steps that are done, steps that will run, and why; `maskgit plan` and `run` share it."""
 
 from __future__ import annotations
 

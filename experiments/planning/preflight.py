@@ -1,4 +1,4 @@
-"""What is known of artifacts before they exist, and the requests that this already refuses.
+"""Preflight: facts of artifacts that do not exist yet, and the requests that they already rule out.
 
 A class that the model will never know must not wait for the end of a week's training. Facts of an artifact (number of
 classes, tokens, codebook entries) follow from configs: an option of that name (`codebook_size`), a constant of the

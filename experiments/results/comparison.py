@@ -37,7 +37,7 @@ class Side:
 
 @dataclass(frozen=True)
 class MetricRow:
-    """One metric under one protocol; sides measured otherwise stand in a row of their own."""
+    """One metric under one protocol; sides measured otherwise have a row of their own."""
 
     title: str
     protocol: str
@@ -46,7 +46,7 @@ class MetricRow:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `compare` shows."""
+    """The content of `maskgit compare`."""
 
     sides: tuple[Side, ...]
     differing: Mapping[str, tuple[str, ...]]  # key -> value a side

@@ -54,7 +54,7 @@ class Result:
         return tuple(sorted((k, v) for k, v in self.config.items() if k not in swept))
 
     def value(self, key: str) -> str | float | None:
-        """What a filter compares: `experiment`, `step`, `stage`, `run`, a score, or a config key; else None."""
+        """The value for a filter: `experiment`, `step`, `stage`, `run`, a score, or a config key; else None."""
         fixed = {"experiment": self.experiment, "step": self.step, "stage": self.stage, "run": self.run}
         if key in fixed:
             return fixed[key]

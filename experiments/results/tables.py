@@ -3,7 +3,7 @@
 `conf/table/NAME.yaml`:
 
     title, note
-    source: where the published numbers stand (a row may name another)
+    source: where the published numbers are (a row may name another)
     protocols: {name: what it means}     protocols of published numbers that conf/protocol/ does not hold
     columns:   {fid: {metric: fid, protocol: adm, digits: 2}, params: {text: Parameters}}
                published_only: true where a number was measured in a way that is not offered here
@@ -222,7 +222,7 @@ def _results_of(row: Row, results: Sequence[Result]) -> list[Result]:
     found = [r for r in results if r.experiment == row.run["experiment"] and r.step == step]
     where = [Filter(str(k), "=", str(v)) for k, v in (row.run.get("where") or {}).items()]
     found = [r for r in found if all(f.matches(r) for f in where)]
-    # The experiment as it stands goes before points of sweeps over something the row does not name.
+    # The experiment itself goes before points of sweeps over something the row does not name.
     named = {f.key for f in where}
     plain = [r for r in found if all(k in named or k.endswith(".seed") for k in r.params)]
     return plain or found

@@ -1,6 +1,6 @@
 """One of several independent tasks that make a step's pieces, each its share, before the step itself is finished.
 
-A stage that says `PIECEWISE = True` cuts its work into pieces, publishes each by renaming and passes over those that
+A stage with `PIECEWISE = True` cuts its work into pieces, publishes each by renaming and passes over those that
 are there; its processes never talk to each other. Such a step may be cut into `resources.num_tasks` tasks that come and
 go as the cluster has room. They hold no claim and no attempt: whatever becomes of them, the step's own job, which comes
 after, makes what is missing and alone publishes the result.

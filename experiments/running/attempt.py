@@ -25,7 +25,7 @@ from maskgit_core.files import publish, read_json
 
 
 class Stopped(BaseException):
-    """A stage saved its state and ends early on request; `requeue` says whether it wants to be continued."""
+    """A stage saved its state and ends early on request; `requeue` is true where it wants to be continued."""
 
     def __init__(self, requeue: bool) -> None:
         super().__init__("stopped on request")
@@ -111,7 +111,7 @@ class Attempt:
     def check_fence(self) -> None:
         """Raises `SupersededError` where a newer attempt of this step exists.
 
-        A share publishes nothing but pieces, under names that stand for what they are made from.
+        A share publishes nothing but pieces, under names that follow from what they are made from.
         """
         if self.share is not None:
             return
@@ -122,7 +122,7 @@ class Attempt:
                 "this process ends without publishing anything"
             )
 
-    # -- what it says -----------------------------------------------------------------------------------------------
+    # -- reports -----------------------------------------------------------------------------------------------
     def log(self, metrics: dict[str, float], step: int) -> None:
         """Appends metrics at optimizer step (or item count) `step` to the journal; never waits for a server."""
         if self._journal is not None:
@@ -152,7 +152,7 @@ class Attempt:
         self._note(datasets=(*self.notes.datasets, use))
 
     def show(self, path: Path) -> None:
-        """Marks a small output (picture, table, page) that the tracking window should hold too."""
+        """Marks a small output (picture, table, page) that MLflow should have too."""
         self._note(shown=(*self.notes.shown, str(Path(path).relative_to(self.files))))
 
     def _note(self, **changed: Any) -> None:

@@ -19,7 +19,7 @@ from maskgit_core.refusals import check_codebooks
 
 
 def describe(spec: Spec, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """What stands in a component's JSON file: name, module (empty: one of ours), options and derived facts."""
+    """The content of a component's JSON file: name, module (empty: one of ours), options and derived facts."""
     return {"name": spec.name, "module": spec.module, "options": dict(spec.options), "facts": dict(facts)}
 
 

@@ -1,6 +1,6 @@
 """Executes one step in its folder: what every launcher calls, in every process of the step.
 
-Exit codes: 0 done, 1 failed, 2 the request cannot be met (one line says why), 75 saved and wants to be continued,
+Exit codes: 0 done, 1 failed, 2 the request cannot be met (one line), 75 saved and wants to be continued,
 143 stopped on request (saved; goes on at the next run).
 """
 

@@ -1,4 +1,4 @@
-"""What the machine did while a step ran: CPU, memory and the job's own GPUs, sampled into the journal.
+"""System metrics of a running step: CPU, memory and the job's own GPUs, sampled into the journal.
 
 Samples are points under `system/`; their step is whole seconds since the step's first attempt began, so that curves of
 several attempts follow one another. Only this process with its children and only the job's GPUs are looked at.

@@ -64,7 +64,7 @@ def run(
     views = Views(variants, crop_size, num_crops, (crop_scale[0], crop_scale[1]), seed=seed)
     settings = Settings(views, precision, shard_size, batch_size, latents, num_workers)
     about = _about(attempt, network, tokenizer, images, dataset, settings)
-    # A rebuilt tokenizer must not find its predecessor's shards, so the pieces lie under what they are made from.
+    # A rebuilt tokenizer must not find its predecessor's shards, so the folder of pieces is named by it.
     pieces = attempt.parts / hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:12]
     progress = attempt.progress(len(images), unit="image", label="caching tokens")
     speaker = _Speaker(attempt, progress)
@@ -127,7 +127,7 @@ class _Speaker:
 def _about(
     attempt: Attempt, network: Any, tokenizer: Any, images: Any, dataset: DatasetSpec, settings: Settings
 ) -> dict[str, Any]:
-    """What the manifest says about where the tokens come from; no paths, nothing about how it ran."""
+    """The origin of the tokens for the manifest: no paths, nothing about how it ran."""
     request = Request.read(attempt.folder)
     digests = request.outside if request else {}
     outside = {key: value for key, value in digests.items() if key.startswith("dataset.")}

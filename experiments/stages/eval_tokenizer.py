@@ -130,7 +130,7 @@ class Meter:
 
 
 def _scores(meter: Meter, blocks: Blocks, protocol: str, images: dict[str, Any]) -> list[Scores]:
-    """The numbers of every protocol; those of image pairs stand first, under the first protocol."""
+    """The numbers of every protocol; those of image pairs first, under the first protocol."""
     measured = [(network, measure) for network in meter.networks for measure in network.measures]
     first = measured[0] if measured and measured[0][1].protocol == protocol else (None, None)
     found = [Scores(protocol, _protocol(images, meter, *first))]

@@ -90,7 +90,7 @@ def _images(
     settings: Settings,
     given: bool,
 ) -> tuple[Blocks | None, dict[str, Any]]:
-    """Passes the reference's images through the network; what is stored says which images those were."""
+    """Passes the reference's images through the network; what is stored names these images."""
     if path is not None:
         return _from_file(features, path, num_images, settings, given)
     if dataset is None:

@@ -1,6 +1,6 @@
 """One page about a pipeline: pictures, curves, scores with their protocols, config and provenance.
 
-The page is self-contained (pictures inlined, no script, nothing loaded) and says only what follows from its inputs, so
+The page is self-contained (pictures inlined, no script) and contains only what follows from its inputs, so
 the same inputs give the same bytes.
 """
 
@@ -24,7 +24,7 @@ from maskgit_core.hints import Kind
 
 VERSION = 1
 PRODUCES = "report"
-#: Measured speed and waiting say how it ran, not what came out; the window shows them.
+#: Measured speed and waiting say how it ran, not what came out; MLflow shows them.
 NOT_RESULTS = ("seconds", "per_s", "time", "wait", "memory", "throughput")
 
 

@@ -3,7 +3,7 @@
 Sample i has a random stream of its own and the class i mod `num_classes` (or of `classes`), so a number of samples that
 the number of classes divides is balanced. The index range is cut into pieces that processes share out and publish one
 by one; a killed run goes on with the missing ones. Publishes `images.npz` (`arr_0` uint8 NHWC, `labels`), `tokens.npz`
-(`tokens`, `labels`, `seeds`) and `grid.png` (a row a class).
+(`tokens`, `labels`, `seeds`) and `grid.png` (a row per class).
 
 | keyword | meaning |
 |---|---|

@@ -6,9 +6,9 @@ stream, and a checkpoint holds weights, optimizer and moving average. So another
 losses but for rounding, and on GPUs for what dropout draws: there the step and the process seed it. On a request to
 stop it finishes the step, saves and ends.
 
-A training that goes on from another's step N (`continue_from`) takes its weights, moments and average, and stands at
+A training that goes on from another's step N (`continue_from`) takes its weights, moments and average, and begins at
 place N * batch_size of the stream that its own seed, batch size and tokens define: with the same ones it is the same
-training, with others it is where they would stand after N steps. Schedules count from the first training's beginning.
+training, with others it is where they would be after N steps. Schedules count from the first training's beginning.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ class Outside:
     """Digests contents, each once; remembers file hashes by (path, size, mtime) in the store.
 
     Args:
-        store: the store's root; the hash cache lies in its `.digests/`.
+        store: the store's root; the hash cache is in its `.digests/`.
         fetch: brings published weights that are not on this machine; None: they must be there (or known by digest).
     """
 

@@ -87,7 +87,7 @@ class Code(Document):
 # -- a step's documents -----------------------------------------------------------------------------------------------
 @dataclass(frozen=True, kw_only=True)
 class Request(Document):
-    """What was asked of a step; written once."""
+    """The request of a step; written once."""
 
     FILE = "request.json"
 
@@ -131,7 +131,7 @@ class Launch(Document):
 
 @dataclass(frozen=True, kw_only=True)
 class Notes(Document):
-    """What a stage stated while it ran."""
+    """Facts, headline and data sets that a stage stated while it ran."""
 
     FILE = "notes.json"
 
@@ -174,7 +174,7 @@ class Manifest(Document):
         seconds: float = 0.0,
         adopted_from: str | None = None,
     ) -> Manifest:
-        """The manifest of what lies in `files`; hashes every file."""
+        """The manifest of the content of `files`; hashes every file."""
         outputs = list_outputs(files)
         return cls(
             fingerprint=request.fingerprint,
@@ -194,7 +194,7 @@ class Manifest(Document):
 
     @property
     def notes(self) -> Notes:
-        """What its stage stated."""
+        """The notes of its stage."""
         return Notes(facts=self.facts, headline=self.headline, datasets=self.datasets, shown=self.shown)
 
     def check(self) -> None:
@@ -265,7 +265,7 @@ class AttemptRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class Record(Document):
-    """What is needed to trust a step's numbers: code, packages, machine, attempts."""
+    """The provenance of a step's numbers: code, packages, machine, attempts."""
 
     FILE = "record.json"
 

@@ -1,7 +1,7 @@
 """A copy of the code as it is now, for jobs that start later: `<store>/code/<digest>/`, made once for each content.
 
 Holds tracked files with their working changes, untracked `*.py` and `*.yaml` that git does not ignore, and plugin
-packages. `FROZEN.json` in it says which commit and difference it was made from; records quote it.
+packages. `FROZEN.json` in it names the commit and the difference it was made from; records quote it.
 """
 
 from __future__ import annotations

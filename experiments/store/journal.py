@@ -219,7 +219,7 @@ def _decode(raw: bytes) -> Line | None:
 
 
 def started(journal: Path) -> float | None:
-    """When the journal's attempt began (ms since 1970), as its start document says."""
+    """When the journal's attempt began (ms since 1970), by its start document."""
     start = Start.read(journal.parent)
     return start.time * 1000.0 if start is not None else None
 

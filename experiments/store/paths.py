@@ -80,7 +80,7 @@ class StepFolder:
 
     @property
     def logs(self) -> Path:
-        """What its processes printed."""
+        """The folder of its processes' logs."""
         return self.path / "logs"
 
     @property

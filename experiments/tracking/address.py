@@ -16,7 +16,7 @@ from maskgit_core.errors import TrackingError
 
 @dataclass
 class ShipReport:
-    """What `ship` did: runs looked at and touched, points sent, and runs that could not be shipped (one line each)."""
+    """The outcome of `ship`: runs seen and touched, points sent, and runs that could not be shipped (one line each)."""
 
     uri: str
     runs: int = 0

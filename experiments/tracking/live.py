@@ -102,7 +102,7 @@ def forward(store: Path, uri: str, pipeline: str, step: str, parent: int, every_
 
 
 def announce(store: Path, pipeline: str) -> bool:
-    """Shows an execution's runs in the window as soon as it is submitted, from a process nobody waits for.
+    """Shows an execution's runs in MLflow as soon as it is submitted, from a process nobody waits for.
 
     Only where a tracking server is configured; one that is away hears of them from the jobs or `maskgit sync`. Never
     raises; True where such a process was started.

@@ -1,8 +1,8 @@
-"""Ships the files' truth to MLflow, the window; the only file that imports mlflow.
+"""Ships what the files hold to MLflow; the only file that imports mlflow.
 
-`ship` makes MLflow show what the store says: found-or-created runs, params, tags, every point exactly once, small
+`ship` brings what the store has into MLflow: found-or-created runs, params, tags, every point exactly once, small
 artifacts, references to big ones, checkpoints as logged models, truthful ends. It may be killed anywhere and called
-again, by several processes at once and from other machines (`experiments/tracking/points.py` says why that is safe).
+again, by several processes at once and from other machines (`experiments/tracking/points.py` explains why).
 """
 
 from __future__ import annotations
@@ -72,18 +72,18 @@ def ship(
     address = resolve_uri(store, uri)
     report = ShipReport(address)
     with embedded_lock(store) if address.startswith("sqlite:") else nullcontext(), told(address), ExitStack() as stack:
-        window = Window(store, address)
+        target = MlflowStore(store, address)
         stack.enter_context(_modules_set_apart())
         # Looked at again after writing: what changed meanwhile (a step killed and taken up by another shipper's job)
         # must not be left as this look saw it. Whoever writes last also looks last.
         for _ in range(MAX_LOOKS):
             runs = read_runs(store, job_alive, pipelines, steps, whole)
-            before, report.runs = set(window.shown), len(runs)
-            sent = _show_all(window, runs, report)
+            before, report.runs = set(target.shown), len(runs)
+            sent = _show_all(target, runs, report)
             report.points += sent
-            if window.shown == before and not sent:
+            if target.shown == before and not sent:
                 break
-    report.touched = len({uid for uid, _ in window.shown})
+    report.touched = len({uid for uid, _ in target.shown})
     return report
 
 
@@ -101,18 +101,18 @@ def _modules_set_apart() -> Iterator[None]:
         gc.unfreeze()
 
 
-def _show_all(window: Window, runs: Sequence[Run], report: ShipReport) -> int:
+def _show_all(target: MlflowStore, runs: Sequence[Run], report: ShipReport) -> int:
     sent = 0
     for run in runs:
         try:
-            sent += window.show(run)
+            sent += target.show(run)
         except OSError as error:  # an artifact's file went away under us
             if str(error) not in str(report.problems):
                 report.problems.append(f"{run.uid}: {error}")
     return sent
 
 
-class Window:
+class MlflowStore:
     """One tracking store, with what this store's `tracking/` folder remembers of it.
 
     Raises whatever mlflow raises; use it inside `told`.
@@ -153,7 +153,7 @@ class Window:
             return self._bring(run, experiment, note, {})
 
     def _bring(self, run: Run, experiment: str, note: Path, known: Mapping[str, Any]) -> int:
-        """Everything the window should hold of a run; `known` is what this store remembers of it."""
+        """Everything MLflow should have of a run; `known` is what this store remembers of it."""
         signature = run.signature()
         run_id, marks = self._find_or_create(run, experiment, known)
         if run_id is None:  # deleted by hand: it stays deleted
@@ -183,7 +183,7 @@ class Window:
         if name not in self._experiments:
             found = self.client.get_experiment_by_name(name)
             if found is None:
-                # Artifacts of the embedded store lie beside it; a server decides for itself.
+                # Artifacts of the embedded store are beside it; a server decides for itself.
                 place = str(self.store / "mlflow-artifacts" / name) if self.address.startswith("sqlite:") else None
                 with suppress(Exception):  # another shipper was faster
                     self.client.create_experiment(name, artifact_location=place, tags=EXPERIMENT_TAGS)
@@ -266,7 +266,7 @@ class Window:
 
         sent = 0
         for number, batch in enumerate(first_points(run.journals, marks, MAX_METRICS)):
-            # The offset only saves work: it need not stand beside every batch.
+            # The offset only saves work: it need not follow every batch.
             tags = [RunTag(MARKS, json.dumps(batch.marks))] if number % MARK_EVERY == 0 else []
             self.client.log_batch(run_id, metrics=[_metric(p) for p in batch.points], tags=tags)
             sent += len(batch.points)

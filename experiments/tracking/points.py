@@ -24,7 +24,7 @@ class Batch:
 
 
 def first_points(journals: Sequence[Path], marks: Mapping[str, int], limit: int = 1000) -> Iterator[Batch]:
-    """Batches of at most `limit` points that lie behind `marks`.
+    """Batches of at most `limit` points after `marks`.
 
     What an attempt wrote after its successor had begun is a zombie's and left out. Whole lines stay together unless
     one alone is longer than a batch; an offset is given only once all points before it are in a batch.

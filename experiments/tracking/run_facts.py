@@ -163,7 +163,7 @@ def _last_loss(journal: Path, tail_bytes: int = 65536) -> list[Point]:
 
 
 def uploads(folder: Path, manifest: Manifest | None) -> tuple[tuple[Path, str], ...]:
-    """Small files that the stage asked to show, each with its folder in the window."""
+    """Small files that the stage asked to show, each with its artifact folder."""
     if manifest is None:
         return ()
     sizes = {name: output.size for name, output in manifest.outputs.items()}

@@ -41,7 +41,7 @@ CONTINUE = 75
 
 @dataclass(frozen=True)
 class Run:
-    """One run of the tracking window: a pipeline's execution (no parent) or one of its steps."""
+    """One MLflow run: a pipeline's execution (no parent) or one of its steps."""
 
     uid: str
     name: str
@@ -55,7 +55,7 @@ class Run:
     params: Mapping[str, str] = field(default_factory=dict)
     results: tuple[Point, ...] = ()  # headline and scores
     datasets: tuple[DatasetUse, ...] = ()
-    uploads: tuple[tuple[Path, str], ...] = ()  # small file, folder in the window
+    uploads: tuple[tuple[Path, str], ...] = ()  # small file, its artifact folder
     texts: Mapping[str, str] = field(default_factory=dict)  # file name -> content made here
     model: Mapping[str, str] | None = None  # the checkpoint this step made
     scored_models: tuple[str, ...] = ()  # fingerprints of the checkpoints that the results are about
@@ -71,7 +71,7 @@ class Run:
         return self.status in FINAL
 
     def attached(self) -> list[object]:
-        """What the window holds of it besides tags, params and points."""
+        """Its artifacts and inputs in MLflow, besides tags, params and points."""
         uploads = [(str(path), place) for path, place in self.uploads]
         return [uploads, self.texts, plain(self.datasets), self.model, self.scored_models]
 
@@ -218,7 +218,7 @@ def _step_state(
 
 
 def _state_before_its_first_attempt(record: PipelineRecord, folder: Path, known: Status, queued: bool | None) -> str:
-    """An attempt that somebody else's execution made, if any, says nothing of ours."""
+    """An attempt made by another execution, if any, is not evidence of ours."""
     if known.state == "done":
         return "reused"
     if known.state == "cancelled":

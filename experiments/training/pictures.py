@@ -26,7 +26,7 @@ ROWS, COLUMNS, MAX_STEPS = 10, 8, 12
 
 
 class SampleGrids:
-    """Draws grids of samples: a row a class (at most ten), eight columns, no guidance, seeds 0, 1, 2, ...
+    """Draws grids of samples: a row per class (at most ten), eight columns, no guidance, seeds 0, 1, 2, ...
 
     Args:
         tokenizer: network with `decode`.
@@ -62,7 +62,7 @@ class SampleGrids:
         return path
 
     def publish(self) -> None:
-        """Puts all grids among the step's outputs, shown in the tracking window."""
+        """Puts all grids among the step's outputs, shown in MLflow."""
         for path in sorted(self._folder.glob("step-*.png")) if self._folder.is_dir() else []:
             target = self.attempt.files / "samples" / path.name
             target.parent.mkdir(exist_ok=True)

@@ -76,7 +76,7 @@ class Source(Protocol):
         """Endless batches; `place` is batch_size, seed, rank, world_size and start."""
 
     def tokenizer(self) -> Any:
-        """What decodes the tokens."""
+        """The tokenizer that decodes the tokens."""
 
 
 class TrainingRun:
@@ -240,7 +240,7 @@ class TrainingRun:
 
     # -- the loop ------------------------------------------------------------------------------------------------
     def steps(self) -> Iterator[list[MaskedBatch]]:
-        """Masked micro-batches, a list a step, from where the training stands."""
+        """Masked micro-batches, one list per step, from the present step of the training."""
         recipe, accelerator = self.recipe, self.trainer.accelerator
         own = recipe.batch_size // accelerator.num_processes
         parts = -(-own // (self.cadence.micro_batch_size or own))

@@ -62,7 +62,7 @@ class Source:
         }
 
     def tokenizer(self) -> Any:
-        """What decodes these tokens: the network that encodes on the fly, or what the cache was made with."""
+        """The tokenizer of these tokens: the one that encodes on the fly, or the one that made the cache."""
         return self._network if self._tokens is None else tokenizer_behind(self._tokens)
 
     def hold_out(self, share: float, *, is_looked_at: bool) -> None:

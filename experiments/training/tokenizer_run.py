@@ -118,7 +118,7 @@ class TokenizerRun:
             self.attempt.forget_earlier_checkpoints()
 
     def _restore(self) -> None:
-        """Goes on from the newest checkpoint that can be read; says which could not."""
+        """Resumes from the newest checkpoint that can be read; names those that cannot."""
         name = self.checkpoint.name
         for path in (self.checkpoint, *(folder / name for folder in self.attempt.earlier_checkpoints())):
             if path.is_file():

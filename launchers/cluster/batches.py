@@ -61,7 +61,7 @@ def _in_order_of_needs(members: list[Call], batches: Sequence[Batch]) -> list[Ca
 
 @dataclass(frozen=True)
 class Waits:
-    """What a task waits for: the links (job ids) of each task it needs; any link that ends well will do.
+    """The dependencies of a task: the links (job ids) of each task it needs; any link that ends well will do.
 
     Args:
         well: of tasks that must end well.
@@ -101,7 +101,7 @@ class Submitted:
                     self.shared.add(call.key)
 
     def waits(self, task: Sequence[Call]) -> Waits:
-        """What a task must wait for. A packed task tries all its calls, whatever became of some of their needs."""
+        """The dependencies of a task. A packed task tries all its calls, whatever became of some of their needs."""
         well: dict[tuple[str, ...], None] = {}
         ended: dict[tuple[str, ...], None] = {}
         for call in task:

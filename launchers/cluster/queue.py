@@ -1,4 +1,4 @@
-"""What SLURM says: one call of squeue or sacct for many jobs. All of it is a hint; no answer is an answer too.
+"""The state of jobs in SLURM: one call of squeue or sacct for many of them. A hint only; no answer is an answer too.
 
 `afterok` on a job id that SLURM has forgotten is satisfied at once, even if that job failed, and sacct lags by seconds;
 therefore nothing here decides whether work is done.
@@ -151,7 +151,7 @@ class Queue:
 
 @dataclass(frozen=True)
 class Usage:
-    """What sacct says of a job's last life: state, exit, and what it used against what it had asked for."""
+    """The accounting of a job's last run: state, exit, and resources used and asked for."""
 
     job: str
     state: str

@@ -16,7 +16,7 @@ from maskgit_core.files import read_json, write_json
 
 
 class Submission:
-    """What one submission has put into the queue, on disk: the base for undoing or finishing it."""
+    """The jobs of one submission, on disk: the base for undoing or finishing it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -1,4 +1,4 @@
-"""Runs inside a SLURM job, once a rank (srun): executes the calls of one task and talks with SLURM about their end.
+"""Runs inside a SLURM job, once per rank (srun): executes the calls of one task and tells SLURM how they ended.
 
 `python -u -m launchers.cluster.task <batch folder>`. The folder was fixed before sbatch was called, so that nothing
 here depends on the submitting process still being there.
@@ -135,7 +135,7 @@ class Task:
 
     def _pass_on(self, number: int, frame: FrameType | None) -> None:
         self._terms += number == signal.SIGTERM
-        if self.asked != signal.SIGUSR2:  # TERM after USR2 is SLURM's usual order; the first wish stands
+        if self.asked != signal.SIGUSR2:  # TERM after USR2 is SLURM's usual order; the first request counts
             self.asked = number
         child = self._child
         if child is not None and child.returncode is None:
@@ -197,7 +197,7 @@ class Task:
 
     # -- memory over restarts -----------------------------------------------------------------------------------------
     def _stands_still(self, position: int, call: Mapping[str, Any]) -> bool:
-        """True where the job was started again and again and the call got nowhere; says so."""
+        """True, with a line in the log, where the job was restarted again and again without progress."""
         if self.rank != 0 or not call.get("progress"):
             return False
         path = self.folder / "progress" / f"{self.index}-{position}.json"
@@ -246,7 +246,7 @@ class Task:
 
 
 def may_requeue(shown: str) -> bool:
-    """False where somebody ends the job; judged by what `scontrol show job` says of it.
+    """False where somebody ends the job; judged by `scontrol show job`.
 
     A job that is being ended shows as COMPLETING, whoever ends it; at its time limit it may go on nevertheless.
     """

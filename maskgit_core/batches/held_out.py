@@ -22,7 +22,7 @@ _SEED = 0  # the same samples and masks for every training, so that their likeli
 
 
 class Split:
-    """Samples of a data set that are trained on and those held out: scattered, as classes often lie one by one.
+    """Samples of a data set that are trained on and those held out: scattered, as classes are often contiguous.
 
     Args:
         num_samples, num_variants: of the data set.

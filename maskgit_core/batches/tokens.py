@@ -53,7 +53,7 @@ class Batch:
         return len(self.indices_B)
 
     def to(self, device: torch.device | str) -> Batch:
-        """The batch on another device; asynchronous where it lies in pinned memory."""
+        """The batch on another device; asynchronous where it is in pinned memory."""
         return Batch(*(tensor.to(device, non_blocking=True) for tensor in vars(self).values()))
 
     def pin_memory(self) -> Batch:
@@ -145,7 +145,7 @@ class Batches:
     """Training batches from token shards, for ever.
 
     Args:
-        shards: the cache, or one that lies elsewhere.
+        shards: the cache, local or remote.
         batch_size: global batch size, over all ranks.
         seed: of the order.
         rank, world_size: of this process.
@@ -197,7 +197,7 @@ class Batches:
     def _read(self, order: Order, pin_memory: bool = False) -> Iterator[Batch]:
         pool, shards = Pool(), self.shards
         for chunk in order.chunks():
-            # Where samples lie is worked out for many batches at once: small arrays cost mostly their calls.
+            # Places of samples are computed for many batches at once: small arrays cost mostly their calls.
             places = shards.find(chunk[1]) if isinstance(shards, TokenShards) else chunk[1]
             for indices, samples, variants, found in zip(*chunk, places, strict=True):
                 shape = (len(indices), shards.num_tokens)

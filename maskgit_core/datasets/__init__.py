@@ -26,7 +26,7 @@ class Sample(NamedTuple):
 
 
 class ImageSequence(Protocol):
-    """What stages ask of a data set."""
+    """The interface of a data set for stages."""
 
     num_classes: int | None
     class_names: list[str]

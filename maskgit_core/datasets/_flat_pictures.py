@@ -15,7 +15,7 @@ class FlatPictures:
 
     Args:
         title: the set's name, for messages.
-        folder: where the pictures lie.
+        folder: of the pictures.
         split: `all`, or `train` and `val`: the last `num_val` pictures are the validation split.
         image_size: side after the resize (PIL's lanczos, which both sets' authors use).
         count: how many pictures the published set has; None: any number will do.

@@ -85,7 +85,7 @@ def class_folders(folder: Path) -> list[str]:
 
 
 def count_classes(root: Path, split: str = "") -> int | None:
-    """The number of classes of a folder of pictures; None where they lie in no class folders."""
+    """The number of classes of a folder of pictures; None without class folders."""
     return len(class_folders(split_folder(root, split))) or None
 
 

@@ -31,7 +31,7 @@ _SOLUTION = "LOC_val_solution.csv"
 
 
 class _Entry(NamedTuple):
-    """A picture: its key, its class, and the file it lies in (with its place there, for tars)."""
+    """A picture: its key, its class, and its file (with its place there, for tars)."""
 
     key: str
     label: int
@@ -161,7 +161,7 @@ def _from_train_tar(root: Path) -> tuple[list[str], list[_Entry]]:
 
 
 def _from_val_tar(root: Path) -> tuple[list[str], list[_Entry]]:
-    """A flat tar; the classes stand in Kaggle's `LOC_val_solution.csv` beside it."""
+    """A flat tar; the classes are in Kaggle's `LOC_val_solution.csv` beside it."""
     path, solution = root / _TARS["val"], root / _SOLUTION
     if not solution.is_file():
         raise DataError(

@@ -27,7 +27,7 @@ class Blocks:
     """The block files of one named set of items.
 
     Args:
-        folder: where the files lie, shared by all ranks and attempts.
+        folder: of the files, shared by all ranks and attempts.
         name: of the set; a word.
         count: number of items.
         publish: `publish(path, write)` calls `write(temporary)` and renames the result to `path`.
@@ -121,7 +121,7 @@ class BlocksPart:
 
 
 class ReadableBlocks(Protocol):
-    """What the accumulators need of blocks."""
+    """The outputs in blocks that the accumulators need."""
 
     name: str
     count: int

@@ -1,7 +1,7 @@
 """A small convolutional classifier trained on real images, to ask whether samples show the class they were asked for.
 
 For data sets of small images (the tests and the quickstart); its accuracy on real held-out images is always given
-beside what it says of samples. B batch, C channels, K classes.
+beside its accuracy on samples. B batch, C channels, K classes.
 """
 
 from __future__ import annotations

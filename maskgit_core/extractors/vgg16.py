@@ -21,7 +21,7 @@ from maskgit_core.layers.network_input import resize_for_network
 from maskgit_core.layers.vgg16 import vgg16_convolutions
 from maskgit_core.weights.registry import verified
 
-#: First digits of the published file's sha256 (they stand in its name).
+#: First digits of the published file's sha256 (they are in its name).
 PUBLISHED_SHA256 = "397923af"
 SIDE = 224
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -79,7 +79,7 @@ class Extractor(nn.Module):
 
     @property
     def preprocessing(self) -> dict[str, object]:
-        """What happens to pixels before the network."""
+        """The preprocessing of pixels before the network."""
         return {"resize": "tf1", "input_size": SIDE, "rounding": "none", "scale": "ImageNet's mean and deviation"}
 
     def forward(self, images_BCHW: Tensor) -> Tensor:

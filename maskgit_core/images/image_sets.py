@@ -126,7 +126,7 @@ class TarImages:
 
 
 def sorted_by_class(labels: np.ndarray | None) -> bool:
-    """True where all images of a class stand together: the official Inception score of such a file is wrong."""
+    """True where the images of each class are contiguous: the official Inception score of such a file is wrong."""
     return labels is not None and len(set(labels.tolist())) > 1 and bool((np.diff(labels) >= 0).all())
 
 

@@ -1,4 +1,4 @@
-"""Where every member of large tar files lies, so that pictures are read from them in any order without unpacking.
+"""An index of the members of large tar files, so that pictures are read from them in any order without unpacking.
 
 The index of a tar is made once (one pass over its headers) and kept under the user's cache, keyed by the file's path,
 size and time. A tar inside a tar is indexed in place, as ImageNet's training set needs. Standard library only.
@@ -54,7 +54,7 @@ def read_member(path: Path, member: Member) -> bytes:
     """The bytes of a member.
 
     Raises:
-        DataError: the tar is gone or shorter than its index says.
+        DataError: the tar is gone or shorter than its index states.
     """
     try:
         with Path(path).open("rb") as file:

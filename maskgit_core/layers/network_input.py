@@ -34,7 +34,7 @@ def resize_for_network(images_BCHW: Tensor, side: int, how: Resize, dtype: torch
 
 
 def _tensorflow_bilinear(x_BCHW: Tensor, side: int) -> Tensor:
-    """Output pixel i lies at i * (input / output); neighbours floor and floor + 1, the last one held."""
+    """Output pixel i is at i * (input / output); neighbours floor and floor + 1, the last one held."""
     height, width = x_BCHW.shape[-2:]
     if (height, width) == (side, side):
         return x_BCHW
@@ -47,7 +47,7 @@ def _tensorflow_bilinear(x_BCHW: Tensor, side: int) -> Tensor:
 
 
 def _neighbours(size: int, side: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """For every output pixel the two input pixels it lies between, and how far it is towards the second."""
+    """For every output pixel the two input pixels around it, and how far it is towards the second."""
     scale = torch.tensor(size, device=like.device).float() / side  # rounded to float32 in every precision
     place = torch.arange(side, dtype=like.dtype, device=like.device) * scale
     first = place.floor()

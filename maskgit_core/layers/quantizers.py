@@ -24,7 +24,7 @@ Kind = Literal["vq", "lfq", "fsq"]
 
 
 class Reconstruction(NamedTuple):
-    """What a training step needs of one forward pass."""
+    """The outputs of one forward pass that a training step needs."""
 
     images_BCHW: Tensor  # about [-1, 1], not clamped
     tokens_Bhw: Tensor  # int64 in [0, K)
@@ -33,7 +33,7 @@ class Reconstruction(NamedTuple):
 
 
 class Quantizer:
-    """What turns latents into tokens.
+    """A quantizer: latents to tokens and back.
 
     Args:
         kind: see `Kind`.
@@ -71,7 +71,7 @@ class Quantizer:
         return F.normalize(latents_ND.float(), dim=-1) if self.normalised else latents_ND
 
     def codes(self, codebook_KD: Tensor) -> Tensor:
-        """The codes that tokens stand for, (K, D)."""
+        """The codes of tokens, (K, D)."""
         return F.normalize(codebook_KD.float(), dim=-1) if self.normalised else codebook_KD
 
     def tokens(self, placed_ND: Tensor, codebook_KD: Tensor) -> Tensor:

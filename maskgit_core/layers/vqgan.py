@@ -45,7 +45,7 @@ def added(y: Tensor, x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Shape:
-    """What tells the published networks apart.
+    """The differences between the published networks.
 
     Attributes:
         multipliers: channels of each level, finest first, as multiples of `channels`.

@@ -101,7 +101,7 @@ class Metric:
 
     @property
     def about(self) -> dict[str, object]:
-        """What fixes the number's meaning."""
+        """Settings that fix the meaning of the number."""
         return {"net": self.net, "version": "0.1", "backbone_sha256": self.weights_sha256, "range": "[-1, 1]"}
 
     @torch.inference_mode()

@@ -3,7 +3,7 @@ arXiv:2002.09797).
 
 A set's manifold is the union of balls round its features, each reaching to the k-th nearest other feature of the set.
 Precision: share of samples inside the reference's manifold. Recall: share of the reference inside the samples'.
-Density: how many of the reference's balls a sample lies in, over k. Coverage: share of those balls that hold a sample.
+Density: how many of the reference's balls contain a sample, over k. Coverage: share of those balls that hold a sample.
 
 N samples, M reference images, D features. Work goes by blocks of rows, so memory is BLOCK^2, not N M.
 """

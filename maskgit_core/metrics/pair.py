@@ -35,7 +35,7 @@ class Metric:
     """Means over images of PSNR (dB), SSIM and their variants.
 
     Args:
-        names: what is taken; `CONVENTIONS` says what each means.
+        names: of the metrics; `CONVENTIONS` explains each.
         dtype: precision of the computation; float64 equals scikit-image to rounding.
     """
 
@@ -74,7 +74,7 @@ def per_image(
     dtype: torch.dtype = torch.float64,
     names: Sequence[str] = ("psnr", "ssim"),
 ) -> dict[str, Tensor]:
-    """What each pair adds to the mean of each named metric: float tensors (B,). `of_mean` makes the number of it."""
+    """The term of each pair in the mean of each named metric: float tensors (B,); `of_mean` makes the number of it."""
     if originals_BCHW.shape != reconstructions_BCHW.shape:
         raise DataError(
             f"image pair: shapes {tuple(originals_BCHW.shape)} and {tuple(reconstructions_BCHW.shape)} differ; "
@@ -101,7 +101,7 @@ def of_mean(name: str, mean: float) -> float:
 
 
 def about(names: Sequence[str]) -> str:
-    """What the named metrics mean, for a protocol."""
+    """The conventions of the named metrics, for a protocol."""
     plain = "per image on floats in [0, 1], not rounded; scikit-image's PSNR and SSIM (uniform 7 x 7), mean"
     more = [f"{name}: {CONVENTIONS[name]}" for name in names if name not in ("psnr", "ssim")]
     return "; ".join([plain, *more])

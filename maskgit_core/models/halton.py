@@ -203,7 +203,7 @@ class Model(nn.Module):
     def features(
         self, tokens_BL: torch.Tensor, labels_B: torch.Tensor | None = None, wanted_BL: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """What `logits` reads: (B, L, D), or (M, D) at the M wanted positions alone. `labels_B=None` means no class."""
+        """The input of `logits`: (B, L, D), or (M, D) at the M wanted positions. `labels_B=None` means no class."""
         count, length = tokens_BL.shape
         if labels_B is None or self.num_classes is None:
             labels_B = torch.full_like(tokens_BL[:, 0], self.num_classes or 0)

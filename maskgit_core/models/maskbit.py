@@ -144,7 +144,7 @@ class Model(nn.Module):
     def features(
         self, tokens_BL: torch.Tensor, labels_B: torch.Tensor | None = None, wanted_BL: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """What `logits` reads: (B, L, K), or (M, K) at the M wanted groups alone. `labels_B=None` means no class.
+        """The input of `logits`: (B, L, K), or (M, K) at the M wanted groups alone. `labels_B=None` means no class.
 
         Groups of one token share the hidden state but not the head, so the heads are applied here already.
         """

@@ -136,7 +136,7 @@ class Model(nn.Module):
     def features(
         self, tokens_BL: torch.Tensor, labels_B: torch.Tensor | None = None, wanted_BL: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """What `logits` reads: (B, L, D), or (M, D) at the M wanted positions alone. `labels_B=None` means no class."""
+        """The input of `logits`: (B, L, D), or (M, D) at the M wanted positions. `labels_B=None` means no class."""
         ids_BL, length = tokens_BL, tokens_BL.shape[1]
         if self.num_classes is not None:
             if labels_B is None:

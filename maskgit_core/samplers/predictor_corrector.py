@@ -5,7 +5,7 @@ https://arxiv.org/abs/2205.14987, section 4.4; for masks Gat et al. 2024, https:
 reveals, at random positions, as many tokens as its schedule asks plus c, then masks c of the tokens revealed before at
 random, so the number of masks follows the schedule and a step costs one evaluation.
 
-Law in place of "revealed once": a position may be masked again at most once a step, never at the last step, and given
+Law in place of "revealed once": a position may be masked again at most once per step, never at the last step, and given
 tokens never.
 """
 

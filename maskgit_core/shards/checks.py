@@ -22,7 +22,7 @@ AGAIN = "delete it and run cache_tokens again: only missing shards are made"
 
 
 def describe(folder: Path) -> dict[str, Any]:
-    """What a cache holds, as plain data; reads all tokens to count how much of the codebook is used.
+    """The content of a cache as plain data; reads all tokens to count how much of the codebook is used.
 
     Raises:
         DataError: it cannot be opened.

@@ -82,7 +82,7 @@ class Member:
 
     @property
     def head(self) -> bytes:
-        """What stands before the array: nothing in `.cls`, the npy header elsewhere."""
+        """The bytes before the array: none in `.cls`, the npy header elsewhere."""
         return b"" if self.suffix == "cls" else npy_header(self.dtype, self.shape)
 
     @property
@@ -104,7 +104,7 @@ class Member:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where everything lies in a shard.
+    """The offsets within a shard.
 
     Args:
         codebook_size: K; fixes the type of the token ids.

@@ -44,7 +44,7 @@ class Images(Protocol):
 
 @dataclass(frozen=True)
 class Settings:
-    """What is asked of a cache.
+    """The settings of a cache.
 
     Args:
         views: which views of each image are kept.

@@ -106,7 +106,7 @@ def _place(path: Path) -> tuple[bool, int, str]:
 
 
 def _form(path: Path) -> tuple[bool, tuple[int, int, int] | None, int]:
-    """What the first file holds: mirrored ids or not, the shape of latents, the number of ids."""
+    """The layout of the first file: mirrored ids or not, the shape of latents, the number of ids."""
     data = _load(path)
     if "idx" not in data:
         raise DataError(f"{path}: holds [{', '.join(data)}], not idx; these are not cached tokens")

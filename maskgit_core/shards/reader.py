@@ -59,7 +59,7 @@ def check_manifest(path: str, manifest: Any) -> dict[str, Any]:
     """`manifest` if it describes token shards that can be read safely; it may come from elsewhere.
 
     Args:
-        path: where it lies, for messages.
+        path: of the shard, for messages.
     """
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise DataError(f"{path}: not a manifest of token shards; expected format {FORMAT!r}")
@@ -186,7 +186,7 @@ class TokenShards:
         return self._views[suffix]
 
     def find(self, indices: np.ndarray) -> np.ndarray:
-        """Where samples lie (for `read`), for any number of them at once: int64 of the same shape.
+        """The places of samples (for `read`), for any number of them at once: int64 of the same shape.
 
         Raises:
             IndexError: an index outside [0, len).

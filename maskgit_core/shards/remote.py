@@ -1,4 +1,4 @@
-"""Token shards that do not lie on a local disk: fetched shard by shard through `webdataset`, kept in a local folder.
+"""Token shards that are not on a local disk: fetched shard by shard through `webdataset`, kept in a local folder.
 
 The order is still one exact function of (seed, position) for all ranks and workers, and resuming still costs nothing;
 but it shuffles in windows, so that only a few shards are needed at a time: each epoch takes the shards in a new order,
@@ -42,7 +42,7 @@ class RemoteShards:
         cache_bytes: the oldest fetched shards are deleted beyond this size; None: keep all.
 
     Raises:
-        DataError: the manifest or a shard cannot be fetched or is not what the manifest says.
+        DataError: the manifest or a shard cannot be fetched or is not what the manifest states.
     """
 
     def __init__(self, url: str, cache: str | Path, *, window: int = 8, cache_bytes: int | None = None) -> None:

@@ -138,7 +138,7 @@ def _checked_stems(layout: Layout, samples: Samples) -> list[str]:
 
 
 def _lie_below(tokens: np.ndarray, limit: int) -> bool:
-    """Whether all ids lie in [0, limit); one pass, as a negative number read without its sign is a very large one."""
+    """True where all ids are in [0, limit); one pass, as a negative number read as unsigned is very large."""
     if tokens.dtype.kind == "i" and tokens.flags.c_contiguous:
         return int(tokens.view(f"u{tokens.dtype.itemsize}").max()) < min(limit, 1 << (8 * tokens.dtype.itemsize - 1))
     return int(tokens.min()) >= 0 and int(tokens.max()) < limit
@@ -206,7 +206,7 @@ def _publish_index(path: Path, size: int, digest: str, labels: np.ndarray) -> di
 
 
 def count_samples(data: np.ndarray, layout: Layout) -> int:
-    """How many samples stand at the head of a shard's bytes: as long as a `.cls` member begins where one should."""
+    """The number of samples at the head of a shard's bytes: as long as a `.cls` member begins where one should."""
     low, high = 0, data.size // layout.stride + 1
     while high - low > 1:  # samples come first and without gaps, so halving finds the last one
         middle = (low + high) // 2

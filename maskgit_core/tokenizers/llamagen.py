@@ -1,7 +1,7 @@
 """LlamaGen's image tokenizers VQ-16 and VQ-8 (Sun et al. 2024, https://arxiv.org/abs/2406.06525).
 
 taming's network with codes of 8 numbers and unit length; latents and codes are normalised before they are compared and
-looked up. Input and output lie in about [-1, 1].
+looked up. Input and output are in about [-1, 1].
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _MIDDLE = {"block_1": "0", "attn_1": "1", "block_2": "2"}
 
 
 class Tokenizer(VQGAN):
-    """16 or 8 pixels a token, as the file says; 16,384 codes.
+    """16 or 8 pixels per token, by the file; 16,384 codes.
 
     Args:
         weights: `llamagen/vq_ds16_c2i`, `llamagen/vq_ds8_c2i`, or a file of that layout.

@@ -1,6 +1,6 @@
 """The VQGANs of taming-transformers (Esser et al. 2021, https://arxiv.org/abs/2012.09841), ImageNet, f = 16.
 
-Published as Lightning checkpoints; the loss's networks in them are dropped. Input and output lie in about [-1, 1].
+Published as Lightning checkpoints; the loss's networks in them are dropped. Input and output are in about [-1, 1].
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ SHAPE = Shape(multipliers=(1, 1, 2, 2, 4), attention=True, z_channels=256, code_
 
 
 class Tokenizer(VQGAN):
-    """16 pixels a token; 1,024 or 16,384 codes, as the file says.
+    """16 pixels per token; 1,024 or 16,384 codes, by the file.
 
     Args:
         weights: `taming/vqgan_imagenet_f16_1024`, `taming/vqgan_imagenet_f16_16384`, or a file of that layout.

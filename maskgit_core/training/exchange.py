@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class Exchange:
-    """What processes tell each other; every process must make the same calls in the same order.
+    """Exchange between the processes of a step; all must make the same calls in the same order.
 
     Attributes:
         rank, processes: of this training; 0 and 1 where there is no process group.
@@ -58,7 +58,7 @@ class Exchange:
             gradient.copy_(part.view_as(gradient))
 
     def any(self, flag: bool, device: str) -> bool:
-        """Whether any process says yes."""
+        """True where any process votes yes."""
         if self.processes == 1:
             return flag
         return bool(self.total(torch.tensor(float(flag), device=device)))

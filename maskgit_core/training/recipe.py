@@ -1,4 +1,4 @@
-"""What a training run was asked for, and the two schedules that follow from it: learning rate and EMA decay.
+"""The recipe of a training run, and the two schedules that follow from it: learning rate and EMA decay.
 
 Each published implementation is one setting of these switches; see `conf/experiment/` for them by name.
 """
@@ -26,7 +26,7 @@ Precision = Literal["fp32", "bf16", "fp16"]
 
 @dataclass(frozen=True)
 class Recipe:
-    """What decides the result of a training run; the fields are config keys of the `train` stage.
+    """The settings that decide the result of a training run; the fields are config keys of the `train` stage.
 
     Args:
         num_train_steps: optimizer steps.

@@ -1,4 +1,4 @@
-"""What a tokenizer's training is asked to do; the fields are config keys of the `train_tokenizer` stage."""
+"""The recipe of a tokenizer's training; the fields are config keys of the `train_tokenizer` stage."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Share = Annotated[float, Range(0, 1)]
 
 @dataclass(frozen=True)
 class Recipe:
-    """What decides the result of a tokenizer's training.
+    """The settings that decide the result of a tokenizer's training.
 
     Args:
         num_train_steps: optimizer steps.

@@ -219,7 +219,7 @@ class Meters:
         self._sums = sums if self._sums is None else self._sums + sums
 
     def totals(self) -> dict[str, Any] | None:
-        """What was added since the last `read`, over all processes: plain data; None for nothing.
+        """Sums since the last `read`, over all processes: plain data; None for nothing.
 
         Every process must call it; waits for the device.
         """

@@ -28,7 +28,7 @@ def operations_per_token(model: Any) -> float:
 
 @cache
 def matrix_rate(device: str, precision: str) -> float:
-    """Operations a second of square matrix products on this device, measured once a process: the best of a few.
+    """Operations per second of square matrix products on this device, measured once per process: the best of a few.
 
     Args:
         device: "cpu" or "cuda". precision: fp32, bf16 or fp16.

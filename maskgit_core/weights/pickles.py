@@ -109,7 +109,7 @@ def read_state_dict(path: Path, containers: Sequence[str] = ("state_dict", "mode
 
     Args:
         path: safetensors, or what `torch.save` writes (zip or the older stream).
-        containers: names under which the state dict may lie, the first that is there counts; a file that is itself a
+        containers: names of the state dict, the first that is there counts; a file that is itself a
             flat dict of tensors is taken as it is.
 
     Raises:

@@ -30,7 +30,7 @@ def read(
 
     Args:
         value: a name in the registry or a path.
-        containers: names under which the state dict may lie in the file; the first that is there counts.
+        containers: names under which the state dict may be in the file; the first that is there counts.
         drop: beginnings of the names that are not needed (losses, discriminators).
 
     Raises:

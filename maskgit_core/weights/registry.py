@@ -1,6 +1,6 @@
-"""The registry of published weights: what there is, where it lies on this machine, and what its bytes must be.
+"""The registry of published weights: names, places on this machine, and digests.
 
-Files lie in `$MASKGIT_HOME/weights` (default `~/.cache/maskgit/weights`), under their registry name. Light: nothing
+Files are in `$MASKGIT_HOME/weights` (default `~/.cache/maskgit/weights`), under their registry name. Light: nothing
 here imports torch; `maskgit plan` uses it. Downloads are `weights_download`, reading is `published`.
 """
 
@@ -100,7 +100,7 @@ def locate(value: str | os.PathLike[str]) -> Path:
 
 
 def places(entry: Entry) -> list[Path]:
-    """Where the file of an entry may lie, in the order in which it is looked for."""
+    """Possible places of an entry's file, in the order of search."""
     found = [entry.target]
     if entry.package:
         spec = find_spec(entry.package)
@@ -118,7 +118,7 @@ def is_published(value: object) -> bool:
 
 
 def content_digest(value: str | os.PathLike[str]) -> str:
-    """The sha256 that stands for these weights in a fingerprint: published, else recorded, else that of the file.
+    """The sha256 of these weights in a fingerprint: published, else recorded, else that of the file.
 
     Raises:
         WeightsError: the file is not there and its sha256 is not known either.

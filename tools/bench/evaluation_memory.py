@@ -133,7 +133,7 @@ def compare(folder: Path, count: int, which: str, seconds: float) -> None:
 
 
 def measured(mode: str, count: int, seconds: float) -> dict[str, float]:
-    """What a process of its own says of one piece of work."""
+    """The measurements of one piece of work in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "tools.bench.evaluation_memory", "--mode", mode, "--folder", folder]
         command += ["--count", str(count), "--seconds", str(seconds)]

@@ -54,7 +54,7 @@ def llamagen(folder: Path) -> Network:
 
 
 def maskgit_vqgan(folder: Path) -> Network:
-    """The port in 1d-tokenizer, whose file stands alone."""
+    """The port in 1d-tokenizer, a file without dependencies."""
     sys.path.insert(0, str(folder / "1d-tokenizer" / "modeling" / "modules"))
     parts = importlib.import_module("maskgit_vqgan")
     options: dict[str, Any] = {
