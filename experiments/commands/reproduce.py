@@ -78,6 +78,7 @@ def _named(args: argparse.Namespace) -> str:
 
 def _cell_runs(args: argparse.Namespace, store: Path, places: list[Path]) -> list[str]:
     """The runs behind a cell of a table."""
+    from experiments.results.row_requests import RowRequests
     from experiments.results.tables import fill, read_table
     from maskgit_core.errors import ConfigError, unknown_name
 
@@ -87,7 +88,7 @@ def _cell_runs(args: argparse.Namespace, store: Path, places: list[Path]) -> lis
         raise unknown_name("--row", str(args.row), rows, "row")
     if args.column not in columns:
         raise unknown_name("--column", str(args.column), columns, "column")
-    cell = fill(table, store).cells[rows.index(args.row)][args.column]
+    cell = fill(table, store, RowRequests(places)).cells[rows.index(args.row)][args.column]
     if not cell.results:
         raise ConfigError(
             f"--table {args.table}: {cell.missing or 'this cell is published only; no experiment fills it'}"

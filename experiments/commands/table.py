@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
 
 HELP = "a paper's table: published numbers beside yours"
 EPILOG = """\
 Tables are described in conf/table/ (or DIR/table/ with --config-dir DIR). A cell that no finished run fills is named
-with the command that would fill it; numbers of unlike protocols are refused.
+with the command that would fill it. A run that differs from what its row asks for fills none: the cell says in what.
+Numbers of unlike protocols are refused.
 examples:
   maskgit table                               the tables there are
   maskgit table quickstart
@@ -29,22 +29,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _absent(row: Any, places: list[Path]) -> list[str]:
-    """Published weights that a row's run needs and that are not on this machine."""
-    from experiments.planning.pipeline import weights_of
-    from maskgit_core.errors import MaskgitError
-    from maskgit_core.weights.download import missing
-
-    asked = [f"experiment={row.run['experiment']}", *row.run.get("overrides", ())]
-    try:
-        return missing(weights_of(asked, str(row.run.get("step", "evaluate")), places))
-    except MaskgitError:  # an experiment that lacks a value of the user's: its own command says so
-        return []
-
-
 def main(args: argparse.Namespace) -> int:
     """Prints or writes the table; the number of missing cells goes to standard error."""
     from experiments.commands._request import config_dirs
+    from experiments.results.row_requests import RowRequests
     from experiments.results.table_formats import FORMATS
     from experiments.results.tables import fill, missing, read_table, table_names
     from experiments.store.find import default_store
@@ -56,7 +44,7 @@ def main(args: argparse.Namespace) -> int:
             print(f"  {name:<32} {read_table(name, places).title}")
         return 0
     store = args.store.expanduser().absolute() if args.store else default_store()
-    filled = fill(read_table(args.name, places), store, lambda row: _absent(row, places))
+    filled = fill(read_table(args.name, places), store, RowRequests(places))
     text = FORMATS[args.format](filled)
     if args.output:
         write_bytes(args.output, text.encode())

@@ -30,7 +30,7 @@ def cell_text(cell: Cell, column: Column, plus_minus: str = " ± ") -> str:
 
 def _reproduced(cell: Cell, column: Column, plus_minus: str) -> str:
     if cell.reproduced is None:
-        return "—"
+        return cell.differs or "—"
     text = cell.reproduced.fixed(column.digits).replace(" ± ", plus_minus)
     if cell.difference is not None:
         text += f" ({cell.difference:+.{column.digits}f})"
@@ -162,6 +162,7 @@ def records(filled: Filled) -> list[dict[str, Any]]:
                     "runs": [r.run for r in cell.results],
                     "commits": sorted({r.commit for r in cell.results}),
                     "missing": cell.missing,
+                    "differs": cell.differs,
                     "command": cell.command,
                 }
             )

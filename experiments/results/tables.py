@@ -13,16 +13,17 @@
         published: {fid: 6.18}
         run: {experiment: NAME, step: evaluate, where: {sampler.num_steps: 8}, overrides: [sampler.num_steps=8]}
 
-A reproduced cell holds the results whose experiment, step and `where` match, over their seeds. Numbers of unlike
-protocols never share a column: where two rows were measured differently the table is refused.
+A reproduced cell holds the results whose experiment, step and `where` match and whose request is that of the experiment
+with the row's overrides in every other value, over their seeds; where a run differs in more, the cell says in what.
+Numbers of unlike protocols never share a column: where two rows were measured differently the table is refused.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from experiments.config.compose import CONF, group_names
 from experiments.results.results import Filter, Result, Spread, collect, select
@@ -87,6 +88,7 @@ class Cell:
     reproduced: Spread | None = None
     results: tuple[Result, ...] = ()
     missing: str | None = None  # why, and the command that would fill it
+    differs: str | None = None  # by what the runs there are differ from what the row asks for
     command: str | None = None
     text: str | None = None
 
@@ -96,6 +98,19 @@ class Cell:
         if self.published is None or self.reproduced is None:
             return None
         return self.reproduced.mean - self.published
+
+
+class Requests(Protocol):
+    """What the rows of a table ask for; see `RowRequests`."""
+
+    def unset(self, run: Mapping[str, Any], /) -> Sequence[str]:
+        """Keys that the user must set."""
+
+    def absent(self, run: Mapping[str, Any], /) -> Sequence[str]:
+        """Published weights that are not on this machine."""
+
+    def differences(self, run: Mapping[str, Any], result: Result, /) -> Sequence[str]:
+        """Values by which a result differs from what is asked."""
 
 
 @dataclass(frozen=True)
@@ -196,11 +211,11 @@ def _row(value: Any, key: str, columns: Sequence[Column], source: Any) -> Row:
 
 
 # -- filling ----------------------------------------------------------------------------------------------------------
-def fill(table: Table, store: Path, absent: Callable[[Row], Sequence[str]] = lambda row: ()) -> Filled:
+def fill(table: Table, store: Path, requests: Requests | None = None) -> Filled:
     """Looks the reproduced numbers up in the store.
 
     Args:
-        absent: the published weights that a row's run needs and that are not on this machine.
+        requests: what the rows ask for; only a run of just that fills a cell. None: it is not compared.
 
     Raises:
         ConfigError: numbers of one column were measured under unlike protocols.
@@ -208,11 +223,20 @@ def fill(table: Table, store: Path, absent: Callable[[Row], Sequence[str]] = lam
     results = collect(store)
     cells: list[dict[str, Cell]] = []
     for row in table.rows:
-        found = _results_of(row, results)
-        cells.append({c.key: _cell(row, c, found, absent) for c in table.columns})
+        candidates, differs = _results_of(row, results), None
+        if requests is not None and row.run is not None and candidates:
+            judged = [(requests.differences(row.run, result), result) for result in candidates]
+            candidates = [result for differences, result in judged if not differences]
+            differs = None if candidates else f"differs: {_few(min((d for d, _ in judged), key=len))}"
+        found = _plain(row, candidates)
+        cells.append({c.key: _cell(row, c, found, requests, differs) for c in table.columns})
     for column in table.columns:
         _refuse_unlike(table, column, [row[column.key] for row in cells])
     return Filled(table, tuple(cells))
+
+
+def _few(lines: Sequence[str]) -> str:
+    return ", ".join(lines[:3]) + (f" and {len(lines) - 3} more" if len(lines) > 3 else "")
 
 
 def _results_of(row: Row, results: Sequence[Result]) -> list[Result]:
@@ -221,20 +245,26 @@ def _results_of(row: Row, results: Sequence[Result]) -> list[Result]:
     step = row.run.get("step", "evaluate")
     found = [r for r in results if r.experiment == row.run["experiment"] and r.step == step]
     where = [Filter(str(k), "=", str(v)) for k, v in (row.run.get("where") or {}).items()]
-    found = [r for r in found if all(f.matches(r) for f in where)]
-    # The experiment itself goes before points of sweeps over something the row does not name.
-    named = {f.key for f in where}
-    plain = [r for r in found if all(k in named or k.endswith(".seed") for k in r.params)]
-    return plain or found
+    return [r for r in found if all(f.matches(r) for f in where)]
 
 
-def _cell(row: Row, column: Column, results: Sequence[Result], absent: Callable[[Row], Sequence[str]]) -> Cell:
+def _plain(row: Row, results: Sequence[Result]) -> Sequence[Result]:
+    """The experiment itself goes before points of sweeps over something the row does not name."""
+    named = set((row.run or {}).get("where") or {})
+    return [r for r in results if all(k in named or k.endswith(".seed") for k in r.params)] or results
+
+
+def _cell(row: Row, column: Column, results: Sequence[Result], requests: Requests | None, differs: str | None) -> Cell:
     if column.metric is None:
         return Cell(text=row.facts.get(column.key))
     published, command = row.published.get(column.key), None if column.published_only else row.command()
+    if command is not None and requests is not None and row.run is not None:
+        command = " ".join([command, *(f"{key}=..." for key in requests.unset(row.run))])
     base = Cell(published, row.source if published is not None else None, command=command)
-    if command is None:
+    if command is None or row.run is None:
         return base
+    if differs is not None:
+        return _with(base, differs=differs, missing=f"{column.title} of {row.name}: {differs}; {command}")
     scored = [(r, s) for r in results for s in r.scores if s.key == column.metric]
     fitting = [(r, s) for r, s in scored if s.protocol == column.protocol]
     if not fitting:
@@ -242,7 +272,7 @@ def _cell(row: Row, column: Column, results: Sequence[Result], absent: Callable[
         if scored:
             others = ", ".join(sorted({s.protocol or "unnamed" for _, s in scored}))
             why = f"measured under {others}, not {column.protocol}"
-        elif lacking := absent(row):
+        elif requests is not None and (lacking := requests.absent(row.run)):
             why, command = f"needs {', '.join(lacking)}", f"maskgit weights fetch {' '.join(lacking)} && {command}"
         return _with(base, missing=f"{column.title} of {row.name}: {why}; {command}")
     if len({r.without_seeds for r, _ in fitting}) > 1:

@@ -8,6 +8,7 @@ import pytest
 from conftest import Maskgit
 
 from experiments.planning.pipeline import build, weights_of
+from experiments.results.row_requests import RowRequests
 from experiments.results.tables import fill, missing, read_table
 from maskgit_core.errors import WeightsError
 
@@ -44,9 +45,11 @@ def test_a_step_that_lacks_what_is_upstream_is_left_out_too(tmp_path: Path) -> N
     assert any(line.startswith("evaluate is left out: needs llamagen/vq_ds16_c2i;") for line in graph.left_out)
 
 
-def test_the_table_says_what_each_cell_needs(tmp_path: Path, maskgit: Maskgit) -> None:
+def test_the_table_says_what_each_cell_needs(tmp_path: Path, maskgit: Maskgit, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "lpips/alexnet" in weights_of(["experiment=tokenizer_table"], "taming_f16_1024")
-    cells = missing(fill(read_table("tokenizers"), tmp_path, lambda row: ["one/a", "two/b"]))
+    requests = RowRequests()
+    monkeypatch.setattr(requests, "absent", lambda run: ["one/a", "two/b"])
+    cells = missing(fill(read_table("tokenizers"), tmp_path, requests))
     assert len(cells) == 20
     assert all("needs one/a, two/b; maskgit weights fetch one/a two/b && maskgit run" in cell for cell in cells)
     shown = maskgit("table", "tokenizers", env={"MASKGIT_HOME": str(tmp_path / "home"), "TORCH_HOME": str(tmp_path)})
