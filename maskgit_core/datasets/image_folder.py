@@ -25,8 +25,9 @@ class Dataset:
         crop: `adm` (ADM's centre crop: box halvings, then bicubic), `center` (resize the shorter side, cut the middle),
             `none` (resize to a square whatever the aspect ratio), `random_resized` (an Inception crop, the same one
             whenever an index is read; its box is told).
-        filter_name: PIL filter of all crops but `adm`.
-        crop_seed, crop_scale: of `random_resized`: of its draws; the share of the area that it covers.
+        filter_name: PIL filter of all crops but ADM's.
+        crop_seed: of the draws of `random_resized` and of `adm_random`, ADM's random crop. crop_scale: the share of the
+            area that the first covers, of the shorter side that the second does.
         channels: 3 (RGB) or 1 (grey).
 
     Raises:
@@ -39,7 +40,7 @@ class Dataset:
         root: Content[str | list[str]],
         split: str = "",
         image_size: Annotated[int, Range(8, 4096)] = 256,
-        crop: Literal["adm", "center", "none", "random_resized"] = "adm",
+        crop: Literal["adm", "center", "none", "random_resized", "adm_random"] = "adm",
         filter_name: Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"] = "bicubic",
         channels: Literal[1, 3] = 3,
         crop_seed: Annotated[int, Range(0, None), Neutral(0)] = 0,

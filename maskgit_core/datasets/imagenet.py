@@ -46,8 +46,9 @@ class Dataset:
         root: the folder, or a list of which the first that exists counts.
         split: `train` or `val`.
         image_size: side after crop and resize.
-        crop: ADM's centre crop, a plain centre crop, none, or a random resized crop (`datasets/image_folder.py`).
-        crop_seed, crop_scale: of the random resized crop.
+        crop: ADM's centre crop, a plain centre crop, none, a random resized crop or ADM's random crop
+            (`images/transforms.py`).
+        crop_seed, crop_scale: of the random crops.
         partial: allows other counts than ILSVRC 2012's, for trials; class ids are then those that are there.
 
     Raises:
@@ -62,7 +63,7 @@ class Dataset:
         root: Content[str | list[str]],
         split: Literal["train", "val"] = "train",
         image_size: Annotated[int, Range(8, 4096)] = 256,
-        crop: Literal["adm", "center", "none", "random_resized"] = "adm",
+        crop: Literal["adm", "center", "none", "random_resized", "adm_random"] = "adm",
         partial: bool = False,
         crop_seed: Annotated[int, Range(0, None), Neutral(0)] = 0,
         crop_scale: Annotated[tuple[float, float], Neutral((0.8, 1.0))] = (0.8, 1.0),

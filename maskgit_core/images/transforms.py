@@ -13,7 +13,9 @@ from maskgit_core.errors import DataError
 if TYPE_CHECKING:
     import numpy as np
 
-Crop = Literal["adm", "center", "none", "random_resized"]
+Crop = Literal["adm", "center", "none", "random_resized", "adm_random"]
+#: Crops that are drawn for each picture and tell their box.
+RANDOM_CROPS = ("random_resized", "adm_random")
 #: Left, top, width, height in pixels.
 Box = tuple[int, int, int, int]
 
@@ -38,15 +40,48 @@ def adm_center_crop(image: np.ndarray, size: int) -> np.ndarray:
     The picture is halved with the box filter while its shorter side is at least twice `size`, then scaled with the
     bicubic filter until the shorter side is `size`, then cut in the middle (rounded down).
     """
+    image = _adm_shorter_side(image, size)
     height, width = image.shape[:2]
-    while min(height, width) >= 2 * size:
-        width, height = width // 2, height // 2
-        image = _resize(image, (width, height), "box")
-    scale = size / min(height, width)
-    width, height = round(width * scale), round(height * scale)
-    image = _resize(image, (width, height), "bicubic")
     top, left = (height - size) // 2, (width - size) // 2
     return image[top : top + size, left : left + size]
+
+
+def _adm_shorter_side(image: np.ndarray, side: int) -> np.ndarray:
+    """The picture with its shorter side at `side`: halvings with the box filter, then the bicubic filter."""
+    height, width = image.shape[:2]
+    while min(height, width) >= 2 * side:
+        width, height = width // 2, height // 2
+        image = _resize(image, (width, height), "box")
+    scale = side / min(height, width)
+    return _resize(image, (round(width * scale), round(height * scale)), "bicubic")
+
+
+def adm_random_crop(
+    image: np.ndarray, size: int, generator: np.random.Generator, scale: tuple[float, float] = (0.8, 1.0)
+) -> tuple[np.ndarray, Box]:
+    """ADM's random crop (guided-diffusion's image_datasets; LlamaGen and the PyTorch MaskGIT have it too), and its box.
+
+    The picture is scaled as for ADM's centre crop, but to a shorter side drawn from ceil(size / scale[1]) to
+    ceil(size / scale[0]); then a square of side `size` is cut at a random place.
+
+    Args:
+        scale: share of the shorter side that the crop covers, (low, high].
+    """
+    import math
+
+    least, most = math.ceil(size / scale[1]), math.ceil(size / scale[0])
+    whole_height, whole_width = image.shape[:2]
+    image = _adm_shorter_side(image, _drawn(generator, least, most + 1))
+    height, width = image.shape[:2]
+    top, left = _drawn(generator, 0, height - size + 1), _drawn(generator, 0, width - size + 1)
+    down, across = whole_height / height, whole_width / width
+    box = (round(left * across), round(top * down), round(size * across), round(size * down))
+    return image[top : top + size, left : left + size], box
+
+
+def _drawn(generator: np.random.Generator, low: int, high: int) -> int:
+    """A whole number in [low, high)."""
+    return low + int(generator.random() * (high - low))
 
 
 def center_crop(image: np.ndarray, size: int, filter_name: str = "bicubic") -> np.ndarray:
@@ -62,13 +97,14 @@ def center_crop(image: np.ndarray, size: int, filter_name: str = "bicubic") -> n
 
 @dataclass(frozen=True)
 class IndexCrop:
-    """A crop by name; `random_resized` is a function of (seed, index) and tells its box.
+    """A crop by name; `random_resized` and `adm_random` are functions of (seed, index) and tell their box.
 
     Args:
         kind: see `Crop`.
         size: side of the result.
-        filter_name: PIL filter of all kinds but `adm`.
-        seed, scale: of `random_resized`: of its draws, and the share of the area that it covers.
+        filter_name: PIL filter of all kinds but ADM's.
+        seed: of the draws. scale: the share of the area that `random_resized` covers, of the shorter side that
+            `adm_random` does.
     """
 
     kind: Crop
@@ -83,8 +119,10 @@ class IndexCrop:
 
     def __call__(self, image: np.ndarray, index: int) -> tuple[np.ndarray, Box | None]:
         """The square picture, and the box (left, top, width, height) of a random crop."""
-        if self.kind != "random_resized":
+        if self.kind not in RANDOM_CROPS:
             return crop(image, self.size, self.kind, self.filter_name), None
+        if self.kind == "adm_random":
+            return adm_random_crop(image, self.size, index_generator(self.seed, index), self.scale)
         box = random_box(index_generator(self.seed, index), image.shape[0], image.shape[1], self.scale)
         return cut(image, box, self.size, self.filter_name), box
 

@@ -22,6 +22,7 @@ import numpy as np
 
 from maskgit_core.errors import DataError
 from maskgit_core.images.encoding import Encoder
+from maskgit_core.images.transforms import RANDOM_CROPS
 from maskgit_core.images.views import Views
 from maskgit_core.shards.format import Layout
 from maskgit_core.shards.turns import ShardTurns
@@ -139,7 +140,7 @@ class CacheMaker:
         self.rank, self.world_size, self.stop, self.report = rank, world_size, stop, report
         self.wait = wait
         self.num_shards = -(-len(dataset) // settings.shard_size)
-        self.keeps_boxes = settings.views.has_boxes or getattr(dataset, "crop", "") == "random_resized"
+        self.keeps_boxes = settings.views.has_boxes or getattr(dataset, "crop", "") in RANDOM_CROPS
         self.clock = Clock()
         self.unreadable: list[str] = []
         self._given_up: set[int] = set()
