@@ -34,6 +34,7 @@ FLOORS: dict[str, int] = {
     "launchers.cluster": 5,
     "experiments.console": 6,
     "experiments.store": 6,
+    "experiments.store.upkeep": 6,
     "experiments.config": 7,
     "experiments.planning": 8,
     "experiments.monitoring": 8,
@@ -48,6 +49,7 @@ FLOORS: dict[str, int] = {
     "experiments": 14,
     "tools": 15,
     "tools.bench": 15,
+    "tools.fuzz": 15,
     "tools.dev_cluster": 15,
 }
 FORBIDDEN_IN_CORE = ("hydra", "omegaconf", "submitit", "mlflow", "experiments", "launchers", "tools")

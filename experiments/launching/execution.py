@@ -10,7 +10,7 @@ from pathlib import Path
 
 from experiments.console import coloured, duration, number
 from experiments.launching.calls import calls
-from experiments.launching.prepare import prepare, resolved
+from experiments.launching.prepare import mend, prepare, resolved
 from experiments.launching.submission import launch_context, plan, recover, restricted, submission_lock, to_submit
 from experiments.planning.graph import Graph, store_of
 from experiments.planning.plan import PlannedStep
@@ -43,6 +43,8 @@ def start(graph: Graph, launcher: LauncherProtocol, *, redo: Collection[str] = (
     """
     store = store_of(graph)
     with _one_at_a_time(store) if launcher.is_detached else nullcontext():
+        for line in mend(graph, store):
+            print(coloured(f"warning: {line}", "yellow"), file=sys.stderr)
         planned = restricted(plan(graph, redo, with_queue=launcher.is_detached), only)
         missing = [s for s in planned if s.action != "done" and s.node.maker is None]
         chosen = to_submit(planned) if launcher.is_detached else missing

@@ -20,6 +20,7 @@ from experiments.store.claims import Owner
 from experiments.store.documents import InputName, Launch, Request, Source
 from experiments.store.records import PipelineItem, PipelineRecord, PipelineStep, new_uid
 from experiments.store.step_folder import Store
+from experiments.store.upkeep.repair import repair_steps
 
 
 def prepare(graph: Graph, planned: Sequence[PlannedStep], store: Store, *, uid: str | None = None) -> str:
@@ -43,6 +44,19 @@ def prepare(graph: Graph, planned: Sequence[PlannedStep], store: Store, *, uid: 
     link_experiment(graph, store)
     pipeline_record(graph, planned, store, uid).save(store.root)
     return uid
+
+
+def mend(graph: Graph, store: Store) -> list[str]:
+    """Repairs damaged documents of a graph's steps before it is planned; one line for each.
+
+    Raises:
+        ArtifactError: a claim is damaged, or the disk refuses.
+    """
+    lines = repair_steps(store, [node.folder for node in graph.nodes.values()])
+    for node in graph.nodes.values():
+        if node.maker is None and lines and node.folder.is_dir():
+            write_request(node, graph, store)
+    return lines
 
 
 def write_request(node: Node, graph: Graph, store: Store) -> None:
@@ -116,7 +130,10 @@ def link_experiment(graph: Graph, store: Store) -> None:
     place.mkdir(parents=True, exist_ok=True)
     for node in graph.nodes.values():
         name = f"{node.request.name}-{label(node.params)}" if node.params else node.request.name
-        link = place / name.replace("/", "_")[:200]
+        name = name.replace("/", "_")
+        if len(name.encode()) > 200:  # two long labels must not share a link
+            name = f"{name.encode()[:180].decode(errors='ignore')}-{node.fingerprint[:16]}"
+        link = place / name
         target = os.path.relpath(node.folder, place)
         with contextlib.suppress(OSError):
             if os.path.islink(link) and os.readlink(link) == target:

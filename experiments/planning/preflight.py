@@ -10,6 +10,7 @@ data sets, which are light.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib import import_module
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from experiments.config.signatures import MISSING, read_component
 from experiments.store.documents import Manifest
 from maskgit_core import refusals
 from maskgit_core.content import resolve
-from maskgit_core.errors import DataError
+from maskgit_core.errors import ArtifactError, DataError
 
 if TYPE_CHECKING:
     from experiments.planning.graph import Node
@@ -142,8 +143,9 @@ class KnownFacts:
             passed = (p for p in node.upstream if name not in _OF_DATA or self._nodes[p].request.kind != "tokenizer")
             found = next(filter(_is_known, chain(own, (self.fact(p, name) for p in passed))), MISSING)
         if found is MISSING:
-            manifest = Manifest.read(node.folder)
-            found = manifest.facts.get(name, MISSING) if manifest else MISSING
+            with suppress(ArtifactError):  # damage is reported by whoever uses the step
+                manifest = Manifest.read(node.folder)
+                found = manifest.facts.get(name, MISSING) if manifest else MISSING
         return found
 
     def _num_tokens(self, node: Node) -> Any:

@@ -127,7 +127,7 @@ class Job:
         if manifest is not None:
             retire(self.folder, manifest)
         made_from = read_json(self.step.made_from)
-        if made_from is not None and made_from != dict(inputs):
+        if self.step.made_from.exists() and made_from != dict(inputs):
             shutil.rmtree(self.step.parts, ignore_errors=True)
             for attempt in self.step.attempts():
                 shutil.rmtree(attempt.checkpoints, ignore_errors=True)
@@ -200,8 +200,7 @@ class Job:
     def _publish(self, attempt: Attempt, request: Request, launch: Launch, digests: Digests, started: float) -> None:
         attempt.close()
         attempt.check_fence()
-        seconds = time.time() - started
-        manifest = Manifest.of_files(request, attempt.number, attempt.files, attempt.notes, digests, seconds=seconds)
+        manifest = Manifest.of_files(request, attempt.number, attempt.files, attempt.notes, digests, started=started)
         self._write_record(attempt, request, launch, started, manifest)
         End(state="done", time=manifest.time, reason="done").write(attempt.own)
         if finish(self.folder, manifest):

@@ -171,10 +171,11 @@ class Manifest(Document):
         notes: Notes,
         inputs: Digests,
         *,
-        seconds: float = 0.0,
+        started: float | None = None,
         adopted_from: str | None = None,
     ) -> Manifest:
-        """The manifest of the content of `files`; hashes every file."""
+        """The manifest of what is in `files`, which an attempt made that `started` then; hashes every file."""
+        now = time.time()
         outputs = list_outputs(files)
         return cls(
             fingerprint=request.fingerprint,
@@ -184,8 +185,8 @@ class Manifest(Document):
             facts=notes.facts,
             inputs=dict(inputs),
             digest=manifest_digest(outputs, notes.facts),
-            time=time.time(),
-            seconds=seconds,
+            time=now,
+            seconds=now - started if started is not None else 0.0,
             headline=notes.headline,
             shown=notes.shown,
             datasets=notes.datasets,

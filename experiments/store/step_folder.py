@@ -15,6 +15,7 @@ from typing import Literal
 from experiments.store.claims import Claim, JobAlive, Owner
 from experiments.store.documents import End, Manifest, Request, Start
 from experiments.store.paths import StepFolder
+from experiments.store.typed_json import DamagedError
 from maskgit_core.errors import ArtifactError
 from maskgit_core.files import explain, sha256_of, write_for_group
 
@@ -75,7 +76,10 @@ class Store:
 
 
 def _may_be(path: Path, fingerprint: str) -> bool:
-    request = Request.read(path)
+    try:
+        request = Request.read(path)
+    except DamagedError:
+        return True  # by its name; whoever uses the step reports the damage
     return request is None or request.fingerprint == fingerprint
 
 

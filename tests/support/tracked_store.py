@@ -58,8 +58,8 @@ class TrackedStore:
         own = folder / "attempts" / f"{number:04d}"
         write_json(own / "end.json", {"state": "done", "time": at})
         notes = parse(Notes, {"headline": headline, "shown": list(shown), "datasets": list(datasets)})
-        made = Manifest.of_files(Request.needed(folder), number, own / "files", notes, {}, seconds=90.0)
-        replace(made, time=at).write(folder)
+        made = Manifest.of_files(Request.needed(folder), number, own / "files", notes, {})
+        replace(made, time=at, seconds=90.0).write(folder)
 
 
 def lines(path: Path, points, start_ms: int | None = None, resumed_at: int | None = None) -> None:

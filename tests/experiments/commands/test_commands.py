@@ -87,11 +87,10 @@ def test_gc_is_dry_by_default_and_keeps_what_is_reached(maskgit: Any, finished: 
     store = tmp_path / "copy"
     shutil.copytree(finished, store, symlinks=True)
     assert "nothing to delete" in maskgit("gc", "--store", str(store)).stdout
-    (store / "experiments" / "chain" / "numbers").unlink()
-    assert "nothing to delete" in maskgit("gc", "--store", str(store)).stdout, "the total was made from it"
-    (store / "experiments" / "chain" / "total").unlink()
-    dry = maskgit("gc", "--store", str(store)).stdout
-    assert "would be deleted" in dry and len(list(store.glob("*/*/manifest.json"))) == 2
+    shutil.rmtree(store / "experiments" / "chain")
+    assert "nothing to delete" in maskgit("gc", "--store", str(store)).stdout, "a run used them"
+    dry = maskgit("gc", "--drop", "chain", "--store", str(store)).stdout
+    assert "would go to the trash" in dry and len(list(store.glob("*/*/manifest.json"))) == 2
     maskgit("gc", "--delete", "--store", str(store))
     assert not list(store.glob("*/*/manifest.json"))
 

@@ -1,0 +1,110 @@
+"""Damaged documents: named, set aside and rebuilt where a digest vouches for the outputs; else the step runs once."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+from conftest import LAB
+
+from experiments.cli import main
+from experiments.store.documents import Manifest, Record, Request
+from tools.fuzz.store_files import MUTATIONS, attack
+
+pytestmark = pytest.mark.usefixtures("composed_once")
+
+
+@pytest.fixture
+def ran(store: Path) -> list[str]:
+    """The arguments of a run of the toy chain that has finished in `store`."""
+    arguments = ["experiment=chain", f"paths.store={store}", "launcher=inline", "tracking.ship=false"]
+    arguments += ["--config-dir", str(LAB)]
+    assert main(["run", *arguments]) == 0
+    return arguments
+
+
+def step(store: Path, stage: str) -> Path:
+    (folder,) = store.glob(f"{stage}/*")
+    return folder
+
+
+def one_line(capsys) -> str:
+    text = capsys.readouterr().err
+    assert text.startswith("error: ") and text.count("\n") == 1
+    return text
+
+
+@pytest.mark.parametrize("stage", ["numbers", "total"])
+def test_a_damaged_manifest_is_named_and_rebuilt_without_running_anything(store, ran, capsys, stage):
+    folder = step(store, stage)
+    path = folder / Manifest.FILE
+    before = json.loads(path.read_text())
+    path.write_text(path.read_text()[: len(path.read_text()) // 4])
+    capsys.readouterr()
+    assert main(["plan", *ran]) == 2
+    assert str(path) in one_line(capsys), "the file and the way out"
+    assert main(["run", *ran]) == 0
+    captured = capsys.readouterr()
+    assert "set aside as manifest.json.damaged, rebuilt" in captured.err and "2 steps: 2 done" in captured.out
+    after = json.loads(path.read_text())
+    assert after == before and not list(folder.glob("attempts/0002"))
+
+
+def test_without_a_witness_the_step_runs_once_more_and_only_once(store, ran, capsys):
+    folder = step(store, "total")
+    (folder / Manifest.FILE).write_text("")
+    (folder / Record.FILE).unlink()
+    assert main(["run", *ran]) == 0 and "the step runs again" in capsys.readouterr().err
+    assert (folder / "attempts" / "0002").is_dir()
+    assert main(["run", *ran]) == 0 and "nothing to do" in capsys.readouterr().out
+
+
+def test_changed_outputs_are_never_vouched_for(store, ran):
+    folder = step(store, "numbers")
+    (folder / "files" / "numbers.json").write_text("[5.0]")
+    (folder / Manifest.FILE).write_text("{")
+    assert main(["run", *ran]) == 0
+    assert json.loads((folder / "files" / "numbers.json").read_text()) == [0.0, 1.0, 2.0, 3.0, 4.0]
+
+
+def test_a_damaged_request_is_rebuilt_from_the_record_or_the_config(store, ran, capsys):
+    folder = step(store, "numbers")
+    before = Request.needed(folder)
+    for with_record in (True, False):
+        (folder / Request.FILE).write_text("5")
+        if not with_record:
+            (folder / Record.FILE).unlink()
+        assert main(["run", *ran]) == 0 and "request.json: was damaged" in capsys.readouterr().err
+        assert Request.needed(folder) == before
+
+
+def test_verify_finds_changes_that_kept_size_and_time(store, ran, capsys):
+    import os
+
+    path = step(store, "numbers") / "files" / "numbers.json"
+    info, text = path.stat(), path.read_text()
+    path.write_text(text.replace("4.0", "7.0"))
+    os.utime(path, ns=(info.st_atime_ns, info.st_mtime_ns))
+    at = ["--store", str(store)]
+    assert main(["verify", *at]) == 0 and main(["verify", "--deep", *at]) == 1
+    assert "numbers.json: does not match the sha256" in capsys.readouterr().err
+    path.write_text(text)
+    assert main(["verify", "chain/numbers", "--deep", *at]) == 0
+
+
+def test_verify_repairs_on_request(store, ran, capsys):
+    path = step(store, "total") / Manifest.FILE
+    path.write_text(path.read_text().replace("4", "\0", 1))
+    at = ["--store", str(store)]
+    assert main(["verify", *at]) == 1 and main(["verify", "--repair", *at]) == 0 and main(["verify", *at]) == 0
+
+
+def test_mutated_files_are_named_or_harmless(store, ran):
+    """A sample of `python -m tools.fuzz.store_files`; the whole of it is logged in docs/drills_store.txt."""
+    rng = random.Random(7)
+    targets = sorted(p.relative_to(store) for p in store.rglob("*.json") if not p.is_symlink())
+    for name in rng.sample(sorted(MUTATIONS), 4):
+        _, wrong = attack(store, store.parent / "attacked", rng.choice(targets), name, rng)
+        assert not wrong
