@@ -32,12 +32,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Prints what is damaged, one line each."""
-    from experiments.store.find import default_store, find_steps
+    from experiments.store.find import default_store, select
     from experiments.store.step_folder import Store
     from experiments.store.upkeep.repair import damage, repair_records, repair_steps
 
     store = Store(args.store.expanduser().absolute() if args.store else default_store())
-    steps = [store.root / s.folder for s in find_steps(args.step, store.root)] if args.step else list(store.steps())
+    steps = [store.root / s.folder for s in select(args.step, store.root).steps] if args.step else list(store.steps())
     broken = [] if args.step else _damaged_records(store)
     if args.repair:
         for line in [*repair_records(broken), *repair_steps(store, steps)]:
