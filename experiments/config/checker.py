@@ -16,18 +16,11 @@ from typing import Any
 from experiments.config.coercion import coerce
 from experiments.config.needs import Need, match_needs, reference
 from experiments.config.resources import step_resources
-from experiments.config.signatures import MISSING, Param, Signature, read_component, read_stage, source_file
-from maskgit_core.errors import ConfigError, unknown_key, unknown_name
+from experiments.config.signatures import MISSING, Param, Signature
+from experiments.config.sources import Sources
+from maskgit_core.errors import ConfigError, unknown_key
 
 RESERVED = ("name", "description", "pipeline", "resources", "launcher", "paths", "tracking", "plugins", "sweep")
-FOLDERS = {
-    "Tokenizer": "tokenizers",
-    "Model": "models",
-    "Sampler": "samplers",
-    "Dataset": "datasets",
-    "Extractor": "extractors",
-    "Metric": "metrics",
-}
 
 
 @dataclass(frozen=True)
@@ -70,11 +63,9 @@ class Checker:
     """
 
     def __init__(self, plugins: Sequence[str] = (), known_groups: Sequence[str] = ()) -> None:
-        self.plugins = tuple(plugins)
+        self._sources = Sources(plugins)
         self.known_groups = tuple(known_groups)
         self._memo: dict[str, StepRequest] = {}
-        self._listed: dict[str, list[str]] = {}
-        self._every: set[str] | None = None
 
     def steps(self, config: Mapping[str, Any]) -> dict[str, StepRequest]:
         """The checked requests of every step in `pipeline.steps`, by name, in the order written.
@@ -83,7 +74,7 @@ class Checker:
             ConfigError: unknown, missing, mistyped, out-of-range or derived keys; an unknown need; a wrong kind.
         """
         nodes = self._nodes(config)
-        signatures = {name: self._stage(name, node["stage"]) for name, node in nodes.items()}
+        signatures = {name: self._sources.stage(name, node["stage"]) for name, node in nodes.items()}
         self._check_top_level(config, nodes, signatures)
         kinds = {name: self._kind(name, signature) for name, signature in signatures.items()}
         return {name: self._step(name, node, signatures[name], config, kinds) for name, node in nodes.items()}
@@ -119,31 +110,11 @@ class Checker:
             raise ConfigError("pipeline.steps: names no step")
         return nodes
 
-    def _stage(self, step: str, stage: str) -> Signature:
-        places = [f"experiments.stages.{stage}", *(f"{p}.stages.{stage}" for p in self.plugins)]
-        for module in places:
-            if re.fullmatch(r"[A-Za-z0-9_]+", stage) and source_file(module) is not None:
-                return read_stage(module, stage)
-        raise unknown_name(f"pipeline.steps.{step}.stage", stage, self._names("stages", "experiments"), "stage")
-
     def _kind(self, step: str, signature: Signature) -> str:
         kind = signature.constants.get("PRODUCES")
         if not isinstance(kind, str):
             raise ConfigError(f"pipeline.steps.{step}.stage: {signature.path.name} does not say what it PRODUCES")
         return kind
-
-    def _names(self, folder: str, package: str = "maskgit_core") -> list[str]:
-        """The component or stage files there are; listed once, as every point of a sweep asks."""
-        if folder not in self._listed:
-            names = []
-            for place in (package, *self.plugins):
-                init = source_file(f"{place}.{folder}.__init__")
-                root = init.parent if init else None
-                if root is not None:
-                    files = (p.relative_to(root).with_suffix("").as_posix() for p in root.rglob("*.py"))
-                    names += [name for name in files if not name.rsplit("/", 1)[-1].startswith("_")]
-            self._listed[folder] = sorted(names)
-        return self._listed[folder]
 
     def _check_top_level(
         self, config: Mapping[str, Any], nodes: Mapping[str, Any], signatures: Mapping[str, Signature]
@@ -151,8 +122,8 @@ class Checker:
         stages = {node["stage"] for node in nodes.values()}
         # A block for a step that another file removed from the DAG is no mistake.
         named = set(config["pipeline"]["steps"])
-        stage_files = self._names("stages", "experiments")
-        removed = [self._stage(name, name).params for name in sorted(named - {*nodes}) if name in stage_files]
+        stage_files = self._sources.stages()
+        removed = [self._sources.stage(name, name).params for name in sorted(named - {*nodes}) if name in stage_files]
         params = {p for s in signatures.values() for p, param in s.params.items() if "derived" not in param.marks}
         allowed = {
             *RESERVED,
@@ -165,7 +136,7 @@ class Checker:
             *stage_files,
         }
         for key in config:
-            if key not in allowed and key not in self._all_params():
+            if key not in allowed and key not in self._sources.all_params:
                 raise unknown_key(str(key), str(key), {*RESERVED, *nodes, *stages, *params})
         resources = config.get("resources") or {}
         if not isinstance(resources, Mapping):
@@ -173,13 +144,6 @@ class Checker:
         for key in resources:
             if key not in {*nodes, *named, *stages, *stage_files}:
                 raise unknown_key(f"resources.{key}", str(key), {*nodes, *stages})
-
-    def _all_params(self) -> set[str]:
-        """Parameters of any stage: what a file sets for a step that was removed from the DAG is no mistake either."""
-        if self._every is None:
-            stages = [self._stage(name, name).params.values() for name in self._names("stages", "experiments")]
-            self._every = {p.name for params in stages for p in params if "derived" not in p.marks}
-        return self._every
 
     # -- one step -------------------------------------------------------------------------------------------------
     def _step(
@@ -258,8 +222,8 @@ class Checker:
         base = next(h.args[0] for h in hints if h.form == "spec")
         name = value.get("name")
         if not isinstance(name, str):
-            raise ConfigError(f"{key}.name: missing; one of [{', '.join(self._names(FOLDERS[base]))}]")
-        signature = self._component_signature(base, name, key)
+            raise ConfigError(f"{key}.name: missing; one of [{', '.join(self._sources.components(base))}]")
+        signature = self._sources.component(base, name, key)
         self._refuse_options_of_others(base, name, key, value, signature)
         _refuse_unknown(key, {k: v for k, v in value.items() if k != "name"}, signature)
         inner = _Parts(config={"name": name}, identity={"name": name})
@@ -282,23 +246,14 @@ class Checker:
         for option in value:
             if option == "name" or option in signature.params:
                 continue
-            others = [other for other in self._names(FOLDERS[base]) if other != name]
-            having = [o for o in others if option in self._component_signature(base, o, key).params]
+            others = [other for other in self._sources.components(base) if other != name]
+            having = [o for o in others if option in self._sources.component(base, o, key).params]
             if having:
                 shown = [p.name for p in signature.params.values() if "derived" not in p.marks]
                 raise ConfigError(
                     f"{key}.{option}: unknown key; {name} has no such option, {', '.join(having)} has it: choose such "
                     f"a {base.lower()} or leave it out with ~{key}.{option}. One of [{', '.join(sorted(shown))}]"
                 )
-
-    def _component_signature(self, base: str, name: str, key: str) -> Signature:
-        folder = FOLDERS[base]
-        if re.fullmatch(r"[A-Za-z0-9_]+(/[A-Za-z0-9_]+)*", name):
-            for package in ("maskgit_core", *self.plugins):
-                module = f"{package}.{folder}.{name.replace('/', '.')}"
-                if source_file(module) is not None:
-                    return read_component(module, base, key)
-        raise unknown_name(f"{key}.name", name, self._names(folder), base.lower())
 
 
 def _store(param: Param, value: Any, path: str, parts: _Parts, key: str) -> None:

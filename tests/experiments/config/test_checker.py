@@ -12,6 +12,7 @@ from experiments.config.checker import Checker
 from experiments.config.coercion import coerce
 from experiments.config.compose import groups
 from experiments.config.signatures import Param, read_stage
+from experiments.config.sources import FOLDERS, Sources
 from experiments.planning.pipeline import build
 from maskgit_core.errors import ConfigError
 
@@ -168,13 +169,12 @@ def test_values_have_one_canonical_form() -> None:
 
 def test_every_component_and_stage_has_a_readable_signature() -> None:
     """Law over folders: a new file is tested by existing."""
-    from experiments.config.checker import FOLDERS
     from experiments.config.signatures import read_component
 
-    checker = Checker()
+    sources = Sources()
     seen = 0
     for base, folder in FOLDERS.items():
-        for name in checker._names(folder):
+        for name in sources.components(base):
             module = f"maskgit_core.{folder}.{name.replace('/', '.')}"
             from experiments.config.signatures import source_file
 
@@ -183,7 +183,7 @@ def test_every_component_and_stage_has_a_readable_signature() -> None:
             if f"class {base}" in path.read_text():
                 assert read_component(module, base, name).module == module
                 seen += 1
-    for stage in checker._names("stages", "experiments"):
+    for stage in sources.stages():
         signature = read_stage(f"experiments.stages.{stage}", stage)
         assert isinstance(signature.constants.get("PRODUCES"), str), f"{stage} does not say what it PRODUCES"
         assert isinstance(signature.constants.get("VERSION"), int), f"{stage} has no VERSION"

@@ -1,0 +1,82 @@
+"""Finds the source files of stages and components, in this project and then in plugins."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import cached_property
+
+from experiments.config.signatures import Signature, read_component, read_stage, source_file
+from maskgit_core.errors import unknown_name
+
+#: Class of a component -> its folder.
+FOLDERS = {
+    "Tokenizer": "tokenizers",
+    "Model": "models",
+    "Sampler": "samplers",
+    "Dataset": "datasets",
+    "Extractor": "extractors",
+    "Metric": "metrics",
+}
+
+
+class Sources:
+    """Signatures by name.
+
+    Args:
+        plugins: packages searched after our own for `<package>/<folder>/<name>.py`.
+    """
+
+    def __init__(self, plugins: Sequence[str] = ()) -> None:
+        self._plugins = tuple(plugins)
+        self._listed: dict[str, list[str]] = {}
+
+    def stage(self, step: str, stage: str) -> Signature:
+        """The signature of a step's stage.
+
+        Raises:
+            ConfigError: there is no such stage.
+        """
+        for module in (f"{package}.stages.{stage}" for package in ("experiments", *self._plugins)):
+            if re.fullmatch(r"[A-Za-z0-9_]+", stage) and source_file(module) is not None:
+                return read_stage(module, stage)
+        raise unknown_name(f"pipeline.steps.{step}.stage", stage, self.stages(), "stage")
+
+    def component(self, base: str, name: str, key: str) -> Signature:
+        """The signature of a component of class `base`; `key` is where the config names it.
+
+        Raises:
+            ConfigError: there is no such component.
+        """
+        if re.fullmatch(r"[A-Za-z0-9_]+(/[A-Za-z0-9_]+)*", name):
+            for package in ("maskgit_core", *self._plugins):
+                module = f"{package}.{FOLDERS[base]}.{name.replace('/', '.')}"
+                if source_file(module) is not None:
+                    return read_component(module, base, key)
+        raise unknown_name(f"{key}.name", name, self.components(base), base.lower())
+
+    def stages(self) -> list[str]:
+        """The names of all stages."""
+        return self._names("stages", "experiments")
+
+    def components(self, base: str) -> list[str]:
+        """The names of all components of class `base`."""
+        return self._names(FOLDERS[base], "maskgit_core")
+
+    @cached_property
+    def all_params(self) -> set[str]:
+        """Parameters of any stage: what a file sets for a step that was removed from the DAG is no mistake."""
+        stages = [self.stage(name, name).params.values() for name in self.stages()]
+        return {p.name for params in stages for p in params if "derived" not in p.marks}
+
+    def _names(self, folder: str, package: str) -> list[str]:
+        """The files of a folder; listed once, as every point of a sweep asks."""
+        if folder not in self._listed:
+            names = []
+            for place in (package, *self._plugins):
+                init = source_file(f"{place}.{folder}.__init__")
+                if init is not None:
+                    files = (p.relative_to(init.parent).with_suffix("").as_posix() for p in init.parent.rglob("*.py"))
+                    names += [name for name in files if not name.rsplit("/", 1)[-1].startswith("_")]
+            self._listed[folder] = sorted(names)
+        return self._listed[folder]
