@@ -286,6 +286,13 @@ def test_signals_at_any_moment_cost_no_bit_of_any_file(tmp_path: Path, cache: Pa
         {"micro_batch_size": 5, "mask_kind": "bernoulli", "decay_on": "matrices", "lr_schedule": "last_tenth"},
         {"held_out_share": 0.2, "ema_decay": None, "log_every": 4},
         {"batch_size": 6, "mask_kind": "bernoulli", "mask_schedule": "log", "ema_warmup": "none", "optimizer": "adam"},
+        {
+            "optimizer": "nadam",
+            "warmup_from": "zero",
+            "ema_count_from": 1,
+            "lr_schedule": "last_tenth",
+            "lr_end_as": "floor",
+        },
     ],
     ids=lambda values: " ".join(map(str, values.values())),
 )

@@ -202,6 +202,7 @@ def test_accumulation_changes_nothing_but_rounding(tmp_path: Path, cache: Path) 
         {"loss_on": "all", "mask_kind": "bernoulli", "mask_schedule": "arccos", "lr_schedule": "last_tenth"},
         {"loss_on": "weighted", "mask_rounding": "round", "optimizer": "adam", "label_smoothing": 0.0},
         {"mask_ratio_per": "batch", "precision": "bf16", "grad_clip": None, "ema_warmup": "by_ten"},
+        {"optimizer": "radam", "lr_schedule": "linear", "warmup_from": "zero", "ema_count_from": 1, "ema_power": 0.75},
     ],
 )
 def test_every_switch_of_the_recipes_trains(tmp_path: Path, cache: Path, changed: dict[str, Any]) -> None:
