@@ -50,7 +50,7 @@ class TrackingError(MaskgitError):
 
 def suggestion(name: str, names: Sequence[str]) -> str:
     """`did you mean X? ` where some name is near to what was written or begins with it; else nothing."""
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.6) or [n for n in names if n.startswith(name)]
+    near = _close(name, names, 1, 0.6) or [n for n in names if n.startswith(name)]
     return f"did you mean {near[0]}? " if near else ""
 
 
@@ -70,5 +70,13 @@ def _nearest(name: str, names: Sequence[str]) -> str:
     """All names where they are few, else the five nearest and how many more there are."""
     if len(names) <= 25:
         return ", ".join(names)
-    near = difflib.get_close_matches(name, names, n=5, cutoff=0.0)
+    near = _close(name, names, 5, 0.0)
     return f"{', '.join(near)} and {len(names) - len(near)} more"
+
+
+def _close(name: str, names: Sequence[str], count: int, cutoff: float) -> list[str]:
+    """The names nearest to what was written, whatever its case."""
+    lower: dict[str, str] = {}
+    for known in names:
+        lower.setdefault(known.lower(), known)
+    return [lower[found] for found in difflib.get_close_matches(name.lower(), lower, n=count, cutoff=cutoff)]

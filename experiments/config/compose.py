@@ -220,14 +220,14 @@ def with_value(config: Mapping[str, Any], key: str, value: Any) -> dict[str, Any
     return changed
 
 
-def without(config: Mapping[str, Any], key: str) -> dict[str, Any]:
-    """A copy of `config` with dotted `key` removed."""
+def without(config: Mapping[str, Any], key: str, above: str = "") -> dict[str, Any]:
+    """A copy of `config` with dotted `key` removed; `above` is the key of `config` itself."""
     head, _, rest = key.partition(".")
     if head not in config:
-        raise ConfigError(f"~{key}: there is no such key to remove")
+        raise unknown_name(f"~{above}{key}", head, map(str, config), "key to remove")
     changed = dict(config)
     if rest:
-        changed[head] = without(config[head] if isinstance(config[head], Mapping) else {}, rest)
+        changed[head] = without(config[head] if isinstance(config[head], Mapping) else {}, rest, f"{above}{head}.")
     else:
         del changed[head]
     return changed
