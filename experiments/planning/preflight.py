@@ -16,6 +16,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from experiments.config.signatures import MISSING, read_component
+from experiments.planning.reference_checks import check_reference
 from experiments.store.documents import Manifest
 from maskgit_core import refusals
 from maskgit_core.content import resolve
@@ -48,6 +49,8 @@ def check(nodes: Mapping[str, Node], *, ranks_count: bool = True) -> None:
             _check_sampling(node, known_facts)
         elif node.request.stage == "train":
             _check_training(node, known_facts, ranks_count)
+        elif node.request.stage in ("evaluate", "eval_tokenizer") and node.inputs.get("reference"):
+            check_reference(node, nodes[node.inputs["reference"][0]])
         elif node.request.stage == "train_tokenizer":
             _check_tokenizer_training(node, known_facts, ranks_count)
 

@@ -142,6 +142,14 @@ def test_what_only_a_removed_step_would_read_is_no_mistake(tmp_path: Path) -> No
         ("edit.right=2", "edit.right: columns to add but region is `bottom`"),
         ("edit.label=10", "edit.label: 10 is out of range; the model knows classes 0 to 9"),
         ("sampler.num_steps=50", "sampler.num_steps: 50 steps for 49 tokens"),
+        (
+            "evaluate.metrics=[frechet,precision_recall]",
+            "evaluate.metrics: precision_recall needs a reference made for it, and reference_statistics.metrics is",
+        ),
+        (
+            "evaluate.extractor.input_size=128",
+            "evaluate.extractor: input_size differ\\(s\\) from reference_statistics.extractor",
+        ),
     ],
 )
 def test_edits_that_cannot_work_are_refused(tmp_path: Path, asked: str, said: str) -> None:
