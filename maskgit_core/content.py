@@ -103,6 +103,9 @@ def describe(path: Path, cache: Path | None = None) -> Digest:
     found = sorted(_walk(path))
     if not found:
         raise DataError(f"{path}: the folder holds no files; put the data there or set the path to where it is")
+    for name, _, _ in found:
+        if not _is_text(name):
+            raise DataError(f"{path}: a file's name is not UTF-8 text ({name!a}); rename it")
     total = sum(stat.st_size for _, _, stat in found)
     if total > FULL_DIGEST_BYTES:
         return _sampled(found, total, table)
@@ -112,6 +115,14 @@ def describe(path: Path, cache: Path | None = None) -> Digest:
         lines[_logical_name(name)] = f"{_logical_name(name)}\0{entry['size']}\0{entry['sha256']}"
     table.save()
     return Digest(_hash_lines(*(lines[name] for name in sorted(lines))), None)
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _sampled(found: list[tuple[str, Path, os.stat_result]], total: int, table: _Table) -> Digest:

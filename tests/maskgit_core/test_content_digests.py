@@ -123,3 +123,12 @@ def test_empty_and_missing_folders_are_refused(tmp_path: Path) -> None:
 def test_the_copy_of_a_folder_has_the_same_digest(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "copy")
     assert digest(tmp_path / "copy") == digest(folder)
+
+
+def test_a_name_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "good.txt").write_text("x")
+    with open(os.fsencode(tmp_path / "data") + b"/\xff\xfe.txt", "w"):
+        pass
+    with pytest.raises(DataError, match=r"a file's name is not UTF-8 text \('\\udcff\\udcfe.txt'\); rename it"):
+        describe(tmp_path / "data", tmp_path / "cache")
