@@ -28,15 +28,21 @@ _UMASK = _read_umask()
 
 
 def write_for_group(root: Path) -> None:
-    """From here on this process's files and folders are group-writable, where the store `root` itself is.
+    """From here on the group may read, write and enter all that this process makes, where it may do so with `root`.
 
     Whoever owns the store says so once (`chgrp lab runs; chmod 2775 runs`); nobody's umask then shuts the others out.
     """
     global _UMASK
     with contextlib.suppress(OSError):
-        if root.stat().st_mode & stat.S_IWGRP and _UMASK & stat.S_IWGRP:
-            _UMASK &= ~stat.S_IWGRP
+        if root.stat().st_mode & stat.S_IWGRP and _UMASK & stat.S_IRWXG:
+            _UMASK &= ~stat.S_IRWXG
             os.umask(_UMASK)
+
+
+def share_with_group(path: Path) -> None:
+    """Gives a file that a library made with a mode of its own the one that the umask asks for."""
+    with contextlib.suppress(OSError):
+        path.chmod(0o666 & ~_UMASK)
 
 
 def explain(error: OSError, path: Path) -> ArtifactError:

@@ -30,14 +30,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Ships what is new; 1 where something could not be shipped."""
-    from experiments.config.settings import default_uri
+    from experiments.config.settings import default_uri, refuse_password
     from experiments.monitoring.queue import job_alive
     from experiments.store.find import default_store
     from experiments.tracking.address import ShipReport, follow
     from experiments.tracking.mlflow_store import ship
 
     store = args.store.expanduser().absolute() if args.store else default_store()
-    uri = args.uri or default_uri()
+    uri = refuse_password(args.uri) or default_uri()
     if not args.follow:
         report = ship(store, uri, job_alive=job_alive())
         return _tell(report)
@@ -56,7 +56,8 @@ def main(args: argparse.Namespace) -> int:
 
 
 def _tell(report: object) -> int:
-    from experiments.tracking.address import ShipReport, without_password
+    from experiments.config.settings import without_password
+    from experiments.tracking.address import ShipReport
 
     assert isinstance(report, ShipReport)
     if report.uri:

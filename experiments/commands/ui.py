@@ -34,14 +34,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Ships, then serves until Ctrl-C; with a tracking server elsewhere it only prints its address."""
-    from experiments.config.settings import default_uri, resolve_uri
+    from experiments.config.settings import default_uri, refuse_password, resolve_uri
     from experiments.monitoring.queue import job_alive
     from experiments.store.find import default_store
     from experiments.tracking.server import serve
     from maskgit_core.errors import TrackingError
 
     store = args.store.expanduser().absolute() if args.store else default_store()
-    uri = resolve_uri(store, args.uri or default_uri())
+    uri = resolve_uri(store, refuse_password(args.uri) or default_uri())
     if not args.no_sync:
         from experiments.tracking.mlflow_store import ship
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from experiments.config.coercion import coerce
 from experiments.config.signatures import Hint, Param
 from maskgit_core.errors import ConfigError, TrackingError, unknown_key
 
+#: A `tracking.uri` that means the address in MLFLOW_TRACKING_URI, so that it is recorded nowhere.
+FROM_ENVIRONMENT = "env"
 _TEXT, _NONE = Hint("str"), Hint("none")
 SCHEMA: dict[str, dict[str, Param]] = {
     "paths": {name: Param(name, _TEXT) for name in ("store", "data")},
@@ -41,12 +44,34 @@ def checked(config: Mapping[str, Any]) -> dict[str, Any]:
             if key not in schema:
                 raise unknown_key(f"{block}.{key}", str(key), schema)
             found[block][key] = coerce(schema[key], value, f"{block}.{key}")
-    resolve_uri(Path(), found["tracking"]["uri"])
+    if found["tracking"]["uri"] != FROM_ENVIRONMENT:
+        resolve_uri(Path(), refuse_password(found["tracking"]["uri"]))
     plugins = config.get("plugins") or []
     if not isinstance(plugins, list) or not all(isinstance(p, str) and p.isidentifier() for p in plugins):
         raise ConfigError(f"plugins: found {plugins!r}; it must be a list of package names")
     found["plugins"] = plugins
     return found
+
+
+def without_password(text: str) -> str:
+    """The same with `***` for the passwords of the addresses in it."""
+    text = re.sub(r"""://([^:/@\s"']*):[^\s"']*@""", r"://\1:***@", text)
+    return re.sub(r"""([?&][\w.-]*(?:password|passwd|token|secret)[\w.-]*=)[^&\s"']+""", r"\1***", text, flags=re.I)
+
+
+def refuse_password(uri: str | None) -> str | None:
+    """`uri`, unless it holds a password: what is written in a config or a command is recorded and seen by others.
+
+    Raises:
+        TrackingError: names the environment variables that keep it out of both.
+    """
+    if uri and without_password(uri) != uri:
+        raise TrackingError(
+            f"tracking.uri: {without_password(uri)}: a password here would be recorded with every run; set "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD for a server, or put the whole address into "
+            f"MLFLOW_TRACKING_URI and write tracking.uri={FROM_ENVIRONMENT}"
+        )
+    return uri
 
 
 def default_uri() -> str | None:
@@ -60,11 +85,15 @@ def resolve_uri(store: Path, uri: str | None) -> str:
     Raises:
         TrackingError: an address MLflow would not serve.
     """
+    if uri == FROM_ENVIRONMENT:
+        uri = default_uri()
+        if uri is None:
+            raise TrackingError(f"tracking.uri: {FROM_ENVIRONMENT}: MLFLOW_TRACKING_URI is not set here; set it")
     if not uri:
         return f"sqlite:///{Path(store).absolute() / 'mlflow.db'}"
     if not uri.startswith(("http://", "https://", "sqlite:///", "postgresql", "mysql", "mssql")):
         raise TrackingError(
-            f"tracking.uri: {uri}: cannot be used; write null (SQLite in the store), http://HOST:PORT, sqlite:///FILE "
-            "or postgresql://..."
+            f"tracking.uri: {without_password(uri)}: cannot be used; write null (SQLite in the store), "
+            "http://HOST:PORT, sqlite:///FILE or postgresql://..."
         )
     return uri

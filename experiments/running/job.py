@@ -19,13 +19,14 @@ from pathlib import Path
 from typing import Literal, TextIO
 
 from experiments.config.specs import Input
+from experiments.console import duration
 from experiments.monitoring.queue import job_alive
 from experiments.running.attempt import Attempt, Stopped, SupersededError, wait_for_file
 from experiments.running.binding import arguments, input_manifests, load_inputs
 from experiments.running.signals import StopFlag
 from experiments.running.system_metrics import system_metrics
 from experiments.store import provenance
-from experiments.store.claims import Claim, JobAlive
+from experiments.store.claims import SILENT_S, Claim, JobAlive
 from experiments.store.code_digests import loaded_science
 from experiments.store.documents import AttemptRecord, Digests, End, Launch, Manifest, Record, Refusal, Request, Start
 from experiments.store.paths import StepFolder
@@ -86,7 +87,8 @@ class Job:
             return CONTINUE if stopped.requeue else STOPPED
         forwarder = Forwarder.start(self.folder, launch) if self.rank == 0 and self.forwards else None
         try:
-            return self._attempt(number, request, launch, inputs, digests)
+            with self.claim.kept_alive() if self.rank == 0 else contextlib.nullcontext():
+                return self._attempt(number, request, launch, inputs, digests)
         finally:
             if self.rank == 0:
                 self.claim.release()
@@ -101,13 +103,17 @@ class Job:
             found = wait_for_file(agreed)
             number: int | None = found["attempt"]
             return number
-        said = False
+        said = silent = False
         while (owner := self.claim.take()) is not None:
             if self.stop.is_set():
                 raise Stopped(self.stop.wants_requeue)
             if not said:
                 say(f"{self.folder.name}: waiting for {owner.where()}, which is running it", sys.stdout)
                 said = True
+            if not silent and self.claim.silent_s() > SILENT_S:
+                since = duration(self.claim.silent_s())
+                say(f"{self.folder.name}: no sign of life for {since}; if it is gone: maskgit unlock {self.folder}")
+                silent = True
             time.sleep(0.5)
         if is_current(self.folder, inputs):
             self.claim.release()

@@ -10,16 +10,21 @@ import contextlib
 import getpass
 import os
 import socket
+import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
 from experiments.store.typed_json import OPTIONAL, Document
+from maskgit_core.errors import ArtifactError
 from maskgit_core.files import process_start
 
+HEARTBEAT_S = 30.0
+#: Without a sign of life for so long, an owner may be gone.
+SILENT_S = 300.0
 #: job id -> True (alive), False (ended), None (nobody knows)
 JobAlive = Callable[[str], "bool | None"]
 
@@ -29,6 +34,7 @@ class Owner(Document):
     """The process that holds a claim, described so that others can tell whether it still lives."""
 
     FILE = "claim.json"
+    REMEDY = "so it is not known who works here; if nobody does: maskgit unlock {folder}"
 
     host: str
     boot: str
@@ -39,6 +45,7 @@ class Owner(Document):
     restart: int = 0  # how often SLURM requeued it
     launch: str | None = None
     time: float = 0.0
+    pid_namespace: str = ""  # of containers; empty in claims of earlier releases
     token: str = field(default="", compare=False, metadata=OPTIONAL)  # of the claim
 
     @classmethod
@@ -54,6 +61,7 @@ class Owner(Document):
             restart=int(os.environ.get("SLURM_RESTART_COUNT", 0)),
             launch=os.environ.get("MASKGIT_LAUNCH_ID"),
             time=time.time(),
+            pid_namespace=pid_namespace(),
         )
 
     def where(self) -> str:
@@ -69,6 +77,14 @@ def boot_id() -> str:
     return ""
 
 
+@cache
+def pid_namespace() -> str:
+    """The kernel's name of the namespace that process ids are counted in; empty where there is none."""
+    with contextlib.suppress(OSError):
+        return os.readlink("/proc/self/ns/pid")
+    return ""
+
+
 def current_job() -> str | None:
     """The SLURM job this process runs in, as squeue prints it (`12_3` for an array element)."""
     if array := os.environ.get("SLURM_ARRAY_JOB_ID"):
@@ -80,6 +96,7 @@ def is_alive(owner: Owner, job_alive: JobAlive | None = None) -> bool | None:
     """True, False (proved dead) or None (cannot be told from here).
 
     A job is judged by the queue; a process on this host by its pid and start time; a process of another boot is dead.
+    Of a container with the same host name, whose process ids mean something else, nothing can be told.
     """
     if owner.job is not None:
         if owner.job == current_job() and owner.restart < int(os.environ.get("SLURM_RESTART_COUNT", 0)):
@@ -87,7 +104,7 @@ def is_alive(owner: Owner, job_alive: JobAlive | None = None) -> bool | None:
         known = job_alive(owner.job) if job_alive is not None else None
         if known is not None:
             return known
-    if owner.host == socket.gethostname():
+    if owner.host == socket.gethostname() and owner.pid_namespace in ("", pid_namespace()):
         if owner.boot and boot_id() and owner.boot != boot_id():
             return False
         start = process_start(owner.pid)
@@ -151,7 +168,29 @@ class Claim:
 
     def release(self) -> None:
         """Gives it up, if it is still ours."""
-        owner = self.owner()
-        if owner is not None and owner.token == self._token:
-            with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, ArtifactError):
+            owner = self.owner()
+            if owner is not None and owner.token == self._token:
                 self.path.unlink()
+
+    @contextlib.contextmanager
+    def kept_alive(self) -> Iterator[None]:
+        """Renews the file's time while the block runs, which tells others on other hosts that its owner lives."""
+        ended = threading.Event()
+
+        def beat() -> None:
+            while not ended.wait(HEARTBEAT_S):
+                with contextlib.suppress(OSError):
+                    os.utime(self.path)
+
+        threading.Thread(target=beat, name="heartbeat", daemon=True).start()
+        try:
+            yield
+        finally:
+            ended.set()
+
+    def silent_s(self) -> float:
+        """Seconds since the owner's last sign of life."""
+        with contextlib.suppress(OSError):
+            return max(0.0, time.time() - self.path.stat().st_mtime)
+        return 0.0

@@ -11,10 +11,12 @@ import importlib.util
 import os
 import shutil
 import subprocess
+import sys
 import time
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from fnmatch import fnmatch
 from pathlib import Path
 
 from experiments.store import provenance
@@ -24,6 +26,9 @@ from maskgit_core.files import explain
 
 _LEFT_OUT = ("tests/", "docs/", ".github/", ".ci/")
 _PACKAGES = ("maskgit_core", "experiments", "launchers", "conf")
+#: Names of files that may hold passwords or keys; they are never copied into a store.
+SECRETS = ("secrets.*", "*secret*.y*ml", "*credential*", "*.pem", "*.key", ".netrc", ".env", ".env.*",
+           "id_rsa*", "id_ed25519*", ".pgpass", ".my.cnf")  # fmt: skip
 _UNTRACKED_LIMIT = 1_000_000  # bytes; larger untracked files are no source code
 
 
@@ -34,6 +39,10 @@ def freeze(store: Path, plugins: Sequence[str] = (), root: Path = provenance.ROO
         ArtifactError: the store cannot be written.
     """
     files = {**dict(_project_files(root)), **dict(_plugin_files(plugins))}
+    secret = sorted(name for name in files if looks_secret(name))
+    if secret:
+        print(f"not frozen, since they look like secrets: {', '.join(secret)}", file=sys.stderr)
+    files = {name: path for name, path in files.items() if name not in secret}
     contents = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in sorted(files.items())}
     state = provenance.code_state()
     digest = fingerprint({"files": contents, "commit": state.commit})[:16]
@@ -57,6 +66,11 @@ def freeze(store: Path, plugins: Sequence[str] = (), root: Path = provenance.ROO
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return target
+
+
+def looks_secret(name: str) -> bool:
+    """True for files that by their name hold passwords or keys."""
+    return any(fnmatch(Path(name).name.lower(), pattern) for pattern in SECRETS)
 
 
 def _project_files(root: Path) -> Iterator[tuple[str, Path]]:

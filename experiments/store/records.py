@@ -46,6 +46,8 @@ class PipelineItem:
 class PipelineRecord(Document):
     """One execution of a pipeline; `<store>/pipelines/<uid>.json`."""
 
+    REMEDY = "maskgit verify --repair sets it aside, after which its command can be run again"
+
     format: int = FORMAT
     uid: str
     experiment: str

@@ -202,11 +202,8 @@ def fingerprint(value: object) -> str:
 class DamagedError(ArtifactError):
     """A document exists but is not what it should be; `path` is the file."""
 
-    def __init__(self, path: Path, problem: str) -> None:
-        super().__init__(
-            f"{path}: is damaged: {problem}; maskgit run sets it aside and repairs the step or runs it again "
-            "(maskgit verify shows all damage)"
-        )
+    def __init__(self, path: Path, problem: str, remedy: str) -> None:
+        super().__init__(f"{path}: is damaged: {problem}; {remedy}")
         self.path = path
         self.problem = problem
 
@@ -216,6 +213,9 @@ class Document:
     """A JSON file with a fixed name; subclasses list its keys."""
 
     FILE: ClassVar[str] = ""
+    REMEDY: ClassVar[str] = (
+        "maskgit run sets it aside and repairs the step or runs it again (maskgit verify shows all damage)"
+    )
 
     @classmethod
     def load(cls, path: Path) -> Self | None:
@@ -230,7 +230,7 @@ class Document:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except MalformedError as error:
-            raise DamagedError(path, str(error)) from None
+            raise DamagedError(path, str(error), cls.REMEDY.format(folder=path.parent)) from None
         except OSError as error:
             raise ArtifactError(f"{path}: cannot be read ({error.strerror}); check the disk and permissions") from error
         return document

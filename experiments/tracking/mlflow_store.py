@@ -7,7 +7,6 @@ again, by several processes at once and from other machines (`experiments/tracki
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import json
 import logging
@@ -19,15 +18,16 @@ from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
-from experiments.config.settings import resolve_uri
+from experiments.config.settings import resolve_uri, without_password
 from experiments.store.claims import Claim, JobAlive
 from experiments.store.documents import DatasetUse
 from experiments.store.journal import Point
-from experiments.tracking.address import ShipReport, embedded_lock, knock, told, without_password
+from experiments.tracking.address import ShipReport, knock, modules_set_apart, told
+from experiments.tracking.embedded import embedded_lock, prepare_database
 from experiments.tracking.points import first_points, last_points
 from experiments.tracking.runs import Run, read_runs
 from maskgit_core.errors import TrackingError
-from maskgit_core.files import read_json, write_json
+from maskgit_core.files import read_json, write_for_group, write_json
 
 UID, MARKS, DUPLICATE = "maskgit.uid", "maskgit.shipped", "maskgit.duplicate"
 MAX_METRICS, MAX_PARAMS, MAX_TAGS, MAX_TEXT = 999, 100, 100, 6000  # a batch of metrics also carries the marks
@@ -69,11 +69,17 @@ def ship(
         TrackingError: the server cannot be reached or refuses; what was shipped before stays shipped.
     """
     store = Path(store).absolute()
+    write_for_group(store)
     address = resolve_uri(store, uri)
     report = ShipReport(address)
     with embedded_lock(store) if address.startswith("sqlite:") else nullcontext(), told(address), ExitStack() as stack:
+        problem = prepare_database(store, _make_database) if address == resolve_uri(store, None) else None
         target = MlflowStore(store, address)
-        stack.enter_context(_modules_set_apart())
+        if problem is not None:
+            report.problems.append(problem)
+            with suppress(AttributeError):  # connections of this process to the file that was set aside
+                target.client._tracking_client.store.engine.dispose()
+        stack.enter_context(modules_set_apart())
         # Looked at again after writing: what changed meanwhile (a step killed and taken up by another shipper's job)
         # must not be left as this look saw it. Whoever writes last also looks last.
         for _ in range(MAX_LOOKS):
@@ -87,18 +93,11 @@ def ship(
     return report
 
 
-@contextmanager
-def _modules_set_apart() -> Iterator[None]:
-    """Spares the garbage collector the half million objects of MLflow's modules, which the many short-lived ones of a
-    database session make it walk through again and again: a third of the time that shipping takes."""
-    if gc.get_freeze_count():  # somebody else's doing, and theirs to end
-        yield
-        return
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
+def _make_database(address: str) -> None:
+    MlflowStore.set_environment()
+    from mlflow import MlflowClient
+
+    MlflowClient(tracking_uri=address).search_experiments()
 
 
 def _show_all(target: MlflowStore, runs: Sequence[Run], report: ShipReport) -> int:
@@ -119,10 +118,7 @@ class MlflowStore:
     """
 
     def __init__(self, store: Path, address: str) -> None:
-        for name, value in ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
-        logging.getLogger("alembic").setLevel(logging.WARNING)
-        logging.getLogger("mlflow").setLevel(logging.WARNING)
+        self.set_environment()
         from mlflow import MlflowClient
 
         if address.startswith("http"):
@@ -134,6 +130,14 @@ class MlflowStore:
         self._memory = store / "tracking" / hashlib.sha256(address.encode()).hexdigest()[:12]
         self._experiments: dict[str, str] = {}
         self._run_ids: dict[str, str] = {}
+
+    @staticmethod
+    def set_environment() -> None:
+        """Keeps MLflow quiet and at home; call it before it is imported."""
+        for name, value in ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        logging.getLogger("alembic").setLevel(logging.WARNING)
+        logging.getLogger("mlflow").setLevel(logging.WARNING)
 
     def show(self, run: Run) -> int:
         """Brings one run up to date; returns the number of points sent."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from experiments.config.settings import without_password
 from experiments.store.documents import DatasetUse, Launch, Manifest, Request, Start
 from experiments.store.journal import Point, read_lines
 from experiments.store.paths import StepFolder
@@ -38,7 +39,7 @@ def common_tags(record: PipelineRecord) -> dict[str, str]:
         "commit": record.code.commit or "",
         "dirty": str(record.code.dirty).lower(),
         "mlflow.user": record.user,
-        "mlflow.source.name": record.command,
+        "mlflow.source.name": without_password(record.command),
     }
 
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from experiments.config.settings import without_password
 from experiments.store.claims import JobAlive, is_alive
 from experiments.store.documents import DatasetUse, End, Manifest, Refusal, Request, Start, Submission
 from experiments.store.journal import Point, started
@@ -131,8 +132,8 @@ def _parent_run(record: PipelineRecord, steps: Sequence[Run]) -> Run:
             "state": state,
             "mlflow.note.content": record.description,
         },
-        params={"command": record.command},
-        texts={"pipeline.json": json.dumps(plain(record), indent=2, sort_keys=True, default=str)},
+        params={"command": without_password(record.command)},
+        texts={"pipeline.json": without_password(json.dumps(plain(record), indent=2, sort_keys=True, default=str))},
     )
 
 

@@ -19,12 +19,12 @@ LOOPBACK = "localhost:*,127.0.0.1:*,[::1]:*,localhost,127.0.0.1"
 
 
 def command(
-    store: Path, uri: str, *, host: str, port: int, allowed_hosts: str | None = None, basic_auth: bool = False
+    store: Path, *, host: str, port: int, allowed_hosts: str | None = None, basic_auth: bool = False
 ) -> list[str]:
-    """The command line of the server."""
+    """The command line of the server; the database's address, which may hold a password, is in its environment."""
     hosts = allowed_hosts if allowed_hosts is not None else (LOOPBACK if host in ("127.0.0.1", "localhost") else None)
     return [
-        sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri,
+        sys.executable, "-m", "mlflow", "server",
         "--artifacts-destination", str(Path(store).absolute() / "mlflow-artifacts"),
         "--host", host, "--port", str(port), "--workers", "1",
         *(["--allowed-hosts", f"{hosts},{LOOPBACK}"] if hosts else []),
@@ -69,8 +69,8 @@ def start(
     out = open(log, "ab") if log is not None else None  # noqa: SIM115 - the child keeps it
     try:
         return subprocess.Popen(
-            command(store, uri, host=host, port=port, allowed_hosts=allowed_hosts, basic_auth=basic_auth),
-            env=environment(),
+            command(store, host=host, port=port, allowed_hosts=allowed_hosts, basic_auth=basic_auth),
+            env={**environment(), "MLFLOW_BACKEND_STORE_URI": uri},
             cwd=store,
             stdout=out,
             stderr=subprocess.STDOUT if out is not None else None,

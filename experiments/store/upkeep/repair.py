@@ -81,7 +81,7 @@ def repair_steps(store: Store, folders: Iterable[Path]) -> list[str]:
         if problems and Owner.FILE not in {problem.path.name for problem in problems}:
             lines += [_repair(store, folder, problem) for problem in problems]
         elif problems:
-            raise ArtifactError(f"{folder / Owner.FILE}: is damaged; if nobody runs the step, maskgit unlock {folder}")
+            raise next(problem for problem in problems if problem.path.name == Owner.FILE)
     return lines
 
 

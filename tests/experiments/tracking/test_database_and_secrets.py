@@ -1,0 +1,113 @@
+"""The store's MLflow database survives kills and damage; passwords stay in the environment; a group shares it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sqlite3
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import LAB, ROOT
+from tracked_store import TrackedStore, lines
+
+from experiments.cli import main
+from experiments.store.frozen_code import looks_secret
+from experiments.tracking.embedded import damage
+from experiments.tracking.mlflow_store import ship
+
+PASSWORD = "s3cret-pa55"
+URI = f"http://ada:{PASSWORD}@tracker.example:5000"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> TrackedStore:
+    made = TrackedStore(tmp_path / "store")
+    folder = made.step("train", "train", "model", {"lr": 0.1})
+    lines(made.attempt(folder) / "journal.jsonl", [(i, {"loss": float(i)}) for i in range(20)])
+    made.done(folder)
+    return made
+
+
+def test_a_half_made_or_damaged_database_is_set_aside_and_made_anew(store):
+    path = store.root / "mlflow.db"
+    with sqlite3.connect(path) as database:
+        database.execute("CREATE TABLE experiments (x)")
+    assert "was killed" in (damage(path) or "")
+    report = ship(store.root)
+    assert report.points == 20 and "set aside as mlflow.db.damaged-" in report.problems[0] and damage(path) is None
+    assert ship(store.root).problems == []
+    path.write_bytes(path.read_bytes()[:5000])
+    assert ship(store.root).points == 20 and damage(path) is None
+    path.write_bytes(b"no database at all" * 100)
+    assert ship(store.root).points == 20 and damage(path) is None
+
+
+@pytest.mark.slow
+def test_a_kill_during_the_first_ship_harms_nothing(store, tmp_path):
+    for number in range(13):
+        root = tmp_path / f"killed-{number}"
+        shutil.copytree(store.root, root)
+        call = [sys.executable, "-m", "experiments.cli", "sync", "--store", str(root)]
+        process = subprocess.Popen(call, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.DEVNULL)
+        time.sleep(0.5 + 0.5 * number)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        report = ship(root)
+        assert report.problems == [] and damage(root / "mlflow.db") is None
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o027, 0o077])
+def test_a_group_may_read_write_and_enter_whatever_the_umask(store, mask):
+    store.root.chmod(0o2775)
+    before = os.umask(mask)
+    try:
+        code = f"from experiments.tracking.mlflow_store import ship; ship({str(store.root)!r})"
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+    finally:
+        os.umask(before)
+    mode = (store.root / "mlflow.db").stat().st_mode
+    assert mode & stat.S_IRGRP and mode & stat.S_IWGRP
+    for folder in ("tracking", "mlflow-artifacts"):
+        assert (store.root / folder).stat().st_mode & stat.S_IRWXG == stat.S_IRWXG
+
+
+def test_a_password_in_an_address_is_refused_and_never_printed(tmp_path, capsys):
+    arguments = ["experiment=chain", f"paths.store={tmp_path}", "launcher=inline", "--config-dir", str(LAB)]
+    for verb in ("run", "plan"):
+        assert main([verb, *arguments, f"tracking.uri={URI}"]) == 2
+        text = "".join(capsys.readouterr())
+        assert PASSWORD not in text and "MLFLOW_TRACKING_PASSWORD" in text and text.count("\n") == 1
+    for verb in ("sync", "ui"):
+        assert main([verb, "--store", str(tmp_path), "--uri", f"postgresql://a:{PASSWORD}@h/db"]) == 2
+        assert PASSWORD not in "".join(capsys.readouterr())
+    assert not list(tmp_path.rglob("*.json"))
+
+
+def test_an_address_of_the_environment_is_recorded_as_such(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://ada:{PASSWORD}@127.0.0.1:9")
+    arguments = ["experiment=chain", f"paths.store={tmp_path}", "launcher=inline", "--config-dir", str(LAB)]
+    assert main(["run", *arguments, "tracking.uri=env"]) == 0
+    assert PASSWORD not in "".join(capsys.readouterr())
+    texts = [path.read_text(errors="replace") for path in tmp_path.rglob("*") if path.is_file()]
+    assert texts and not any(PASSWORD in text for text in texts)
+
+
+def test_records_of_earlier_releases_are_shipped_without_their_passwords(store):
+    store.settings = {"tracking": {"uri": URI}}
+    store.write(command=f"maskgit run tracking.uri={URI}")
+    ship(store.root)
+    assert PASSWORD.encode() not in (store.root / "mlflow.db").read_bytes()
+    artifacts = [path for path in (store.root / "mlflow-artifacts").rglob("*") if path.is_file()]
+    assert artifacts and not any(PASSWORD in path.read_text(errors="replace") for path in artifacts)
+
+
+def test_files_that_look_like_secrets_are_not_frozen():
+    assert all(map(looks_secret, ("conf/secrets.yaml", "a/my_credentials.json", "key.pem", ".netrc", "x/.env")))
+    assert not any(map(looks_secret, ("experiments/stages/cache_tokens.py", "maskgit_core/tokenizers/vq.py", "a.yaml")))
