@@ -14,15 +14,12 @@ from conftest import ROOT
 
 SMALL = (
     "train_tokenizer.num_train_steps=2",
-    "reference_statistics.num_images=40",
-    "eval_tokenizer.num_images=20",
     "train.num_train_steps=2",
     "sample.num_samples=20",
-    "sample_untrained.num_samples=20",
-    "evaluate.num_images=20",
-    "evaluate.classifier_steps=2",
     "launcher=inline",
     "tracking.ship=false",
+    "--until",
+    "sample",
 )
 
 
