@@ -216,11 +216,16 @@ def training_masks(
     draws_BL = rng.uniforms(rng.sample_seeds(seed, numbers_B), rng.MASK, num_tokens)
     if kind == "bernoulli":
         return draws_BL < ratios_B[:, None]
+    is_early_BL = torch.arange(num_tokens) < exact_counts(ratios_B, num_tokens, rounding)[:, None]
+    order_BL = draws_BL.argsort(dim=1, stable=True)
+    return torch.zeros_like(is_early_BL).scatter_(1, order_BL, is_early_BL)
+
+
+def exact_counts(ratios_B: torch.Tensor, num_tokens: int, rounding: Literal["ceil", "round"] = "ceil") -> torch.Tensor:
+    """How many tokens `exact` masks at each ratio: int64 (B,)."""
     wanted_B = ratios_B.double() * num_tokens
     counts_B = torch.ceil(wanted_B - 1e-9) if rounding == "ceil" else torch.round(wanted_B)
-    counts_B = counts_B.long().clamp(1, num_tokens)
-    ranks_BL = draws_BL.argsort(dim=1, stable=True).argsort(dim=1)
-    return ranks_BL < counts_B[:, None]
+    return counts_B.long().clamp(1, num_tokens)
 
 
 def dropped_labels(

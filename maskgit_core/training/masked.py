@@ -14,7 +14,7 @@ import torch
 
 from maskgit_core import rng
 from maskgit_core.losses import token_weights
-from maskgit_core.masking import dropped_labels, training_masks, training_ratios
+from maskgit_core.masking import dropped_labels, exact_counts, training_masks, training_ratios
 from maskgit_core.training.recipe import Recipe
 
 #: Masked-token accuracy is reported for mask ratios in these quarters.
@@ -77,10 +77,10 @@ class Masker:
         self.recipe, self.mask_token_id, self.null_label = recipe, mask_token_id, null_label
         self.grouped = grouped
 
-    def masks(self, numbers_B: torch.Tensor, num_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """(ratios_B, masked_BL) for samples at the given places of the training stream."""
+    def ratios(self, numbers_B: torch.Tensor, num_tokens: int) -> torch.Tensor:
+        """Mask ratios (B,) of samples at the given places of the training stream."""
         recipe = self.recipe
-        ratios_B = training_ratios(
+        return training_ratios(
             recipe.seed,
             numbers_B,
             recipe.mask_schedule,
@@ -89,28 +89,51 @@ class Masker:
             samples_per_draw=recipe.batch_size if recipe.mask_ratio_per == "batch" else 1,
             min_ratio=recipe.min_mask_ratio,
         )
+
+    def masks(self, numbers_B: torch.Tensor, num_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """(ratios_B, masked_BL) for samples at the given places of the training stream."""
+        recipe, ratios_B = self.recipe, self.ratios(numbers_B, num_tokens)
         masked_BL = training_masks(
             recipe.seed, numbers_B, ratios_B, num_tokens, kind=recipe.mask_kind, rounding=recipe.mask_rounding
         )
         return ratios_B, masked_BL
 
-    def __call__(self, tokens_BL: torch.Tensor, labels_B: torch.Tensor, numbers_B: torch.Tensor) -> MaskedBatch:
-        """The masked batch of this process's samples, whose places in the stream are `numbers_B`."""
-        if self.grouped is not None:
-            tokens_BL = self.grouped(tokens_BL)
+    def total_weight(self, number: int, num_tokens: int) -> float:
+        """Sum of the loss weights over the global batch that holds place `number` of the stream.
+
+        Where it follows from the mask ratios, the masks of other processes' samples are not drawn.
+        """
+        recipe = self.recipe
+        first = number // recipe.batch_size * recipe.batch_size
+        whole_G = torch.arange(first, first + recipe.batch_size)
+        if recipe.loss_on == "all":
+            total = float(recipe.batch_size * num_tokens)
+        elif recipe.loss_on == "masked" and recipe.mask_kind == "exact":
+            total = float(exact_counts(self.ratios(whole_G, num_tokens), num_tokens, recipe.mask_rounding).sum())
+        else:
+            masked_GL = self.masks(whole_G, num_tokens)[1]
+            total = token_weights(masked_GL, recipe.loss_on, recipe.unmasked_weight).sum().item()
+        return max(total, 1e-6)
+
+    def split(self, batch: Any, parts: int) -> list[MaskedBatch]:
+        """A token batch as `parts` masked ones for gradient accumulation; their losses add up to the whole one's."""
+        tokens_BL = batch.tokens_BL if self.grouped is None else self.grouped(batch.tokens_BL)
+        total = self.total_weight(int(batch.indices_B[0]), tokens_BL.shape[1])
+        pieces = zip(*(t.tensor_split(parts) for t in (tokens_BL, batch.labels_B, batch.indices_B)), strict=True)
+        return [self._masked(*piece, total) for piece in pieces if len(piece[0])]
+
+    def _masked(
+        self, tokens_BL: torch.Tensor, labels_B: torch.Tensor, numbers_B: torch.Tensor, total: float
+    ) -> MaskedBatch:
+        """The masked batch of samples whose places in the stream are `numbers_B`."""
         recipe, num_tokens = self.recipe, tokens_BL.shape[1]
-        step = int(numbers_B[0]) // recipe.batch_size
-        whole_G = torch.arange(step * recipe.batch_size, (step + 1) * recipe.batch_size)
-        ratios_G, masked_GL = self.masks(whole_G, num_tokens)
-        mine_B = numbers_B - whole_G[0]
-        masked_BL = masked_GL[mine_B]
+        ratios_B, masked_BL = self.masks(numbers_B, num_tokens)
         weights_BL = token_weights(masked_BL, recipe.loss_on, recipe.unmasked_weight)
-        total = token_weights(masked_GL, recipe.loss_on, recipe.unmasked_weight).sum().item()
         places_M = weights_BL.flatten().nonzero()[:, 0]
         if self.null_label is not None:
             labels_B = torch.where(labels_B < 0, self.null_label, labels_B)  # some samples may have no class
             labels_B = dropped_labels(recipe.seed, numbers_B, labels_B, self.null_label, recipe.label_drop)
-        buckets_B = (ratios_G[mine_B] * NUM_BUCKETS).long().clamp(max=NUM_BUCKETS - 1)
+        buckets_B = (ratios_B * NUM_BUCKETS).long().clamp(max=NUM_BUCKETS - 1)
         return MaskedBatch(
             inputs_BL=tokens_BL.masked_fill(masked_BL, self.mask_token_id),
             labels_B=None if self.null_label is None else labels_B,
@@ -119,14 +142,9 @@ class Masker:
             weights_M=weights_BL.flatten()[places_M],
             hidden_M=masked_BL.flatten()[places_M].float(),
             buckets_M=buckets_B[places_M // num_tokens],
-            total_weight=max(total, 1e-6),
+            total_weight=total,
             dropout_seeds=tuple(rng.dropout_seeds(recipe.seed, numbers_B)),
         )
-
-    def split(self, batch: Any, parts: int) -> list[MaskedBatch]:
-        """A token batch as `parts` masked ones for gradient accumulation; their losses add up to the whole one's."""
-        pieces = zip(*(t.tensor_split(parts) for t in (batch.tokens_BL, batch.labels_B, batch.indices_B)), strict=True)
-        return [self(*piece) for piece in pieces if len(piece[0])]
 
 
 def masked_steps(

@@ -7,7 +7,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from maskgit_core.masking import mask_ratio
+from maskgit_core import rng
+from maskgit_core.losses import token_weights
+from maskgit_core.masking import exact_counts, mask_ratio
 from maskgit_core.models.prenorm import Model
 from maskgit_core.training.masked import Masker
 from maskgit_core.training.recipe import Recipe
@@ -109,3 +111,27 @@ def test_a_state_goes_to_an_optimizer_that_decays_other_parameters():
         for kind, value in first.optimizer.state[one].items():
             assert torch.equal(value, second.optimizer.state[other][kind])
     assert second.step == 1 and second.meters.totals() == first.meters.totals()
+
+
+@pytest.mark.parametrize("loss_on", ["masked", "all", "weighted"])
+@pytest.mark.parametrize("kind", ["exact", "bernoulli"])
+@pytest.mark.parametrize("rounding", ["ceil", "round"])
+def test_each_process_masks_its_own_samples_and_knows_the_weight_of_all(loss_on, kind, rounding):
+    """Bit for bit what masking the whole global batch gives, however it is cut over processes and micro-batches."""
+    masker = Masker(recipe(loss_on=loss_on, mask_kind=kind, mask_rounding=rounding), K, CLASSES)
+    numbers_G = torch.arange(2 * B, 3 * B)
+    ratios_G, masked_GL = masker.masks(numbers_G, L)
+    whole = token_weights(masked_GL, loss_on, masker.recipe.unmasked_weight).sum().item()
+    if kind == "exact":  # the definition, with ranks in place of a scatter
+        draws_GL = rng.uniforms(rng.sample_seeds(masker.recipe.seed, numbers_G), rng.MASK, L)
+        counts_G = exact_counts(ratios_G, L, rounding)
+        ranks_GL = draws_GL.argsort(dim=1, stable=True).argsort(dim=1)
+        assert torch.equal(masked_GL, ranks_GL < counts_G[:, None])
+    tokens_GL = torch.randint(0, K, (B, L), generator=torch.Generator().manual_seed(3))
+    for own in numbers_G.tensor_split(2):
+        rows = own - numbers_G[0]
+        batch = SimpleNamespace(tokens_BL=tokens_GL[rows], labels_B=torch.zeros_like(own), indices_B=own)
+        parts = masker.split(batch, 3)
+        assert {part.total_weight for part in parts} == {whole}
+        wanted_BL = tokens_GL[rows].masked_fill(masked_GL[rows], K)
+        assert torch.equal(torch.cat([part.inputs_BL for part in parts]), wanted_BL)
