@@ -17,6 +17,7 @@ from maskgit_core.hints import Derived
 
 #: Doubt about the root's trace that the fast way may leave, as a share of both sets' total variance.
 TOLERANCE = 1e-9
+NUM_BLOCKS = 8  # of a triangular factor's columns
 
 
 class Moments(NamedTuple):
@@ -95,8 +96,9 @@ def frechet_distance(a: Moments, b: Moments) -> float:
 
     tr((S_1 S_2)^(1/2)) is the sum of the square roots of the eigenvalues of the symmetric F' S_2 F with S_1 = F F': one
     Cholesky factor (or, where S_1 is singular, its eigenvectors of non-zero variance) and the eigenvalues of one
-    symmetric matrix, no general matrix root. Where so many of these are so small that their roots are in doubt, the sum
-    is taken as the nuclear norm of F_1' F_2, whose error stays of the order of rounding.
+    symmetric matrix, no general matrix root. Where so many of these are so small that their roots are in doubt, and the
+    determinant does not clear them, the sum is taken as the nuclear norm of F_1' F_2, whose error is of the order of
+    rounding.
     """
     if a.mean.shape != b.mean.shape:
         raise DataError(
@@ -120,14 +122,53 @@ def _trace_root(cov_a: Tensor, cov_b: Tensor) -> Tensor:
     factor = _factor(cov_a)
     if factor.shape[1] == 0:
         return cov_a.new_zeros(())
-    eigenvalues: Tensor = torch.linalg.eigvalsh(factor.T @ cov_b @ factor)
-    # An eigenvalue is known to about `noise`; its root to noise / (2 root), or to the root of the noise.
+    limit = TOLERANCE * (cov_a.diagonal().sum() + cov_b.diagonal().sum())
+    eigenvalues: Tensor = torch.linalg.eigvalsh(_congruent(factor, cov_b))
+    # An eigenvalue is known to about `noise` at least; its root to noise / (2 root), or to the root of the noise.
     noise = 10 * torch.finfo(torch.float64).eps * eigenvalues[-1].clamp_min(0)
     doubt = (noise / (2 * eigenvalues.clamp_min(noise).sqrt())).sum() if noise > 0 else noise
-    if doubt <= TOLERANCE * (cov_a.diagonal().sum() + cov_b.diagonal().sum()):
+    if doubt <= limit:
         return eigenvalues.clamp_min(0).sqrt().sum()
-    singular_values: Tensor = torch.linalg.svdvals(factor.T @ _factor(cov_b))
+    factor_b = _factor(cov_b)
+    if eigenvalues[0] > 0 and _error_by_determinant(eigenvalues, noise, factor, factor_b) <= limit:
+        return eigenvalues.sqrt().sum()
+    singular_values: Tensor = torch.linalg.svdvals(factor.T @ factor_b)
     return singular_values.sum()
+
+
+def _error_by_determinant(eigenvalues: Tensor, noise: Tensor, factor_a: Tensor, factor_b: Tensor) -> Tensor:
+    """Error of the sum of roots, estimated from the product of the eigenvalues, which Cholesky's pivots give exactly.
+
+    The logarithm of the product is off by the sum of the eigenvalues' relative errors d. As their signs are random,
+    that is of the size of |d|, and the sum of the roots is off by at most |d| |roots| / 2 (Cauchy-Schwarz) over those
+    eigenvalues that noise may have touched; ten times that is returned. Covariances of ordinary features give factors
+    whose columns fall in size, and then even eigenvalues far below the noise are right to several digits.
+    """
+    if not (_is_triangular(factor_a) and _is_triangular(factor_b)):
+        return torch.full_like(noise, torch.inf)
+    pivots = torch.stack([factor_a.diagonal(), factor_b.diagonal()])
+    off = (eigenvalues.log().sum() - 2 * pivots.log().sum()).abs()
+    return 5 * off * eigenvalues[eigenvalues < 1e6 * noise].sum().sqrt()
+
+
+def _is_triangular(factor: Tensor) -> bool:
+    """Whether `_factor` gave Cholesky's factor, not eigenvectors."""
+    return factor.shape[0] == factor.shape[1] and not bool(factor[0, 1:].any())
+
+
+def _congruent(factor: Tensor, matrix: Tensor) -> Tensor:
+    """F' S F, its lower triangle only where F is square; with a lower triangular F the zeros are not multiplied."""
+    if not _is_triangular(factor):
+        return factor.T @ matrix @ factor
+    size, product = len(factor), torch.zeros_like(matrix)
+    step = max(1, size // NUM_BLOCKS)
+    for left in range(0, size, step):
+        right = min(left + step, size)
+        columns = matrix[:, left:] @ factor[left:, left:right]
+        for top in range(left, size, step):
+            bottom = min(top + step, size)
+            product[top:bottom, left:right] = factor[top:, top:bottom].T @ columns[top:]
+    return product
 
 
 def _factor(covariance: Tensor) -> Tensor:

@@ -94,6 +94,43 @@ def test_frechet_distance_is_exact_for_singular_covariances(ranks: tuple[int, in
     assert frechet.frechet_distance(a, b) == pytest.approx(expected, rel=1e-12)
 
 
+def features(kind: str, size: int = 192) -> tuple[Any, Any]:
+    """Two sets: Gaussian features, non-negative ones with a falling spectrum, or fewer samples than features."""
+    draws = torch.Generator().manual_seed(5)
+
+    def normal(count: int) -> Any:
+        return torch.randn(count, size, generator=draws, dtype=torch.float64)
+
+    if kind == "gaussian":
+        sets = normal(4 * size), 1.1 * normal(4 * size)
+    elif kind == "falling":
+        mixing = (normal(size) * torch.arange(1, size + 1, dtype=torch.float64).reciprocal().pow(1.5)).T
+        sets = (normal(4 * size) @ mixing).clamp_min(0), (normal(4 * size) @ mixing * 1.05 + 0.02).clamp_min(0)
+    else:
+        sets = normal(size // 3), normal(size // 4)
+    return sets
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "falling", "deficient"])
+def test_frechet_root_is_the_nuclear_norm_and_ordinary_features_take_the_fast_way(kind, monkeypatch) -> None:
+    a, b = features(kind)
+    roots = [(x - x.mean(0)) / (len(x) - 1) ** 0.5 for x in (a, b)]  # X' X is the covariance
+    nuclear = float(torch.linalg.svdvals(roots[0] @ roots[1].T).sum())
+    cov_a, cov_b = torch.cov(a.T), torch.cov(b.T)
+    if kind != "deficient":
+        monkeypatch.setattr(torch.linalg, "svdvals", lambda *a: pytest.fail("the slow way"))
+    assert float(frechet._trace_root(cov_a, cov_b)) == pytest.approx(nuclear, rel=1e-9)
+
+
+def test_frechet_root_of_a_spectrum_that_misleads_the_fast_way() -> None:
+    """Variances that rise along the axes: eigenvalues below the noise are all wrong, and the determinant tells."""
+    spread = torch.arange(192, 0, -1, dtype=torch.float64).pow(-5.0)
+    expected = float((spread * spread.flip(0)).sqrt().sum())
+    assert float(frechet._trace_root(spread.diag(), spread.flip(0).diag())) == pytest.approx(expected, rel=1e-9)
+    expected = float(spread.sum())
+    assert float(frechet._trace_root(spread.diag(), spread.diag())) == pytest.approx(expected, rel=1e-9)
+
+
 def test_frechet_distance_laws() -> None:
     a, b = moments(normal(60, 16, 9)), moments(normal(60, 16, 10, scale=2.0))
     assert frechet.frechet_distance(a, a) == pytest.approx(0, abs=1e-10)
