@@ -31,9 +31,22 @@ def read_piece(path: Path) -> dict[str, np.ndarray]:
     Raises:
         DataError: the file is missing or damaged.
     """
+    return _read(path, None)
+
+
+def read_array(path: Path, name: str) -> np.ndarray:
+    """One array of a piece; the others are not read from disk.
+
+    Raises:
+        DataError: the file is missing or damaged, or has no such array.
+    """
+    return _read(path, name)[name]
+
+
+def _read(path: Path, only: str | None) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files}
+            return {name: arrays[name] for name in ([only] if only else arrays.files)}
     except (OSError, ValueError, zipfile.BadZipFile, KeyError) as error:
         raise DataError(f"{path}: cannot be read as samples ({error}); delete it and run the step again") from None
 
@@ -67,7 +80,7 @@ def write_joined(path: Path, pieces: Sequence[Path], names: Mapping[str, str]) -
 
 def _parts(pieces: Sequence[Path], name: str) -> Iterator[np.ndarray]:
     for piece in pieces:
-        yield read_piece(piece)[name]
+        yield read_array(piece, name)
 
 
 def _count(piece: Path, name: str) -> int:

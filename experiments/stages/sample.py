@@ -38,7 +38,7 @@ from maskgit_core.hints import Execution, Kind, Neutral, Range
 from maskgit_core.images.pixels import Rounding, picture_grid, to_nhwc, to_uint8, to_unit
 from maskgit_core.layers.steady import decoded
 from maskgit_core.refusals import check_classes
-from maskgit_core.sample_files import piece_name, piece_ranges, read_piece, write_joined, write_piece
+from maskgit_core.sample_files import piece_name, piece_ranges, read_array, read_piece, write_joined, write_piece
 from maskgit_core.token_groups import joined_tokens, sampling_grid
 from maskgit_core.trained import build_model
 
@@ -110,6 +110,10 @@ class Maker:
         self.model, self.tokenizer, self.sampler, self.grid = model, tokenizer, sampler, grid
         self.classes = classes if classes is not None else list(range(model.num_classes or 0))
         self.seed, self.precision, self.device = seed, precision, device
+        if (
+            precision != "fp32"
+        ):  # autocast keeps what it casts for all passes of a batch only where gradients might flow
+            model.requires_grad_(True)
 
     @torch.no_grad()
     def make(self, first: int, end: int) -> dict[str, np.ndarray]:
@@ -185,12 +189,14 @@ def draw_grid(path: Path, pieces: list[Path], rows: int, columns: int) -> None:
     """A picture of the first `columns` samples of each of the first `rows` classes; of all samples without classes."""
     from PIL import Image
 
-    labels = sorted(set(read_piece(pieces[0])["labels"].tolist()))[:rows]
+    labels = sorted(set(read_array(pieces[0], "labels").tolist()))[:rows]
     free = labels[0] < 0
     chosen: list[list[torch.Tensor]] = [[] for _ in range(rows if free else len(labels))]
     for piece in pieces:
-        arrays = read_piece(piece)
-        for image, label in zip(arrays["images"], arrays["labels"].tolist(), strict=True):
+        names = read_array(piece, "labels").tolist()
+        if not free and not set(names) & set(labels):
+            continue
+        for image, label in zip(read_array(piece, "images"), names, strict=True):
             open_rows = [row for row in chosen if len(row) < columns]
             row = open_rows[0] if free and open_rows else chosen[labels.index(label)] if label in labels else []
             if len(row) < columns:
@@ -210,6 +216,6 @@ def write_pngs(folder: Path, pieces: list[Path]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     index = 0
     for piece in pieces:
-        for image in read_piece(piece)["images"]:
+        for image in read_array(piece, "images"):
             Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(folder / f"{index:06d}.png")
             index += 1

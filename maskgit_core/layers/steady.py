@@ -16,8 +16,8 @@ from torch import nn
 
 #: Fewest elements of a share in PyTorch, and elements of its widest vector loop.
 SHARE, VECTOR = 32768, 64
-#: Tokens that are decoded at once.
-GROUP_TOKENS = 1024
+#: Tokens that are decoded at once, by device.
+GROUP_TOKENS = {"cpu": 1024, "cuda": 16384}
 
 
 class SiLU(nn.Module):
@@ -69,7 +69,7 @@ def decoded(tokenizer: Any, tokens_Nhw: torch.Tensor) -> torch.Tensor:
     """
     count, cells = len(tokens_Nhw), tokens_Nhw[0].numel()
     group = 2
-    while group * 2 * cells <= GROUP_TOKENS:
+    while group * 2 * cells <= GROUP_TOKENS.get(tokens_Nhw.device.type, 1024):
         group *= 2
     full_Nhw = torch.cat([tokens_Nhw, tokens_Nhw[:1].expand(-count % group, -1, -1)])
     return torch.cat([tokenizer.decode(part) for part in full_Nhw.split(group)])[:count]

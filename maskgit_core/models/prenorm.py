@@ -30,7 +30,7 @@ class Attention(nn.Module):
 
     def forward(self, x_BLD: torch.Tensor) -> torch.Tensor:
         qkv = self.qkv(x_BLD).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        out_BHLd = attention(qkv[0], qkv[1], qkv[2], self.dropout, self.training)
+        out_BHLd = attention(*qkv.unbind(0), self.dropout, self.training)
         return dropped(self.out(out_BHLd.transpose(1, 2).flatten(2)), self.dropout, self.training)
 
 

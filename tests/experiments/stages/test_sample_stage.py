@@ -5,14 +5,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from sample_inputs import make_inputs
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from experiments.config.specs import Input, SamplerSpec
 from experiments.running.attempt import Attempt, Stopped
+from experiments.running.components import load_model, load_tokenizer
 from experiments.running.signals import StopFlag
 from experiments.stages import sample
 from maskgit_core.errors import ConfigError, DataError
-from maskgit_core.sample_files import read_piece
+from maskgit_core.sample_files import piece_name, read_piece, write_joined, write_piece
 
 
 @pytest.fixture(scope="module")
@@ -142,3 +145,48 @@ def test_a_damaged_piece_is_named(tmp_path: Path) -> None:
     path.write_bytes(b"PK\x03\x04 torn")
     with pytest.raises(DataError, match="cannot be read as samples"):
         read_piece(path)
+
+
+def test_joining_reads_no_array_that_it_does_not_write(tmp_path: Path) -> None:
+    """Images are most of a piece; where only labels are joined, not a byte of them is looked at."""
+    pieces = []
+    for first in (0, 2):
+        pieces.append(tmp_path / piece_name(first, first + 2))
+        write_piece(pieces[-1], {"images": np.full((2, 4, 4, 1), 7, np.uint8), "labels": np.arange(first, first + 2)})
+        data = bytearray(pieces[-1].read_bytes())
+        at = data.index(bytes([7] * 32))
+        data[at] = 8  # the checksum of `images` no longer fits
+        pieces[-1].write_bytes(data)
+    write_joined(tmp_path / "joined.npz", pieces, {"labels": "labels"})
+    assert read_piece(tmp_path / "joined.npz")["labels"].tolist() == [0, 1, 2, 3]
+    with pytest.raises(DataError, match="cannot be read as samples"):
+        write_joined(tmp_path / "images.npz", pieces, {"arr_0": "images"})
+
+
+class Casts(TorchDispatchMode):
+    """Counts the matrices that are cast to bfloat16."""
+
+    def __init__(self, shapes: set[torch.Size]) -> None:
+        super().__init__()
+        self.shapes, self.count = shapes, 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if "_to_copy" in str(function) and kwargs.get("dtype") == torch.bfloat16:
+            self.count += args[0].shape in self.shapes
+        return function(*args, **kwargs)
+
+
+def test_bf16_casts_each_weight_once_a_batch_and_changes_no_token(inputs: tuple[Input, Input]) -> None:
+    counts, tokens = {}, {}
+    for is_kept in (False, True):
+        model, decoder = load_model(inputs[0]), load_tokenizer(inputs[1])
+        sampler = SamplerSpec("confidence", {"num_steps": 6}).build()
+        maker = sample.Maker(model, decoder, sampler, (4, 5), None, 0, "bf16", "cpu", "")
+        assert all(parameter.requires_grad for parameter in model.parameters())
+        model.requires_grad_(is_kept)
+        with Casts({p.shape for p in model.parameters() if p.ndim == 2}) as casts:
+            tokens[is_kept] = maker.make(0, 6)["tokens"]
+        counts[is_kept] = casts.count
+    assert np.array_equal(tokens[False], tokens[True])
+    assert counts[False] >= 3 * counts[True] > 0, counts
