@@ -125,9 +125,11 @@ def _trace_root(cov_a: Tensor, cov_b: Tensor) -> Tensor:
     limit = TOLERANCE * (cov_a.diagonal().sum() + cov_b.diagonal().sum())
     eigenvalues: Tensor = torch.linalg.eigvalsh(_congruent(factor, cov_b))
     # An eigenvalue is known to about `noise` at least; its root to noise / (2 root), or to the root of the noise.
+    # Errors of eigenvalues well above the noise have random signs and add as squares; the others may all err one way.
     noise = 10 * torch.finfo(torch.float64).eps * eigenvalues[-1].clamp_min(0)
-    doubt = (noise / (2 * eigenvalues.clamp_min(noise).sqrt())).sum() if noise > 0 else noise
-    if doubt <= limit:
+    errors = noise / (2 * eigenvalues.clamp_min(noise).sqrt()).clamp_min(torch.finfo(torch.float64).tiny)
+    is_clear = eigenvalues > 100 * noise
+    if errors[is_clear].square().sum().sqrt() + errors[~is_clear].sum() <= limit:
         return eigenvalues.clamp_min(0).sqrt().sum()
     factor_b = _factor(cov_b)
     if eigenvalues[0] > 0 and _error_by_determinant(eigenvalues, noise, factor, factor_b) <= limit:
@@ -172,14 +174,25 @@ def _congruent(factor: Tensor, matrix: Tensor) -> Tensor:
 
 
 def _factor(covariance: Tensor) -> Tensor:
-    """F (D, rank) with F F' = covariance: Cholesky's, or of a singular matrix the eigenvectors of some variance."""
+    """F (D, rank) with F F' = covariance: Cholesky's, of its leading part where it is singular, or eigenvectors."""
     lower: Tensor
+    factor: Tensor
     lower, failed = torch.linalg.cholesky_ex(covariance)
     if not int(failed):
         return lower
+    floor = len(covariance) * torch.finfo(torch.float64).eps
+    lower, _ = torch.linalg.cholesky_ex(covariance[: int(failed) - 1, : int(failed) - 1])
+    pivots = lower.diagonal().square()
+    rank = int((pivots > floor * covariance.diagonal().max()).cumprod(0).sum())
+    if rank:
+        below = torch.linalg.solve_triangular(lower[:rank, :rank], covariance[:rank, rank:], upper=False).T
+        factor = torch.cat([lower[:rank, :rank], below])
+        total = covariance.diagonal().sum()
+        if (
+            total - factor.square().sum()
+        ).abs() <= floor * total:  # all variance is there: the rank is that of the part
+            return factor
     eigenvalues, vectors = torch.linalg.eigh(covariance)
-    factor: Tensor
-    floor = len(eigenvalues) * torch.finfo(torch.float64).eps * eigenvalues[-1].clamp_min(0)
-    kept = eigenvalues > floor
+    kept = eigenvalues > floor * eigenvalues[-1].clamp_min(0)
     factor = vectors[:, kept] * eigenvalues[kept].sqrt()
     return factor

@@ -29,8 +29,8 @@ class Attention(nn.Module):
         self.out = nn.Linear(dim, dim)
 
     def forward(self, x_BLD: torch.Tensor) -> torch.Tensor:
-        qkv = self.qkv(x_BLD).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        out_BHLd = attention(*qkv.unbind(0), self.dropout, self.training)
+        q, k, v = self.qkv(x_BLD).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        out_BHLd = attention(q, k, v, self.dropout, self.training)
         return dropped(self.out(out_BHLd.transpose(1, 2).flatten(2)), self.dropout, self.training)
 
 

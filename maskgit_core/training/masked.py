@@ -120,7 +120,7 @@ class Masker:
         tokens_BL = batch.tokens_BL if self.grouped is None else self.grouped(batch.tokens_BL)
         total = self.total_weight(int(batch.indices_B[0]), tokens_BL.shape[1])
         pieces = zip(*(t.tensor_split(parts) for t in (tokens_BL, batch.labels_B, batch.indices_B)), strict=True)
-        return [self._masked(*piece, total) for piece in pieces if len(piece[0])]
+        return [self._masked(tokens, labels, numbers, total) for tokens, labels, numbers in pieces if len(tokens)]
 
     def _masked(
         self, tokens_BL: torch.Tensor, labels_B: torch.Tensor, numbers_B: torch.Tensor, total: float

@@ -19,6 +19,9 @@ PAGE = ROOT / "docs" / "benchmarks.md"
 HEAD = """\
 # Benchmarks
 
+No figure on this page was measured on a GPU: none could be had. `python -m tools.gpu` measures one (10 minutes; dry
+without a card).
+
 Each line is measured by `python -m tools.bench.<file>`, both sides in one run, interleaved. `ratio` > 1 means that ours
 is better. Absolute times depend on the machine; ratios are what to compare. `make bench` renews this page.
 """
