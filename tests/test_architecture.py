@@ -49,6 +49,7 @@ FLOORS: dict[str, int] = {
     "experiments": 14,
     "tools": 15,
     "tools.bench": 15,
+    "tools.gpu": 15,
     "tools.fuzz": 15,
     "tools.dev_cluster": 15,
 }
