@@ -304,11 +304,11 @@ def _find(
         key, value = param.name, config[param.name]
     for block in blocks:
         if param.name in config[block]:
-            found = config[block][param.name]
-            merges = "spec" in param.forms() and isinstance(found, Mapping) and isinstance(value, Mapping)
-            if merges and found.get("name", value.get("name")) == value.get("name"):
-                value = {**value, **found}
+            inner = config[block][param.name]
+            merges = "spec" in param.forms() and isinstance(inner, Mapping) and isinstance(value, Mapping)
+            if merges and inner.get("name", value.get("name")) == value.get("name"):
+                value = {**value, **inner}
             else:
-                value = found
+                value = inner
             key = f"{block}.{param.name}"
     return key, value

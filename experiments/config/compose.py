@@ -41,17 +41,17 @@ class Overrides:
 
 def group_names(group: str, config_dirs: Sequence[Path] = ()) -> list[str]:
     """The files of a config group, as they are written on the command line."""
-    found = set()
+    names = set()
     for place in (CONF, *config_dirs):
         root = place / group
-        found |= {p.relative_to(root).with_suffix("").as_posix() for p in root.rglob("*.yaml")}
-    return sorted(found)
+        names |= {p.relative_to(root).with_suffix("").as_posix() for p in root.rglob("*.yaml")}
+    return sorted(names)
 
 
 def groups(config_dirs: Sequence[Path] = ()) -> list[str]:
     """The config groups there are; sweeps, stages and tables are read by their own code, not composed."""
-    found = {p.name for place in (CONF, *config_dirs) if place.is_dir() for p in place.iterdir() if p.is_dir()}
-    return sorted(found - {"sweep", "stage", "table"})
+    names = {p.name for place in (CONF, *config_dirs) if place.is_dir() for p in place.iterdir() if p.is_dir()}
+    return sorted(names - {"sweep", "stage", "table"})
 
 
 def check_choice(group: str, name: str, config_dirs: Sequence[Path] = ()) -> None:

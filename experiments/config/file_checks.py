@@ -83,15 +83,15 @@ def _count(node: Any, path: Path, known: dict[int, int], above: tuple[int, ...])
 def _defaults(value: Any, group: str) -> list[tuple[str, str]]:
     """The files that a defaults list names, as (group, name)."""
     listed = value.get("defaults") if isinstance(value, Mapping) else None
-    found: list[tuple[str, str]] = []
+    files: list[tuple[str, str]] = []
     for entry in listed if isinstance(listed, list) else []:
         if isinstance(entry, str):
-            found.append((group, entry))
+            files.append((group, entry))
         elif isinstance(entry, Mapping):
             for key, name in entry.items():
                 place = str(key).split()[-1].split("@")[0]
-                found.append((place.lstrip("/") if place.startswith("/") else f"{group}/{place}", str(name)))
-    return found
+                files.append((place.lstrip("/") if place.startswith("/") else f"{group}/{place}", str(name)))
+    return files
 
 
 def check_size(config: Mapping[str, Any]) -> None:

@@ -32,10 +32,10 @@ def match_needs(step: str, written: Any, signature: Signature, kinds: Mapping[st
     matched: dict[str, list[Need]] = {}
 
     def assign(param: Param, need: Need) -> None:
-        found = matched.setdefault(param.name, [])
-        if found and param.hint.form != "list":
-            raise ConfigError(f"{key}: both {found[0].step} and {need.step} would be {param.name}; {step} takes one")
-        found.append(need)
+        needs = matched.setdefault(param.name, [])
+        if needs and param.hint.form != "list":
+            raise ConfigError(f"{key}: both {needs[0].step} and {need.step} would be {param.name}; {step} takes one")
+        needs.append(need)
 
     if isinstance(written, Mapping):
         for name, value in written.items():

@@ -52,12 +52,12 @@ def _reaches(
 def _same_name(key: str, requests: Mapping[str, StepRequest]) -> list[str]:
     """Keys whose last part is that of `key`, by step; those of components by their own path."""
     last = key.rpartition(".")[2]
-    found = []
+    keys = []
     for step, request in requests.items():
         for name in _flat({**request.config, **request.execution, **request.content, **request.weights}):
             if name.rpartition(".")[2] == last and f"{step}.{name}" != key:
-                found.append(f"{step}.{name}")
-    return found[:5]
+                keys.append(f"{step}.{name}")
+    return keys[:5]
 
 
 def _flat(values: Mapping[str, Any]) -> Collection[str]:

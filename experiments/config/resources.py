@@ -17,8 +17,8 @@ def stage_defaults(stage: str) -> dict[str, Any]:
     import yaml
 
     path = Path(CONF, "stage", f"{stage}.yaml")
-    found = yaml.safe_load(path.read_text()) if path.is_file() else None
-    return dict((found or {}).get("resources") or {})
+    file = yaml.safe_load(path.read_text()) if path.is_file() else None
+    return dict((file or {}).get("resources") or {})
 
 
 RESOURCE_KEYS = ("ranks", "nodes", "cpus_per_task", "gpus_per_task", "mem_gb", "timeout_min", "pack", "num_tasks")

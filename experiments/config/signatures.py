@@ -163,17 +163,17 @@ def _tree(path: Path) -> ast.Module:
 
 
 def _constants(tree: ast.Module) -> dict[str, Any]:
-    found = {}
+    constants = {}
     for node in tree.body:
         if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
             for target in targets:
                 if isinstance(target, ast.Name) and target.id.isupper():
                     try:
-                        found[target.id] = ast.literal_eval(node.value)
+                        constants[target.id] = ast.literal_eval(node.value)
                     except ValueError:
                         continue
-    return found
+    return constants
 
 
 def _params(

@@ -32,17 +32,17 @@ Digest = Callable[[str, Any, str], str]
 def weights_of(arguments: Sequence[str], step: str, config_dirs: Sequence[Path] = ()) -> list[str]:
     """The weights (registry names, files) that a step and everything upstream of it need."""
     requests = _first_requests(tuple(arguments), tuple(config_dirs))
-    found: list[str] = []
+    weights: list[str] = []
     todo = [step] if step in requests else []
     for name in todo:  # grows as it goes
-        found += requests[name].weights.values()
+        weights += requests[name].weights.values()
         todo += [
             n.step
             for needs in requests[name].needs.values()
             for n in needs
             if n.step in requests and n.step not in todo
         ]
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(weights))
 
 
 @cache
@@ -183,10 +183,10 @@ class _Builder:
     ) -> str:
         inputs = {}
         for param, needs in request.needs.items():
-            found: list[str] = []
+            sources: list[str] = []
             for need in needs:
-                found += self._sources(need, f"{request.name}.{param}", known, fingerprints)
-            inputs[param] = tuple(dict.fromkeys(found))
+                sources += self._sources(need, f"{request.name}.{param}", known, fingerprints)
+            inputs[param] = tuple(dict.fromkeys(sources))
         outside = {k: self._digest(k, v, "content") for k, v in request.content.items()}
         outside |= {k: self._digest(k, v, "weights") for k, v in request.weights.items()}
         asked = {
@@ -219,8 +219,8 @@ class _Builder:
             request, fingerprint = stored_request(folder, need.step if need.at is None else f"{need.step}@{need.at}")
             self._nodes.setdefault(fingerprint, Node(request, fingerprint, folder.name, folder, {}, {}, {}))
             return [fingerprint]
-        found = [p[need.step] for p in fingerprints] if need.all_items else [known[need.step]]
-        return found if need.at is None else [self._kept(self._nodes[p], need.at, key) for p in found]
+        sources = [p[need.step] for p in fingerprints] if need.all_items else [known[need.step]]
+        return sources if need.at is None else [self._kept(self._nodes[p], need.at, key) for p in sources]
 
     def _kept(self, maker: Node, step: int, key: str) -> str:
         """The fingerprint of `train@50000`; the training's own where that is its end and nothing more is kept of it."""

@@ -83,44 +83,44 @@ class Planner:
     def _step(self, node: Node, planned: Mapping[str, PlannedStep]) -> PlannedStep:
         if node.maker is not None:
             return self._kept(node, planned[node.maker], planned)
-        found = status(node.folder, self._job_alive)
-        if found.state == "running":
-            where = found.owner.where() if found.owner else "somewhere"
-            return PlannedStep(node, "running", f"running as {where}", found)
+        state = status(node.folder, self._job_alive)
+        if state.state == "running":
+            where = state.owner.where() if state.owner else "somewhere"
+            return PlannedStep(node, "running", f"running as {where}", state)
         entry = self._queued.get(node.fingerprint)
-        if entry is not None and found.state != "done":
-            return PlannedStep(node, "queued", f"job {entry.job} of {entry.user} ({entry.state.lower()})", found)
+        if entry is not None and state.state != "done":
+            return PlannedStep(node, "queued", f"job {entry.job} of {entry.user} ({entry.state.lower()})", state)
         pending = [planned[p] for p in node.upstream if planned[p].action != "done"]
         if node.request.name in self._redo or node.name in self._redo:
-            return PlannedStep(node, "run", "asked for with --redo", found)
-        if found.state != "done":
-            return PlannedStep(node, "run", self._why(node, found, pending), found)
+            return PlannedStep(node, "run", "asked for with --redo", state)
+        if state.state != "done":
+            return PlannedStep(node, "run", self._why(node, state, pending), state)
         if pending:
             names = ", ".join(p.node.name for p in pending[:3])
-            return PlannedStep(node, "check", f"done; runs again only if {names} comes out differently", found)
-        assert found.manifest is not None
-        changed = self._changed_inputs(found.manifest, node, planned)
+            return PlannedStep(node, "check", f"done; runs again only if {names} comes out differently", state)
+        assert state.manifest is not None
+        changed = self._changed_inputs(state.manifest, node, planned)
         if changed:
-            return PlannedStep(node, "run", f"input rebuilt: {', '.join(changed)}", found)
+            return PlannedStep(node, "run", f"input rebuilt: {', '.join(changed)}", state)
         try:
-            check_outputs(node.folder, found.manifest)
+            check_outputs(node.folder, state.manifest)
         except ArtifactError as error:
             raise ArtifactError(f"{node.name}: {error}") from None
-        return PlannedStep(node, "done", "done", found, self._drift(node))
+        return PlannedStep(node, "done", "done", state, self._drift(node))
 
     def _kept(self, node: Node, maker: PlannedStep, planned: Mapping[str, PlannedStep]) -> PlannedStep:
         """A checkpoint that a training keeps: usable once published, whatever becomes of the training."""
-        found, again = status(node.folder), maker.action == "run" and "--redo" in maker.reason
+        state, again = status(node.folder), maker.action == "run" and "--redo" in maker.reason
         above = [planned[p] for p in maker.node.upstream]
         inputs = {
             s.node.fingerprint: s.status.manifest.digest for s in above if s.action == "done" and s.status.manifest
         }
-        is_current = len(inputs) == len(above) and found.manifest is not None and found.manifest.inputs == inputs
+        is_current = len(inputs) == len(above) and state.manifest is not None and state.manifest.inputs == inputs
         if is_current and not again:
-            return PlannedStep(node, "done", "done", found)
+            return PlannedStep(node, "done", "done", state)
         if maker.action == "done":
             raise ArtifactError(f"{node.folder}: {node.name} is gone; run again with --redo {maker.node.name}")
-        return PlannedStep(node, "run", f"published by {maker.node.name} on its way", found)
+        return PlannedStep(node, "run", f"published by {maker.node.name} on its way", state)
 
     def _changed_inputs(self, manifest: Manifest, node: Node, planned: Mapping[str, PlannedStep]) -> list[str]:
         changed = []
@@ -131,10 +131,10 @@ class Planner:
         return changed
 
     # -- reasons ---------------------------------------------------------------------------------------------------
-    def _why(self, node: Node, found: Status, pending: list[PlannedStep]) -> str:
-        if found.state in ("failed", "stopped", "killed", "cancelled"):
-            last = " ".join(found.reason.split())[:160]
-            return f"attempt {found.attempt} {found.state}{f': {last}' if last else ''}; goes on from what it saved"
+    def _why(self, node: Node, state: Status, pending: list[PlannedStep]) -> str:
+        if state.state in ("failed", "stopped", "killed", "cancelled"):
+            last = " ".join(state.reason.split())[:160]
+            return f"attempt {state.attempt} {state.state}{f': {last}' if last else ''}; goes on from what it saved"
         nearest = self._nearest(node)
         if nearest is None:
             return "never run"

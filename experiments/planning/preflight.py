@@ -139,17 +139,17 @@ class KnownFacts:
         if name in config and not isinstance(config[name], Mapping):
             return config[name]
         if name == "num_tokens":
-            found = self._num_tokens(node)
+            fact = self._num_tokens(node)
         else:
             own = (_of_component(node, param, name) for param in config if isinstance(config[param], Mapping))
             # what a tokenizer was trained on says nothing of the pictures it is used for
             passed = (p for p in node.upstream if name not in _OF_DATA or self._nodes[p].request.kind != "tokenizer")
-            found = next(filter(_is_known, chain(own, (self.fact(p, name) for p in passed))), MISSING)
-        if found is MISSING:
+            fact = next(filter(_is_known, chain(own, (self.fact(p, name) for p in passed))), MISSING)
+        if fact is MISSING:
             with suppress(ArtifactError):  # damage is reported by whoever uses the step
                 manifest = Manifest.read(node.folder)
-                found = manifest.facts.get(name, MISSING) if manifest else MISSING
-        return found
+                fact = manifest.facts.get(name, MISSING) if manifest else MISSING
+        return fact
 
     def _num_tokens(self, node: Node) -> Any:
         config = node.request.config
