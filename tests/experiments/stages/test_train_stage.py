@@ -22,6 +22,7 @@ from experiments.config.specs import DatasetSpec, Input, ModelSpec, TokenizerSpe
 from experiments.running.attempt import Attempt
 from experiments.running.components import describe, load_model
 from experiments.stages import train
+from experiments.store.documents import Request
 from experiments.store.journal import read_points
 from experiments.store.kept import kept_folder, kept_steps
 from experiments.training.source import Source
@@ -147,6 +148,8 @@ def test_processes_that_come_and_go_see_the_same_losses(tmp_path: Path, cache: P
 
 
 def trained(folder: Path, cache: Path, **changed: Any) -> Attempt:
+    module = "experiments.stages.train"
+    Request(fingerprint="f" * 64, stage="train", module=module, version=1, kind="model", config={}).write(folder)
     attempt = Attempt(folder, changed.pop("number", 1))
     spec = ModelSpec("prenorm", {"dim": 16, "num_layers": 2, "num_heads": 2, "dropout": changed.pop("dropout", 0.1)})
     call(train, attempt, tokens=tokens_input(str(cache)), model=spec, **{**VALUES, "num_train_steps": 4, **changed})
