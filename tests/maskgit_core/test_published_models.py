@@ -21,6 +21,7 @@ from shared_logits import SharedLogits
 
 from maskgit_core import rng
 from maskgit_core.errors import ConfigError
+from maskgit_core.refusals import check_places
 from maskgit_core.token_groups import bits_of, ids_of, joined_tokens, sampling_grid, split_tokens, whole_codebook
 from maskgit_core.training.checkpoints import load_strictly
 
@@ -119,3 +120,12 @@ def test_a_token_of_several_groups_is_drawn_whole(name: str) -> None:
     assert tokens.shape == (6, 20) and (tokens[:, 3] == 1000).all() and int(tokens.max()) < 1024
     one = sampler.sample(model, numbers[2:3], grid=(4, 5, 2), seeds_B=seeds[2:3], known_BL=groups[2:3])
     assert torch.equal(one, whole[2:3])
+
+
+def test_one_dimensional_tokens_have_no_region_to_edit() -> None:
+    from maskgit_core.tokenizers import titok
+
+    assert titok.ONE_DIMENSIONAL
+    check_places("edit.tokenizer", False)
+    with pytest.raises(ConfigError, match=r"^edit.tokenizer: its tokens are one-dimensional"):
+        check_places("edit.tokenizer", titok.ONE_DIMENSIONAL)
