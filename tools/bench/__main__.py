@@ -22,8 +22,10 @@ HEAD = """\
 No figure on this page was measured on a GPU: none could be had. `python -m tools.gpu` measures one (10 minutes; dry
 without a card).
 
-Each line is measured by `python -m tools.bench.<file>`, both sides in one run, interleaved. `ratio` > 1 means that ours
-is better. Absolute times depend on the machine; ratios are what to compare. `make bench` renews this page.
+Each line is measured by `python -m tools.bench.<file>`, both sides in one run, interleaved, at equal settings.
+`ratio` > 1 means that ours is better, < 1 that theirs is. Numbers that only have a limit are in tables of their own.
+Absolute times depend on the machine; ratios are what to compare. `make bench` renews this page, a section by
+`python -m tools.bench <file>`; each says when and at which commit it was measured.
 """
 
 
@@ -46,17 +48,36 @@ def run(name: str) -> list[dict[str, object]]:
     return figures
 
 
+COMPARED = ("name", "ours", "theirs", "ratio", "unit", "note")
+BUDGETED = ("name", "measured", "limit", "unit", "note")
+
+
 def table(name: str, figures: list[dict[str, object]]) -> str:
-    """A section of the page."""
-    columns = ("name", "ours", "theirs", "ratio", "unit", "note")
-    rows = "".join("| " + " | ".join(str(f.get(c, "")) for c in columns) + " |\n" for f in figures)
-    head = "| figure | ours | theirs | ratio | unit | note |\n|---|---|---|---|---|---|\n"
-    return f"\n## {name}\n\n`python -m tools.bench.{name}` ({time.strftime('%Y-%m-%d')}, {machine()})\n\n{head}{rows}"
+    """A section of the page: comparisons with peers, and numbers beside their limits."""
+    text = (
+        f"\n## {name}\n\n`python -m tools.bench.{name}` ({time.strftime('%Y-%m-%d')}, commit {commit()}, {machine()})\n"
+    )
+    for columns, key in ((COMPARED, "ours"), (BUDGETED, "limit")):
+        rows = [f for f in figures if key in f]
+        if rows:
+            text += "\n| " + " | ".join(columns) + " |\n" + "|---" * len(columns) + "|\n"
+            text += "".join("| " + " | ".join(str(f.get(c, "")) for c in columns) + " |\n" for f in rows)
+    return text
+
+
+def commit() -> str:
+    """The checkout's commit, marked where files differ from it."""
+    asked = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=10", "--exclude=*"]
+    return subprocess.run(asked, capture_output=True, text=True).stdout.strip() or "unknown"
 
 
 def machine() -> str:
-    """Cores and processor family; nothing that names a host."""
-    return f"{len(os.sched_getaffinity(0))} cores, {platform.machine()}, Python {platform.python_version()}"
+    """Processor and Python; nothing that names a host."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    model = next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine()
+    )
+    return f"{len(os.sched_getaffinity(0))} cores of {model}, Python {platform.python_version()}"
 
 
 def sections() -> dict[str, str]:

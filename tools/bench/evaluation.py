@@ -10,7 +10,6 @@ one thread, in CPU seconds. A second figure compares memory: the moments of 50,0
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import tempfile
@@ -25,6 +24,7 @@ from torch import Tensor
 from maskgit_core.images.pixels import to_uint8
 from maskgit_core.metrics.frechet import Metric, frechet_distance
 from maskgit_core.metrics.pair import per_image
+from tools.bench._figures import figure
 
 COUNT, SIDE, WIDTH = 48, 256, 64
 
@@ -105,14 +105,9 @@ def main() -> None:
                 spent[side] += time.process_time() - began
     gap = {name: abs(found[0][name] - found[1][name]) / abs(found[1][name]) for name in found[0]}
     note = "ms an image of 256 x 256; relative differences " + ", ".join(f"{k} {v:.0e}" for k, v in gap.items())
-    _print("eval_tokenizer_without_forward", *(1000 * s / (2 * COUNT) for s in spent), "CPU ms", note)
+    figure("eval_tokenizer_without_forward", *(1000 * s / (2 * COUNT) for s in spent), "CPU ms", note)
     small, large = peak_memory(1000), peak_memory(50_000)
-    _print("moments_peak_memory", large, small, "MB", "50,000 feature rows against 1,000; a ratio of 1 is flat")
-
-
-def _print(name: str, ours: float, theirs: float, unit: str, note: str) -> None:
-    figure = {"name": name, "ours": round(ours, 2), "theirs": round(theirs, 2), "ratio": round(theirs / ours, 2)}
-    print(json.dumps({**figure, "unit": unit, "note": note}), flush=True)
+    figure("moments_peak_memory", large, small, "MB", "50,000 feature rows against 1,000; a ratio of 1 is flat")
 
 
 if __name__ == "__main__":

@@ -26,6 +26,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tools.bench._figures import figure
+
 WIDTHS = {"features": 2048, "spatial": 2023, "logits": 1008}
 SIDE = 12
 
@@ -160,23 +162,18 @@ def main() -> None:
         return
     small, middle, large = (measured("stage", n, args.seconds) for n in (args.small, args.middle, args.large))
     note = f"peak RssAnon of evaluate (FID, sFID, IS) above its start: {args.large:,} samples against {args.small:,}"
-    _print("evaluate_peak_memory", large["mb"], small["mb"], "MB", note)
+    figure("evaluate_peak_memory", large["mb"], small["mb"], "MB", note)
     early = 1000 * (middle["cpu_s"] - small["cpu_s"]) / (args.middle - args.small)
     late = 1000 * (large["cpu_s"] - middle["cpu_s"]) / (args.large - args.middle)
     note = (
         f"CPU ms for each further sample, {args.middle:,} to {args.large:,} against {args.small:,} to {args.middle:,}"
     )
-    _print("evaluate_cost_of_a_sample", late, early, "CPU ms", note)
+    figure("evaluate_cost_of_a_sample", late, early, "CPU ms", note)
     whole = 2 * args.large * 2048 * 4 / 2**20
     for which in ("kernel", "neighbours"):
         found = measured(which, args.large, args.seconds)
         note = f"peak RssAnon over {args.large:,} x 2,048 features of each set, against the features' own size"
-        _print(f"{which}_peak_memory", found["mb"], whole, "MB", note)
-
-
-def _print(name: str, ours: float, theirs: float, unit: str, note: str) -> None:
-    figure = {"name": name, "ours": round(ours, 2), "theirs": round(theirs, 2)}
-    print(json.dumps({**figure, "ratio": round(theirs / max(ours, 1e-9), 2), "unit": unit, "note": note}), flush=True)
+        figure(f"{which}_peak_memory", found["mb"], whole, "MB", note)
 
 
 if __name__ == "__main__":

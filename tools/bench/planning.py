@@ -7,12 +7,13 @@ Both sides are measured in this one run, interleaved; the other side's 1,000 com
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+from tools.bench._figures import figure
 
 POINTS = 1000
 COMPOSED = 40
@@ -39,9 +40,9 @@ def main() -> None:
         assert len({s.node.fingerprint for s in planned if s.node.request.name == "train"}) == POINTS
     ours, theirs = ours / 2, theirs * POINTS / COMPOSED
     note = f"{len(planned)} steps planned; the other side only composes, scaled from {COMPOSED} compositions"
-    _print("plan_1000_points", ours, theirs, note)
+    figure("plan_1000_points", ours, theirs, "s", note)
     for name, command in (("help", ["--help"]), ("plan", ["plan", "experiment=quickstart"])):
-        _print(f"start_{name}", _seconds(command), _seconds(None), "a process, against one that imports torch")
+        figure(f"start_{name}", _seconds(command), _seconds(None), "s", "a process, against one that imports torch")
 
 
 def _seconds(arguments: list[str] | None) -> float:
@@ -55,11 +56,6 @@ def _seconds(arguments: list[str] | None) -> float:
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=Path(__file__).resolve().parents[2])
         times.append(time.perf_counter() - began)
     return min(times)
-
-
-def _print(name: str, ours: float, theirs: float, note: str) -> None:
-    figure = {"name": name, "ours": round(ours, 4), "theirs": round(theirs, 4), "ratio": round(theirs / ours, 2)}
-    print(json.dumps({**figure, "unit": "s", "note": note}), flush=True)
 
 
 if __name__ == "__main__":

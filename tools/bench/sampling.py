@@ -4,14 +4,12 @@
 
 Plain: two passes a step, logits of all tokens, one generator for the batch. Ours: the package's sampler (one pass for
 both guidance halves, logits where a token is still masked, the first step once a class). Interleaved in one process,
-CPU seconds; with a GPU the ImageNet model in bf16, in seconds.
+CPU seconds. GPUs are measured by `python -m tools.gpu`.
 """
 
 from __future__ import annotations
 
 import math
-import statistics
-import time
 from typing import Any
 
 import torch
@@ -19,7 +17,8 @@ import torch
 from maskgit_core import rng
 from maskgit_core.models.prenorm import Model
 from maskgit_core.samplers.confidence import Sampler
-from tools.bench.training import FACTS, SIZE, cpu_seconds, figure
+from tools.bench._figures import figure
+from tools.bench.training import FACTS, SIZE, cpu_seconds
 
 STEPS, SCALE, CHOICE = 8, 3.0, 4.5
 
@@ -56,40 +55,14 @@ def on_cpu() -> None:
         ours.append(cpu_seconds(lambda: sampler.sample(model, labels, grid=(8, 8), seeds_B=seeds)))
         theirs.append(cpu_seconds(lambda: plain(model, labels)))
     size = f"{SIZE['num_layers']} x {SIZE['dim']}, 64 tokens, 32 images of 2 classes"
-    note = f"{size}, {STEPS} steps, guidance {SCALE}; median of 3"
-    figure("guided_sampling", statistics.median(ours), statistics.median(theirs), "CPU s", note)
-
-
-def on_gpu() -> None:
-    """The ImageNet model at 64 images of one class."""
-    if not torch.cuda.is_available():
-        figure("guided_sampling_gpu", None, None, "s", "no GPU here: not measured")
-        return
-    model = Model(**FACTS, dropout=0.0).eval().cuda()
-    labels, seeds = torch.zeros(64, dtype=torch.long).cuda(), rng.sample_seeds(0, torch.arange(64)).cuda()
-    sampler = Sampler(num_steps=STEPS, guidance_scale=SCALE, choice_temperature=CHOICE)
-
-    def seconds(work: Any) -> float:
-        torch.cuda.synchronize()
-        began = time.perf_counter()
-        work()
-        torch.cuda.synchronize()
-        return time.perf_counter() - began
-
-    ours, theirs = [], []
-    for _ in range(4):
-        with torch.autocast("cuda", torch.bfloat16):
-            ours.append(seconds(lambda: sampler.sample(model, labels, grid=(16, 16), seeds_B=seeds)))
-        theirs.append(seconds(lambda: plain(model, labels)))
-    note = f"24 x 768, 64 images of one class, {STEPS} steps, guidance {SCALE}; bf16 here, fp32 there"
-    figure("guided_sampling_gpu", min(ours), min(theirs), "s", note)
+    note = f"{size}, {STEPS} steps, guidance {SCALE}"
+    figure("guided_sampling", ours, theirs, "CPU s", note)
 
 
 def main() -> None:
     """Prints one JSON object a figure."""
     torch.set_num_threads(1)
     on_cpu()
-    on_gpu()
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import tempfile
 import time
 import warnings
@@ -24,6 +23,7 @@ from maskgit_core.batches.tokens import Batches
 from maskgit_core.shards.format import Layout
 from maskgit_core.shards.reader import TokenShards
 from maskgit_core.shards.writer import Samples, write_manifest, write_shard
+from tools.bench._figures import figure
 
 BATCH, VARIANTS, GRID, CODEBOOK = 256, 2, (16, 16), 1024
 
@@ -125,8 +125,7 @@ def main() -> None:
         workers = max((0, 2), key=lambda w: best[f"{other} {w}"])
         theirs = best[f"{other} {workers}"]
         note = f"{options.samples} samples of 2 x 256 tokens, batches of {BATCH}; {other} with {workers} workers"
-        figure = {"name": f"shard_reading/{other}", "ours": round(best["ours"]), "theirs": round(theirs)}
-        print(json.dumps({**figure, "ratio": round(best["ours"] / theirs, 1), "unit": "samples/s", "note": note}))
+        figure(f"shard_reading/{other}", best["ours"], theirs, "samples/s", note, higher=True)
 
 
 if __name__ == "__main__":

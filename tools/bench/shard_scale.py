@@ -19,6 +19,7 @@ import numpy as np
 
 from maskgit_core.shards.format import Layout
 from maskgit_core.shards.writer import Samples, write_manifest, write_shard
+from tools.bench._figures import budget, figure
 
 IMAGENET, SHARD, BATCH = 1_281_167, 4096, 256
 
@@ -90,21 +91,18 @@ def main() -> None:
         folder = options.folder or Path(temporary)
         if not (folder / "manifest.json").exists():
             make(folder, options.samples)
-        command = [sys.executable, __file__, "--read", str(folder)]
+        command = [sys.executable, "-m", "tools.bench.shard_scale", "--read", str(folder)]
         found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
         skip = webdataset_skip_s(folder, options.samples)
     size = f"{options.samples:,} samples of 2 x 256 tokens"
     exact = "every sample once in the epoch" if found["exact"] else "NOT every sample once in the epoch"
-    rows = [
-        ("open", found["open_s"], 2.0, "s", f"{size}; theirs: the allowance of 2 s"),
-        ("resume_in_mid_epoch", found["resume_s"], skip, "s", "to the first batch; theirs: WebDataset reads half an "
-         "epoch and throws it away (scaled from one shard)"),
-        ("anonymous_memory", found["rss_anon_mb"], 500.0, "MB", f"RssAnon after an epoch in {found['epoch_s']:.1f} s, "
-         f"torch included; {exact}; theirs: the allowance of 500 MB"),
-    ]  # fmt: skip
-    for name, ours, theirs, unit, note in rows:
-        figure = {"name": f"shard_scale/{name}", "ours": round(ours, 4), "theirs": round(theirs, 2)}
-        print(json.dumps({**figure, "ratio": round(theirs / ours, 1), "unit": unit, "note": note}))
+    note = (
+        f"to the first batch; {size}; theirs: WebDataset reads half an epoch and throws it away (scaled from one shard)"
+    )
+    figure("shard_scale/resume_in_mid_epoch", found["resume_s"], skip, "s", note)
+    budget("shard_scale/open", found["open_s"], 2.0, "s", size)
+    note = f"RssAnon after an epoch in {found['epoch_s']:.1f} s, torch included; {exact}"
+    budget("shard_scale/anonymous_memory", found["rss_anon_mb"], 500.0, "MB", note)
     if not found["exact"]:
         raise SystemExit("the epoch was not a permutation")
 

@@ -7,7 +7,6 @@ writer waited for the encoder against how long the encoder waited for the writer
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import tempfile
 import time
@@ -24,6 +23,7 @@ from maskgit_core.shards.format import Layout
 from maskgit_core.shards.maker import NUM_WRITERS, CacheMaker, Settings
 from maskgit_core.shards.writer import Samples, write_shard
 from maskgit_core.tokenizers.vq import Tokenizer
+from tools.bench._figures import budget, figure
 
 VARIANTS, GRID, CODEBOOK, SHARD = 2, (16, 16), 1024, 4096
 
@@ -96,13 +96,11 @@ def main() -> None:
             best[name] = max(best[name], measure(side, content))
     os.sched_setaffinity(0, cores)
     for other in ("npz", "webdataset"):
-        figure = {"name": f"shard_writing/{other}", "ours": round(best["ours"]), "theirs": round(best[other])}
-        note = f"{options.samples} samples of 2 x 256 tokens, one core, no encoder; ours synced to disk, theirs not"
-        print(json.dumps({**figure, "ratio": round(best["ours"] / best[other], 1), "unit": "samples/s", "note": note}))
+        note = f"{options.samples} samples of 2 x 256 tokens, one core, no encoder, best rounds; ours synced to disk"
+        figure(f"shard_writing/{other}", best["ours"], best[other], "samples/s", note, higher=True)
     waits, blocks = with_encoder()
-    figure = {"name": "shard_writing/with_encoder", "ours": round(blocks, 4), "theirs": round(waits, 4)}
-    note = "seconds the encoder waited for the writer (ours) against those the writer waited for it; 2,000 images"
-    print(json.dumps({**figure, "ratio": round(waits / max(blocks, 1e-4), 1), "unit": "s", "note": note}))
+    note = f"of 2,000 images, that the encoder waited for the writer; the writer waited {waits:.2f} s for the encoder"
+    budget("shard_writing/with_encoder", blocks, 0.05 * waits, "s", note)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ submitit's own pause of 0.2 s between calls taken out; it neither plans nor reco
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -17,6 +16,8 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+from tools.bench._figures import budget, figure
 
 ROOT = Path(__file__).resolve().parents[2]
 ITEMS = 100
@@ -51,9 +52,9 @@ def main() -> int:
             _empty()
             theirs.append(_seconds(lambda: _submit_theirs(folder)))
             _empty()
-        note = f"{ITEMS} items x 4 stages, median of 3, process start included; theirs: submitit, a job for each step"
-        _print("submit 400 steps", _median(ours), _median(theirs), note)
-        _print("status of 400 steps", _median(status), 2.0, "theirs is the budget: 2 s")
+        note = f"{ITEMS} items x 4 stages, process start included; theirs: submitit, a job for each step"
+        figure("submit 400 steps", ours, theirs, "s", note)
+        budget("status of 400 steps", _median(status), 2.0, "s", "median")
     finally:
         subprocess.run([str(scripts / "stop.sh")], env=cluster, check=False)
         shutil.rmtree(folder, ignore_errors=True)
@@ -102,11 +103,6 @@ def _seconds(call: object) -> float:
 
 def _median(values: list[float]) -> float:
     return sorted(values)[len(values) // 2]
-
-
-def _print(name: str, ours: float, theirs: float, note: str) -> None:
-    figure = {"name": name, "ours": round(ours, 2), "theirs": round(theirs, 2), "ratio": round(theirs / ours, 2)}
-    print(json.dumps({**figure, "unit": "s", "note": note}), flush=True)
 
 
 if __name__ == "__main__":

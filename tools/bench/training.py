@@ -4,14 +4,12 @@
 
 Plain: the same model and batch, attention as softmax(Q K^T) V with dropout, one mask ratio a batch, logits of all
 tokens, AdamW and the moving average parameter by parameter. Ours: the package's trainer. Steps alternate in one
-process, in CPU seconds. With a GPU, the 24 x 768 model at batch 256 in bf16 is also put beside the card's measured
-matrix rate; `maskgit_core/training/utilisation.py` counts the operations and measures the rate.
+process, in CPU seconds. GPUs are measured by
+`python -m tools.gpu`.
 """
 
 from __future__ import annotations
 
-import json
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -30,7 +28,7 @@ from maskgit_core.shards.writer import Samples, write_manifest, write_shard
 from maskgit_core.training.masked import Masker, masked_steps
 from maskgit_core.training.recipe import Precision, Recipe
 from maskgit_core.training.trainer import Trainer
-from maskgit_core.training.utilisation import matrix_rate, operations_per_token
+from tools.bench._figures import budget, figure
 
 SIZE = {"dim": 256, "num_layers": 4, "num_heads": 8}
 FACTS = {"codebook_size": 1024, "num_tokens": 256, "num_classes": 1000}
@@ -94,20 +92,11 @@ def cpu_seconds(work: Callable[[], object]) -> float:
     return time.process_time() - began
 
 
-def figure(name: str, ours: float | None, theirs: float | None, unit: str, note: str, higher: bool = False) -> None:
-    """Prints one JSON object."""
-    ratio = None
-    if ours and theirs:
-        ratio = round(ours / theirs if higher else theirs / ours, 2)
-    values = {"name": name, "ours": ours and round(ours, 4), "theirs": theirs and round(theirs, 4)}
-    print(json.dumps({**values, "ratio": ratio, "unit": unit, "note": note}), flush=True)
-
-
 def steps_against_plain(dropout: float) -> None:
     """Alternates our step and the plain one."""
     torch.manual_seed(0)
     trainer = Trainer(Model(**FACTS, **SIZE, dropout=dropout), recipe())
-    plain = Plain(Model(**FACTS, **SIZE, dropout=0.1))
+    plain = Plain(Model(**FACTS, **SIZE, dropout=dropout))
     for module in plain.model.modules():
         if isinstance(module, Attention):
             module.forward = plain_attention.__get__(module)  # type: ignore[method-assign]
@@ -122,9 +111,9 @@ def steps_against_plain(dropout: float) -> None:
             times["ours"].append(spent)
             times["theirs"].append(spent_there)
     size = f"{SIZE['num_layers']} x {SIZE['dim']}, batch {BATCH} x 256 tokens"
-    note = f"{size}; dropout 0.1 there, {dropout} here; median of {ROUNDS}"
+    note = f"{size}; dropout {dropout} on both sides"
     name = f"train_step_dropout_{dropout}"
-    figure(name, statistics.median(times["ours"]), statistics.median(times["theirs"]), "CPU s a step", note)
+    figure(name, times["ours"], times["theirs"], "CPU s a step", note)
 
 
 def stall() -> None:
@@ -144,30 +133,7 @@ def stall() -> None:
             waited += time.perf_counter() - asked
             trainer.train_step(pieces)
         share = waited / (time.perf_counter() - began)
-    figure("data_wait_share", share, 0.02, "share of the time", "theirs is the limit of 2 %; 12 steps")
-
-
-def on_gpu() -> None:
-    """The ImageNet model at batch 256 in bf16: its share of the card's measured matrix rate."""
-    if not torch.cuda.is_available():
-        figure("train_matrix_rate_share", None, None, "share", "no GPU here: not measured")
-        return
-    asked = recipe("bf16", 256)
-    trainer = Trainer(Model(**FACTS, dropout=0.1), asked, "cuda:0", compile_blocks=True)
-    ready = ahead(masked_steps(batches(256), Masker(asked, 1024, 1000), 1, trainer.accelerator.device), 4)
-    for _ in range(10):
-        trainer.train_step(next(ready))
-    torch.cuda.synchronize()
-    began, count = time.perf_counter(), 30
-    for _ in range(count):
-        trainer.train_step(next(ready))
-    torch.cuda.synchronize()
-    seconds = (time.perf_counter() - began) / count
-    operations = 256 * 256 * operations_per_token(trainer.model)
-    note = f"24 x 768, batch 256, bf16, {seconds * 1e3:.1f} ms a step; theirs: half of the measured matrix rate"
-    figure(
-        "train_matrix_rate_share", operations / seconds / matrix_rate("cuda", "bf16"), 0.5, "share", note, higher=True
-    )
+    budget("data_wait_share", share, 0.02, "share of the time", "12 steps")
 
 
 def main() -> None:
@@ -176,7 +142,6 @@ def main() -> None:
     steps_against_plain(0.1)
     steps_against_plain(0.0)
     stall()
-    on_gpu()
 
 
 if __name__ == "__main__":
