@@ -30,6 +30,7 @@ from maskgit_core import rng
 from maskgit_core.editing import composed, edited_tokens, outpainted_tokens, region_mask, unknown_tokens
 from maskgit_core.errors import DataError
 from maskgit_core.hints import Content, Execution, Kind, Range
+from maskgit_core.images.pictures import open_picture
 from maskgit_core.images.pixels import picture_grid, stack, to_nhwc, to_signed, to_uint8, to_unit
 from maskgit_core.layers.steady import decoded
 from maskgit_core.refusals import check_classes, check_places, check_region
@@ -84,7 +85,7 @@ def _mask(region: str, path: str | None, size: tuple[int, int]) -> torch.Tensor:
     from PIL import Image
 
     try:
-        with Image.open(path) as picture:
+        with open_picture(path) as picture:
             grey = picture.convert("L").resize((size[1], size[0]), Image.Resampling.NEAREST)
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read as a picture ({error}); give a PNG, white where it changes") from None

@@ -20,7 +20,7 @@ from maskgit_core.datasets import Sample
 from maskgit_core.datasets.image_folder import class_folders, pictures_below
 from maskgit_core.errors import DataError
 from maskgit_core.hints import Content, Neutral, Range
-from maskgit_core.images.pictures import EXTENSIONS, check_headers, decode
+from maskgit_core.images.pictures import EXTENSIONS, check_headers, decode, open_picture
 from maskgit_core.images.tar_index import Member, index_of, read_member
 from maskgit_core.images.transforms import IndexCrop
 
@@ -91,14 +91,12 @@ class Dataset:
     def __getitem__(self, index: int) -> Sample:
         if not 0 <= index < len(self):
             raise IndexError(f"index {index} is outside [0, {len(self)})")
-        from PIL import Image
-
         entry = self._entries[index]
         source = entry.file if entry.member is None else io.BytesIO(read_member(entry.file, entry.member))
         try:
-            with Image.open(source) as picture:
+            with open_picture(source) as picture:
                 pixels = decode(picture, 3)
-        except (OSError, ValueError, SyntaxError) as error:
+        except (OSError, ValueError) as error:
             raise DataError(f"{entry.file}: {entry.key} cannot be decoded ({error}); get it again") from error
         pixels, box = self._cut(pixels, index)
         return Sample(entry.key, pixels, entry.label, box)

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.lib import format as npy_format
 
 from maskgit_core.errors import DataError
-from maskgit_core.images.pictures import EXTENSIONS, decode, read_picture
+from maskgit_core.images.pictures import EXTENSIONS, decode, open_picture, read_picture
 from maskgit_core.images.tar_index import index_of, read_member
 from maskgit_core.images.transforms import to_pil
 
@@ -161,12 +161,10 @@ def encode_png(image: np.ndarray) -> bytes:
 
 def decode_bytes(data: bytes, name: str) -> np.ndarray:
     """uint8 HWC RGB of an encoded picture; a failure names it."""
-    from PIL import Image
-
     try:
-        with Image.open(io.BytesIO(data)) as picture:
+        with open_picture(io.BytesIO(data)) as picture:
             return decode(picture, 3)
-    except (OSError, ValueError, SyntaxError) as error:
+    except (OSError, ValueError) as error:
         raise DataError(f"{name}: the picture cannot be decoded ({error}); remove or replace it") from error
 
 

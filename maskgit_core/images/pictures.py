@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import struct
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from maskgit_core.errors import DataError
 
 if TYPE_CHECKING:
     import numpy as np
+    from PIL import Image
 
+#: What PIL may take a file for, whatever its name: an EPS named .png must not reach Ghostscript.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "PPM", "TIFF")
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff")
 
 
@@ -31,32 +36,67 @@ def check_headers(folder: Path, names: Sequence[str], num_threads: int = 8) -> N
         )
 
 
-def read_picture(path: Path, channels: int = 3) -> np.ndarray:
-    """Decodes a picture file to uint8 HWC; every failure is a `DataError` that names the file."""
+@contextmanager
+def open_picture(source: Path | str | IO[bytes]) -> Iterator[Image.Image]:
+    """An open PIL picture of one of the `FORMATS`; nothing else is tried, so no file reaches an interpreter.
+
+    Raises:
+        FileNotFoundError, OSError, ValueError: it cannot be opened or decoded, whatever PIL itself raises.
+    """
     from PIL import Image
 
     try:
-        with Image.open(path) as picture:
+        with Image.open(source, formats=FORMATS) as picture:
+            yield picture
+    except (SyntaxError, EOFError, LookupError, TypeError, ArithmeticError, MemoryError, struct.error,
+            Image.DecompressionBombError) as error:  # fmt: skip
+        raise ValueError(f"{type(error).__name__}: {error}") from error
+
+
+def read_picture(path: Path, channels: int = 3) -> np.ndarray:
+    """Decodes a picture file to uint8 HWC; every failure is a `DataError` that names the file."""
+    try:
+        with open_picture(path) as picture:
             return decode(picture, channels)
     except FileNotFoundError:
         raise DataError(f"{path}: the picture is gone; put it back or run again without it") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except (OSError, ValueError) as error:
         raise DataError(f"{path}: the picture cannot be decoded ({error}); remove or replace it") from error
 
 
-def decode(picture: object, channels: int) -> np.ndarray:
-    """uint8 HWC of an open PIL picture, as RGB or grey."""
+def decode(picture: Image.Image, channels: int) -> np.ndarray:
+    """uint8 HWC of an open PIL picture, as RGB or grey.
+
+    16-bit grey is scaled by 255 / 65535 and rounded. Palettes become their colours, transparency is dropped, CMYK is
+    converted without colour profiles, the first frame is taken; EXIF orientation is not applied (as in torchvision's
+    loader and the published pipelines).
+
+    Raises:
+        ValueError: floating-point pixels, whose range is not known, or integers beyond 16 bits.
+    """
     from maskgit_core.images.transforms import from_pil
 
-    return from_pil(picture.convert("RGB" if channels == 3 else "L"))  # type: ignore[attr-defined]
+    if picture.mode == "F":
+        raise ValueError("it holds floating-point pixels, whose range is not known; convert it to 8 or 16 bits")
+    if picture.mode.startswith("I"):
+        picture = _from_16_bits(picture)
+    return from_pil(picture.convert("RGB" if channels == 3 else "L"))
+
+
+def _from_16_bits(picture: Image.Image) -> Image.Image:
+    import numpy as np
+    from PIL import Image
+
+    values = np.asarray(picture).astype(np.int64)
+    if values.size and not 0 <= values.min() <= values.max() <= 65535:
+        raise ValueError(f"it holds integers from {values.min()} to {values.max()}; convert it to 8 or 16 bits")
+    return Image.fromarray(((values + 128) // 257).astype(np.uint8))
 
 
 def has_readable_header(path: Path) -> bool:
     """True where PIL recognises the file and its size; decodes nothing."""
-    from PIL import Image
-
     try:
-        with Image.open(path) as picture:
+        with open_picture(path) as picture:
             return min(picture.size) > 0
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+    except (OSError, ValueError):
         return False

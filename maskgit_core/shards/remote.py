@@ -25,11 +25,12 @@ import numpy as np
 from maskgit_core.errors import DataError
 from maskgit_core.files import publish
 from maskgit_core.order import draw_variants, mix, permute
+from maskgit_core.shards.fetching import Fetched, check_address
 from maskgit_core.shards.format import Layout, read_labels
 from maskgit_core.shards.reader import check_manifest
 from maskgit_core.shards.writer import MANIFEST
 
-SCHEMES = ("http", "https", "s3", "gs", "hf", "file", "")
+MAX_MANIFEST_BYTES = 256 * 1024 * 1024
 
 
 class RemoteShards:
@@ -46,11 +47,7 @@ class RemoteShards:
     """
 
     def __init__(self, url: str, cache: str | Path, *, window: int = 8, cache_bytes: int | None = None) -> None:
-        scheme = url.split("://", 1)[0] if "://" in url else ""
-        if scheme not in SCHEMES:
-            raise DataError(
-                f"{url}: {scheme} is not a way to fetch shards; one of {[s for s in SCHEMES if s]} or a path"
-            )
+        check_address(url)
         self.url, self.cache, self.window, self.cache_bytes = url.rstrip("/"), Path(cache), window, cache_bytes
         self.manifest = self._read_manifest()
         self.layout = Layout.from_json(self.manifest)
@@ -146,12 +143,13 @@ class RemoteShards:
 
     def _fetch(self, entry: dict[str, Any], temporary: Path) -> None:
         hashed = hashlib.sha256()
-        with _stream(f"{self.url}/{entry['name']}") as stream, open(temporary, "wb") as file:
-            while piece := stream.read(1 << 20):
+        size = 0
+        with Fetched(f"{self.url}/{entry['name']}") as stream, open(temporary, "wb") as file:
+            while size <= int(entry["bytes"]) and (piece := stream.read(1 << 20)):
+                size += len(piece)
                 hashed.update(piece)
                 file.write(piece)
         if hashed.hexdigest() != entry["sha256"]:
-            size = temporary.stat().st_size
             raise DataError(
                 f"{self.url}/{entry['name']}: {size} bytes came and their sha256 is not the manifest's "
                 f"({entry['bytes']} bytes); fetch again, or verify the cache where it lies"
@@ -168,48 +166,15 @@ class RemoteShards:
 
     def _read_manifest(self) -> dict[str, Any]:
         url = f"{self.url}/{MANIFEST}"
-        with _stream(url) as stream:
-            text = stream.read()
+        with Fetched(url) as stream:
+            text = stream.read(MAX_MANIFEST_BYTES + 1)
+        if len(text) > MAX_MANIFEST_BYTES:
+            raise DataError(f"{url}: has more than {MAX_MANIFEST_BYTES} bytes, so it is no manifest of token shards")
         try:
             return check_manifest(url, json.loads(text))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{url}: not readable as JSON ({error}); cache the tokens again") from None
 
 
 def _again(url: str, cache: Path, window: int, cache_bytes: int | None) -> RemoteShards:
     return RemoteShards(url, cache, window=window, cache_bytes=cache_bytes)
-
-
-class _stream:  # noqa: N801
-    """A file elsewhere, opened by `webdataset`; every failure is one line."""
-
-    def __init__(self, url: str) -> None:
-        self.url = url
-
-    def __enter__(self) -> Any:
-        from webdataset.gopen import gopen
-
-        try:
-            self._file = gopen(self.url)
-        except (OSError, ValueError) as error:
-            raise self._told(error) from error
-        return self
-
-    def read(self, size: int = -1) -> bytes:
-        """Bytes, up to `size`."""
-        try:
-            data: bytes = self._file.read() if size < 0 else self._file.read(size)
-            return data
-        except OSError as error:
-            raise self._told(error) from error
-
-    def __exit__(self, kind: type | None, *rest: object) -> None:
-        try:
-            self._file.close()
-        except OSError as error:
-            if kind is None:
-                raise self._told(error) from error
-
-    def _told(self, error: Exception) -> DataError:
-        text = " ".join(str(error).split())[:160]
-        return DataError(f"{self.url}: cannot be fetched ({text}); check the address and the network")
