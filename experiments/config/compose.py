@@ -83,6 +83,8 @@ def parse(arguments: Sequence[str], config_dirs: Sequence[Path] = ()) -> Overrid
             said = (str(error).splitlines() or [type(error).__name__])[0][:200]
             raise ConfigError(f"{_short(argument)}: cannot be read ({said}); quote special characters") from None
         key = override.get_key_element().lstrip("+~")
+        if re.search(r"[\x00-\x08\x0b-\x1f\x7f]", argument):
+            raise ConfigError(f"{key}: found {_short(repr(argument))}; it must be without control characters")
         if key.split(".")[0].split("/")[0] == "hydra":
             raise ConfigError(
                 f"{key}: Hydra's own settings have no effect here; outputs are in paths.store, launchers are chosen "

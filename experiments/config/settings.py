@@ -35,6 +35,8 @@ def checked(config: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(launcher, Mapping):
         raise ConfigError(f"launcher: found {launcher!r}; it must be a mapping with `name`, or launcher=NAME")
     found: dict[str, Any] = {"launcher": dict(launcher)}
+    for block in ("launcher", "paths"):
+        refuse_control_characters(block, config.get(block))
     for block, schema in SCHEMA.items():
         given = config.get(block) or {}
         if not isinstance(given, Mapping):
@@ -51,6 +53,19 @@ def checked(config: Mapping[str, Any]) -> dict[str, Any]:
         raise ConfigError(f"plugins: found {plugins!r}; it must be a list of package names")
     found["plugins"] = plugins
     return found
+
+
+def refuse_control_characters(key: str, value: object) -> None:
+    """Refuses text that a shell, a batch script or a terminal would take for something else.
+
+    Raises:
+        ConfigError: a newline, an escape or another control character; names the key.
+    """
+    if isinstance(value, str) and any(ord(c) < 32 or ord(c) == 127 for c in value):
+        raise ConfigError(f"{key}: found {value!r}; it must be one line without control characters")
+    inner = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
+    for name, part in inner:
+        refuse_control_characters(f"{key}.{name}", part)
 
 
 def without_password(text: str) -> str:

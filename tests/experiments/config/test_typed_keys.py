@@ -43,6 +43,9 @@ def refused(*overrides: str, **kwargs: Any) -> str:
         ("train.lr=glob(*)", "matches no file of a config group"),
         ("paths.store=a,b", "paths.store: cannot be swept"),
         ("tracking.ship=true,false", "tracking.ship: cannot be swept"),
+        ("description='\x1b[31m'", "description: found"),
+        ("+launcher.partition='a\n#SBATCH --x'", "launcher.partition: found 'a\\n#SBATCH --x'; it must be one line"),
+        ("paths.data='a\nb'", "paths.data: found 'a\\nb'; it must be one line"),
     ],
 )
 def test_what_would_do_nothing_or_harm_is_refused(override: str, said: str) -> None:
