@@ -68,6 +68,14 @@ class Revised:
 
 
 @dataclass(frozen=True)
+class UnusedIf:
+    """Where another option has this value, this one is not looked at: it needs nothing and counts for nothing."""
+
+    option: str
+    value: Any
+
+
+@dataclass(frozen=True)
 class Kind:
     """The kind of artifact a stage's input must be."""
 

@@ -105,7 +105,8 @@ class Checker:
                     raise unknown_key(f"{key}.{inner}", str(inner), ["stage", "needs"])
             if not isinstance(node.get("needs") or [], list | Mapping | str):
                 raise ConfigError(f"{key}.needs: found {node['needs']!r}; it must be a list of steps or a mapping")
-            nodes[str(name)] = {"stage": str(node.get("stage", name)), "needs": node.get("needs") or []}
+            needs = _present(node.get("needs") or [], pipeline["steps"])
+            nodes[str(name)] = {"stage": str(node.get("stage", name)), "needs": needs}
         if not nodes:
             raise ConfigError("pipeline.steps: names no step")
         return nodes
@@ -172,6 +173,10 @@ class Checker:
                 if param.kind is not None and isinstance(value, str):
                     needs[param.name], value = (reference(name, param, key, value, kinds),), MISSING
                 self._take(param, key, value, param.name, parts, param.name in needs)
+            for param in signature.params.values():
+                if param.unused_if is not None and parts.config.get(param.unused_if[0]) == param.unused_if[1]:
+                    for values in vars(parts).values():
+                        values.pop(param.name, None)
             self._memo[memo] = StepRequest(
                 name=name,
                 stage=stage,
@@ -254,6 +259,15 @@ class Checker:
                     f"{key}.{option}: unknown key; {name} has no such option, {', '.join(having)} has it: choose such "
                     f"a {base.lower()} or leave it out with ~{key}.{option}. One of [{', '.join(sorted(shown))}]"
                 )
+
+
+def _present(needs: Any, steps: Mapping[str, Any]) -> Any:
+    """`needs` without entries that another file took away (null) and optional ones (`train_tokenizer?`) of no step."""
+    if not isinstance(needs, Mapping):
+        return needs
+    optional = {k: v[:-1] for k, v in needs.items() if isinstance(v, str) and v.endswith("?")}
+    absent = {k for k, step in optional.items() if steps.get(step) is None}
+    return {k: optional.get(k, v) for k, v in needs.items() if v is not None and k not in absent}
 
 
 def _store(param: Param, value: Any, path: str, parts: _Parts, key: str) -> None:

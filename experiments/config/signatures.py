@@ -23,6 +23,7 @@ SPEC_NAMES = {
     **{f"{name}Spec": name for name in ("Tokenizer", "Model", "Sampler", "Dataset", "Extractor", "Metric")},
     **{name: name for name in ("Tokenizer", "Model", "Sampler", "Dataset", "Extractor", "Metric")},
 }
+_KNOWN = "Range, Divides, Neutral, Revised, UnusedIf, Kind"
 MISSING: Any = type("Missing", (), {"__repr__": lambda self: "MISSING"})()
 
 
@@ -65,6 +66,7 @@ class Param:
     neutral: Any = MISSING
     revision: int | None = None  # the meaning of its values changed ...
     unrevised: tuple[Any, ...] = ()  # ... but for these
+    unused_if: tuple[str, Any] | None = None  # another parameter and its value with which this one does nothing
     group: str = ""  # the stage's parameter whose dataclass has this field
 
     @property
@@ -234,7 +236,9 @@ def _marked(param: Param, mark: ast.expr, module: str) -> Param:
     if isinstance(mark, ast.Constant) and isinstance(mark.value, str):
         return replace(param, marks=param.marks | {mark.value})
     if not (isinstance(mark, ast.Call) and isinstance(mark.func, ast.Name)):
-        raise ValueError(f"the mark {ast.unparse(mark)} is not known; use Range, Divides, Neutral, Revised or Kind")
+        raise ValueError(
+            f"the mark {ast.unparse(mark)} is not known; use Range, Divides, Neutral, Revised, UnusedIf or Kind"
+        )
     values = [_literal(a, module) for a in mark.args]
     named = {k.arg: _literal(k.value, module) for k in mark.keywords}
     if mark.func.id == "Range":
@@ -242,6 +246,9 @@ def _marked(param: Param, mark: ast.expr, module: str) -> Param:
         return replace(param, **bounds, **{str(k): v for k, v in named.items()})
     if mark.func.id == "Neutral":
         return replace(param, neutral=values[0] if values else named["value"])
+    if mark.func.id == "UnusedIf":
+        other, value = (*values, *named.values())
+        return replace(param, unused_if=(str(other), value))
     if mark.func.id == "Revised":
         number, unless = (*values, *named.values()) if len(values) + len(named) == 2 else (values[0], ())
         return replace(param, revision=int(number), unrevised=tuple(unless))
@@ -249,7 +256,7 @@ def _marked(param: Param, mark: ast.expr, module: str) -> Param:
         return replace(param, kind=values[0] if values else named["name"])
     if mark.func.id == "Divides":
         return replace(param, divides=values[0] if values else named["name"])
-    raise ValueError(f"the mark {mark.func.id} is not known; use Range, Divides, Neutral, Revised or Kind")
+    raise ValueError(f"the mark {mark.func.id} is not known; use one of {_KNOWN}")
 
 
 def _hint(node: ast.expr, module: str) -> Hint:

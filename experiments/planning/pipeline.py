@@ -90,7 +90,11 @@ def build(
         check(settings)
     left_out: Sequence[str] = ()
     if resolved[0]["pipeline"].get("optional"):
-        requests, left_out = _without_weights(requests, digest)
+        try:
+            requests, left_out = _without_weights(requests, digest)
+        except WeightsError:  # no step is left
+            if not allow_absent:
+                raise
     chosen, outside = (part or Part()).select(requests[0])
     requests = [{name: r for name, r in steps.items() if name in chosen | outside} for steps in requests]
     absent: list[str] = []

@@ -35,7 +35,7 @@ from experiments.running.attempt import Attempt
 from experiments.running.components import load_tokenizer
 from maskgit_core.evaluation.blocks import Blocks
 from maskgit_core.evaluation.features import gather, moments_of, outputs_of
-from maskgit_core.hints import Kind, Neutral, Range, Weights
+from maskgit_core.hints import Kind, Neutral, Range, UnusedIf, Weights
 from maskgit_core.images.pixels import picture_grid, stack, to_signed, to_uint8, to_unit
 from maskgit_core.images.transforms import to_pil
 from maskgit_core.metrics.lpips import Metric as Lpips
@@ -59,7 +59,7 @@ def run(
     metrics: tuple[MetricName, ...] = ("frechet",),
     pairs: Annotated[tuple[PairName, ...], Neutral(("psnr", "ssim"))] = ("psnr", "ssim"),
     lpips: Literal["none", "alex", "vgg"] = "none",
-    lpips_backbone: Weights[str | None] = None,
+    lpips_backbone: Annotated[Weights[str | None], UnusedIf("lpips", "none")] = None,
     num_shown: Annotated[int, Range(0, 64)] = 10,
     protocol: str = "unnamed",
     further_references: Annotated[Sequence[Input], Kind("reference")] = (),

@@ -110,3 +110,25 @@ def test_a_plugin_registers_resolvers(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.syspath_prepend(str(LAB.parent.parent))
     (node,) = graph(experiment="doubled", dirs=(package / "conf",)).nodes.values()
     assert node.request.config["count"] == 42
+
+
+def test_images_on_the_fly_go_with_a_published_tokenizer_too() -> None:
+    published = {
+        n.name: n
+        for n in graph("data=images", "dataset.root=/nowhere", experiment="maskgit_imagenet256").nodes.values()
+    }
+    assert "cache_tokens" not in published and not published["train"].inputs
+    assert published["train"].request.config["image_tokenizer"]["name"] == "maskgit_vqgan"
+    trained = {n.name: n for n in graph("data=images").nodes.values()}
+    assert (
+        set(trained["train"].inputs) == {"image_tokenizer"} and "image_tokenizer" not in trained["train"].request.config
+    )
+
+
+def test_the_backbone_of_a_metric_that_is_not_taken_is_not_needed() -> None:
+    asked = ("tokenizer_table", "eval_tokenizer.lpips=none")
+    (with_lpips, *_), (without, *_) = (
+        [n for n in graph(*typed, experiment=asked[0]).nodes.values() if n.request.stage == "eval_tokenizer"]
+        for typed in ((), asked[1:])
+    )
+    assert "lpips_backbone" in with_lpips.request.weights and "lpips_backbone" not in without.request.weights
