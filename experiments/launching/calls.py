@@ -18,6 +18,7 @@ from maskgit_core.errors import ConfigError, LaunchError, unknown_key, unknown_n
 
 TARGET = "experiments.running.job:main"
 ARRAY_TASK_TARGET = "experiments.running.array_tasks:main"
+CLEANUP = "experiments.running.job:clear_claim"
 PROGRESS = "experiments.running.advance:mark"
 
 
@@ -60,10 +61,11 @@ def resources(step: PlannedStep) -> Resources:
     Raises:
         LaunchError: not possible; names the step.
     """
-    asked = {k: v for k, v in step.node.request.resources.items() if v is not None and k != "num_tasks"}
+    asked: dict[str, Any] = {k: v for k, v in step.node.request.resources.items() if v is not None and k != "num_tasks"}
     whole = ("ranks", "nodes", "cpus_per_task", "gpus_per_task", "pack")
+    asked |= {key: int(value) for key, value in asked.items() if key in whole}
     try:
-        return Resources(**{k: int(v) if k in whole else v for k, v in asked.items()})
+        return Resources(**asked)
     except (LaunchError, TypeError) as error:
         raise LaunchError(f"resources.{step.node.request.name}.{error}") from None
 
@@ -102,6 +104,7 @@ def calls(
             group=step.node.request.name,
             resources=resources(step),
             progress=PROGRESS,
+            cleanup=CLEANUP,
         )
         shares = _shares(whole, num_tasks(step), logs, uid) if cut else []
         made += [*shares, replace(whole, after=tuple(share.key for share in shares))]

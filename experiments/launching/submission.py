@@ -66,14 +66,22 @@ def submission_lock(store: Path) -> Iterator[None]:
 
 
 def recover(store: Path) -> None:
-    """Finishes or undoes submissions whose process was killed; call it under the lock."""
+    """Finishes or undoes this user's submissions whose process was killed; call it under the lock.
+
+    Those of other users are only mentioned: their jobs are held, and nobody else may touch them.
+    """
     if not queue.has_queue():
         return
     from launchers.cluster.submission import Submission
 
     for path in sorted((store / "slurm").glob("*/submission.json")):
         submission = Submission(path.parent)
-        if submission.state in ("submitting", "submitted"):
+        if submission.state not in ("submitting", "submitted"):
+            continue
+        if not submission.is_mine:
+            print(f"a submission of {path.owner()} ({path.parent.name}) was interrupted: its jobs are held until "
+                  f"{path.owner()} calls maskgit run again", flush=True)  # fmt: skip
+        else:
             print(f"an earlier submission ({path.parent.name}) was interrupted: now {submission.recover()}", flush=True)
 
 

@@ -140,3 +140,48 @@ def array_dependency(batch: Batch, waits: Sequence[Waits], sizes: Mapping[str, i
         return None
     parts = [f"afterok:{job}" for job in sorted(common)] + [f"aftercorr:{base}" for base in sorted(arrays)]
     return ",".join(parts)
+
+
+def turns(batches: Sequence[Batch], at_once: int) -> list[tuple[Batch, int, Call]]:
+    """Tasks that wait for the end of another one, so that at most `at_once` tasks of all batches run together.
+
+    Every task has a place in one of `at_once` queues and waits for the one before it there; a task goes behind one that
+    it needs anyway if it can, else to the shortest queue. Items are taken to their end before the next one begins.
+
+    Returns:
+        (batch, index of the task in it, a call of the task that it waits for).
+    """
+    tasks = [(batch, index) for batch in batches for index in range(len(batch.tasks))]
+    if len(tasks) <= at_once:
+        return []
+    task_of = {call.key: place for place, (b, i) in enumerate(tasks) for call in b.tasks[i]}
+    needs = [{task_of[n] for call in b.tasks[i] for n in (*call.needs, *call.after) if n in task_of} for b, i in tasks]
+    queues: list[list[int]] = [[] for _ in range(at_once)]
+    waiting = []
+    for place in _depth_first(needs):
+        behind = [queue for queue in queues if queue and queue[-1] in needs[place]]
+        queue = behind[0] if behind else min(queues, key=len)
+        if queue and not behind:
+            before, index = tasks[queue[-1]]
+            waiting.append((*tasks[place], before.tasks[index][0]))
+        queue.append(place)
+    return waiting
+
+
+def _depth_first(needs: Sequence[set[int]]) -> list[int]:
+    """An order in which everything comes after its needs, and as soon after them as possible."""
+    left = [len(wanted) for wanted in needs]
+    wanted_by: dict[int, list[int]] = {}
+    for place, wanted in enumerate(needs):
+        for need in wanted:
+            wanted_by.setdefault(need, []).append(place)
+    ready = [place for place in reversed(range(len(needs))) if not left[place]]
+    order = []
+    while ready:
+        place = ready.pop()
+        order.append(place)
+        for waiting in reversed(wanted_by.get(place, [])):
+            left[waiting] -= 1
+            if not left[waiting]:
+                ready.append(waiting)
+    return order

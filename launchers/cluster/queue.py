@@ -6,11 +6,13 @@ therefore nothing here decides whether work is done.
 
 from __future__ import annotations
 
+import getpass
 import os
 import subprocess
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 from maskgit_core.errors import LaunchError
 
@@ -31,7 +33,13 @@ LIVE = frozenset(
         *("REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD"),
     }
 )
-_SCRUBBED = ("SLURM_", "SRUN_", "PMI_", "PMIX_", "MASKGIT_LAUNCH", "LAUNCHER_")
+_SCRUBBED = (
+    *("SLURM_", "SRUN_", "PMI_", "PMIX_", "MASKGIT_LAUNCH", "LAUNCHER_"),
+    # Defaults that people set for their own commands would hide jobs from ours or change what is submitted.
+    *("SQUEUE_", "SACCT_", "SBATCH_", "SCONTROL_", "SINFO_", "SALLOC_"),
+)
+#: Kept: which SLURM this is, and who pays where the profile names nobody (docs/slurm.md).
+_KEPT = ("SLURM_CONF", "SBATCH_ACCOUNT", "SBATCH_QOS")
 _RANK_NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -58,15 +66,13 @@ class QueueEntry:
 
 
 def clean_environment(environment: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The environment without what SLURM, MPI or a launcher put there for one job; SLURM_CONF stays.
+    """The environment without what SLURM, MPI or a launcher put there for one job, and without defaults of SLURM tools.
 
     Inherited values break jobs submitted from inside a job, or worse, quietly pin them to the wrong cores.
     """
     given = os.environ if environment is None else environment
     kept = {k: v for k, v in given.items() if not k.startswith(_SCRUBBED) and k not in _RANK_NAMES}
-    if "SLURM_CONF" in given:
-        kept["SLURM_CONF"] = given["SLURM_CONF"]
-    return kept
+    return kept | {name: given[name] for name in _KEPT if name in given}
 
 
 def call_tool(
@@ -138,15 +144,48 @@ class Queue:
         """A job's entry, or None where it is unknown (or nobody answers)."""
         return (self.all() or {}).get(job)
 
-    def alive(self, job: str) -> bool | None:
-        """True, False, or None where squeue gives no answer."""
+    def alive(self, job: str, cluster: str = "", user: str = "") -> bool | None:
+        """True, False, or None where it cannot be told.
+
+        Args:
+            cluster: ClusterName of the job; nothing is known of the jobs of another one.
+            user: owner of the job; a site may hide other people's jobs (`PrivateData=jobs`).
+        """
         known = self.all()
-        if known is None:
+        if known is None or (cluster and cluster != site().cluster):
             return None
         if job in known:
             return known[job].is_live
         # An array whose elements were not told apart yet is listed as one line by some versions.
-        return any(entry.is_live for key, entry in known.items() if key.startswith(f"{job}_["))
+        if any(entry.is_live for key, entry in known.items() if key.startswith(f"{job}_[")):
+            return True
+        return None if user not in ("", getpass.getuser()) and site().hides_jobs else False
+
+
+@dataclass(frozen=True)
+class Site:
+    """What a cluster says of itself (`scontrol show config`); empty where it does not answer."""
+
+    cluster: str = ""
+    hides_jobs: bool = False
+    max_array_size: int | None = None
+
+
+@cache
+def site() -> Site:
+    """The cluster whose tools are called here; asked once."""
+    try:
+        done = call_tool(["scontrol", "show", "config"], timeout_s=30.0)
+    except LaunchError:
+        return Site()
+    pairs = (line.partition("=") for line in done.stdout.splitlines())
+    fields = {key.strip(): value.strip() for key, _, value in pairs}
+    size = fields.get("MaxArraySize", "")
+    return Site(
+        cluster=fields.get("ClusterName", ""),
+        hides_jobs="jobs" in fields.get("PrivateData", "") or "all" in fields.get("PrivateData", ""),
+        max_array_size=int(size) if size.isdigit() else None,
+    )
 
 
 @dataclass(frozen=True)

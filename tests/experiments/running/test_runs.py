@@ -232,7 +232,7 @@ def test_a_claim_is_broken_only_when_its_owner_is_dead(store: Path) -> None:
     assert is_alive(Owner(**{**vars(me), "pid_start": me.pid_start + 1})) is False, "the pid was reused"
     assert is_alive(Owner(**{**vars(me), "boot": "another"})) is False, "the machine was restarted"
     assert is_alive(Owner(**{**vars(me), "host": "elsewhere"})) is None, "cannot be told from here"
-    assert is_alive(Owner(**{**vars(me), "job": "12", "host": "elsewhere"}), lambda job: False) is False
+    assert is_alive(Owner(**{**vars(me), "job": "12", "host": "elsewhere"}), lambda *_: False) is False
     foreign = Owner(**{**vars(me), "host": "elsewhere"})
     write_json(step / "claim.json", {**vars(foreign), "token": "theirs"})
     assert Claim(step).take() == foreign
