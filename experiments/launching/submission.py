@@ -105,7 +105,11 @@ def _others(planned: Sequence[PlannedStep], mine: Collection[str]) -> tuple[dict
         note = queue.submitted(step.node.folder) if step.node.fingerprint not in mine else None
         if note is not None and step.action != "done":
             # An id that the queue has forgotten counts as ended well: never wait for it, the job looks for itself.
-            live = [j for j in note.links if (e := queue.queue().find(j)) is not None and e.is_live]
+            live = (
+                []
+                if queue.is_foreign(note)
+                else [j for j in note.links if (e := queue.queue().find(j)) is not None and e.is_live]
+            )
             if live:
                 links[step.node.fingerprint] = tuple(live)
                 packed |= {step.node.fingerprint} if note.packed else set()
@@ -124,6 +128,8 @@ def launch_context(
 
     queued, packed = _others(planned, chosen)
     mine = [step for step in planned if step.node.fingerprint in chosen]
+    for step in mine:
+        Claim(step.node.folder, queue.job_alive()).break_dead()  # a job in a container may be unable to ask the queue
     return LaunchContext(
         folder=store.root / "slurm" / uid,
         code=freeze(store.root, graph.settings.get("plugins") or ()),

@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     from launchers.cluster.queue import Queue, QueueEntry
 
 
+def is_silent() -> bool:
+    """True where squeue was asked about jobs and gave no answer."""
+    return has_queue() and queue().known() is None
+
+
 def has_queue() -> bool:
     """True where SLURM's commands are installed."""
     return shutil.which("squeue") is not None
@@ -84,7 +89,13 @@ def running_tasks(folder: Path) -> str | None:
 
 def queued_steps(folders: dict[str, Path]) -> dict[str, QueueEntry]:
     """fingerprint -> the queue's entry, for those of the given steps that wait or run in the queue."""
-    if not has_queue() or not queue().all():
+    if not has_queue():
+        return {}
+    notes = [note for folder in folders.values() if (note := submitted(folder)) is not None and not is_foreign(note)]
+    if not notes:
+        return {}
+    queue().include(job for note in notes for job in (*note.links, *note.tasks))
+    if queue().known() is None:
         return {}
     entries = {fingerprint: live_entry(folder) for fingerprint, folder in folders.items()}
     return {fingerprint: entry for fingerprint, entry in entries.items() if entry is not None}

@@ -126,23 +126,35 @@ def snapshot(jobs: Iterable[str] | None = None, *, names: Iterable[str] | None =
 
 
 class Queue:
-    """squeue, asked at most once in `fresh_s` seconds however many jobs are asked about."""
+    """squeue, asked for the jobs of interest alone and at most once in `fresh_s` seconds.
 
-    def __init__(self, fresh_s: float = 2.0) -> None:
+    Callers with many jobs name them all with `include` first: a job that is named later is a question of its own.
+    """
+
+    def __init__(self, fresh_s: float = 3.0) -> None:
         self._fresh_s = fresh_s
+        self._jobs: set[str] = set()
         self._known: dict[str, QueueEntry] | None = None
         self._asked = float("-inf")
 
-    def all(self) -> dict[str, QueueEntry] | None:
-        """All jobs squeue knows, ended ones included for as long as the site keeps them; None without an answer."""
+    def include(self, jobs: Iterable[str]) -> None:
+        """Adds jobs (or their arrays) to those that squeue is asked about."""
+        new = {base_id(job) for job in jobs} - self._jobs
+        if new:
+            self._jobs |= new
+            self._asked = float("-inf")
+
+    def known(self) -> dict[str, QueueEntry] | None:
+        """The included jobs that squeue knows, ended ones while the site keeps them; None without an answer."""
         if time.monotonic() - self._asked > self._fresh_s:
-            self._known = snapshot()
+            self._known = snapshot(self._jobs)
             self._asked = time.monotonic()
         return self._known
 
     def find(self, job: str) -> QueueEntry | None:
-        """A job's entry, or None where it is unknown (or nobody answers)."""
-        return (self.all() or {}).get(job)
+        """A job's entry, or None where it is unknown (or squeue gives no answer)."""
+        self.include([job])
+        return (self.known() or {}).get(job)
 
     def alive(self, job: str, cluster: str = "", user: str = "") -> bool | None:
         """True, False, or None where it cannot be told.
@@ -151,7 +163,8 @@ class Queue:
             cluster: ClusterName of the job; nothing is known of the jobs of another one.
             user: owner of the job; a site may hide other people's jobs (`PrivateData=jobs`).
         """
-        known = self.all()
+        self.include([job])
+        known = self.known()
         if known is None or (cluster and cluster != site().cluster):
             return None
         if job in known:
