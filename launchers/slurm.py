@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
 from launchers.calls import Call, LaunchContext, LauncherProtocol, OnEvent, Outcome
-from launchers.cluster.batches import Batch, Submitted, Waits, array_dependency, make_batches, turns
+from launchers.cluster.batches import Batch, Submitted, Waits, array_dependency, make_batches, waves
 from launchers.cluster.container import Container
 from launchers.cluster.submission import Submission, _scontrol, max_array_size, sbatch
 from maskgit_core.errors import LaunchError
@@ -32,7 +33,8 @@ class Launcher(LauncherProtocol):
         gpu_option: how the site wants GPUs asked for.
         timeout_min, mem_gb: for steps that do not ask for a time limit or memory of their own.
         max_time_min: upper bound of every time limit; a step that needs longer saves its state and is continued.
-        max_parallel: how many jobs of one submission may run at once.
+        max_parallel: how many jobs of one submission may run at once; where it binds, later arrays wait for the end of
+            earlier ones.
         max_array_size: elements in one array; null asks the cluster (MaxArraySize).
         setup: shell lines before the step starts, e.g. "module load cuda".
         python: the interpreter inside the job; null: this one (inside a container: "python").
@@ -104,6 +106,8 @@ class Launcher(LauncherProtocol):
         folder = context.folder
         limit = self.max_array_size or max_array_size()
         batches = make_batches(calls, limit)
+        together = waves(batches, self.max_parallel)
+        earlier = {batch.number: wave for wave, next_wave in pairwise(together) for batch in next_wave}
         submission = Submission(folder)
         submission.begin([self._name(batch, folder) for batch in batches])
         submitted = Submitted({key: tuple(jobs) for key, jobs in context.queued.items()}, set(context.packed))
@@ -113,13 +117,14 @@ class Launcher(LauncherProtocol):
         others: list[str] = []
         try:
             for batch in batches:
-                waits = [submitted.waits(task) for task in batch.tasks]
+                before = submitted.array_links(earlier.get(batch.number, ()))
+                waits = [submitted.waits(task, before) for task in batch.tasks]
                 ids = self._submit_batch(batch, waits, sizes, context, updates)
                 sizes |= dict.fromkeys(ids, len(batch.tasks))
                 (others if any(wait.expression() for wait in waits) else roots).append(ids[0])
                 others.extend(ids[1:])
                 submitted.add(batch, ids)
-            _scontrol(updates + self._turns(batches, submitted))
+            _scontrol(updates)
             context.on_ids(submitted.links, submitted.shared)
             submission.complete(others + roots)
         except BaseException:
@@ -175,21 +180,6 @@ class Launcher(LauncherProtocol):
             expression = ",".join(f"afternotok:{job}" for job in earlier) if earlier else wait.expression()
             if expression:
                 lines.append(f"update JobId={batch.job(ids[-1], index)} Dependency={expression}")
-        return lines
-
-    def _turns(self, batches: Sequence[Batch], submitted: Submitted) -> list[str]:
-        """scontrol commands that keep the jobs of all arrays together within `max_parallel`.
-
-        SLURM's own limit (`%`) counts each array for itself.
-        """
-        lines = []
-        for batch, index, earlier in turns(batches, self.max_parallel):
-            task = batch.tasks[index]
-            wait = submitted.waits(task)
-            if "?" in (expression := wait.expression()):  # any of a chain: SLURM cannot combine it with "all of"
-                expression = ",".join(f"afterany:{links[-1]}" for links in wait.well)
-            parts = [expression, f"afterany:{submitted.links[earlier.key][-1]}"]
-            lines.append(f"update JobId={submitted.links[task[0].key][0]} Dependency={','.join(filter(None, parts))}")
         return lines
 
     def _description(self, batch: Batch) -> dict[str, object]:

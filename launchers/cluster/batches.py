@@ -100,10 +100,19 @@ class Submitted:
                 if len(task) > 1:
                     self.shared.add(call.key)
 
-    def waits(self, task: Sequence[Call]) -> Waits:
-        """The dependencies of a task. A packed task tries all its calls, whatever became of some of their needs."""
+    def array_links(self, batches: Iterable[Batch]) -> list[tuple[str, ...]]:
+        """Ids of whole arrays, link by link."""
+        links = [self.links[batch.tasks[0][0].key] for batch in batches]
+        return [tuple(job.partition("_")[0] for job in jobs) for jobs in links]
+
+    def waits(self, task: Sequence[Call], before: Iterable[tuple[str, ...]] = ()) -> Waits:
+        """The dependencies of a task. A packed task tries all its calls, whatever became of some of their needs.
+
+        Args:
+            before: ids of arrays that must have ended besides.
+        """
         well: dict[tuple[str, ...], None] = {}
-        ended: dict[tuple[str, ...], None] = {}
+        ended: dict[tuple[str, ...], None] = dict.fromkeys(before)
         for call in task:
             for need in call.needs:
                 if need in self.links:
@@ -142,46 +151,19 @@ def array_dependency(batch: Batch, waits: Sequence[Waits], sizes: Mapping[str, i
     return ",".join(parts)
 
 
-def turns(batches: Sequence[Batch], at_once: int) -> list[tuple[Batch, int, Call]]:
-    """Tasks that wait for the end of another one, so that at most `at_once` tasks of all batches run together.
+def waves(batches: Sequence[Batch], at_once: int) -> list[list[Batch]]:
+    """Batches that may run at the same time, so that at most `at_once` tasks of all of them do.
 
-    Every task has a place in one of `at_once` queues and waits for the one before it there; a task goes behind one that
-    it needs anyway if it can, else to the shortest queue. Items are taken to their end before the next one begins.
-
-    Returns:
-        (batch, index of the task in it, a call of the task that it waits for).
+    SLURM's own limit (`%`) counts each array for itself, and a task cannot wait for one of an array that waits for its
+    own (a circle, to SLURM); so a wave waits for the end of the one before it.
     """
-    tasks = [(batch, index) for batch in batches for index in range(len(batch.tasks))]
-    if len(tasks) <= at_once:
-        return []
-    task_of = {call.key: place for place, (b, i) in enumerate(tasks) for call in b.tasks[i]}
-    needs = [{task_of[n] for call in b.tasks[i] for n in (*call.needs, *call.after) if n in task_of} for b, i in tasks]
-    queues: list[list[int]] = [[] for _ in range(at_once)]
-    waiting = []
-    for place in _depth_first(needs):
-        behind = [queue for queue in queues if queue and queue[-1] in needs[place]]
-        queue = behind[0] if behind else min(queues, key=len)
-        if queue and not behind:
-            before, index = tasks[queue[-1]]
-            waiting.append((*tasks[place], before.tasks[index][0]))
-        queue.append(place)
-    return waiting
-
-
-def _depth_first(needs: Sequence[set[int]]) -> list[int]:
-    """An order in which everything comes after its needs, and as soon after them as possible."""
-    left = [len(wanted) for wanted in needs]
-    wanted_by: dict[int, list[int]] = {}
-    for place, wanted in enumerate(needs):
-        for need in wanted:
-            wanted_by.setdefault(need, []).append(place)
-    ready = [place for place in reversed(range(len(needs))) if not left[place]]
-    order = []
-    while ready:
-        place = ready.pop()
-        order.append(place)
-        for waiting in reversed(wanted_by.get(place, [])):
-            left[waiting] -= 1
-            if not left[waiting]:
-                ready.append(waiting)
-    return order
+    found: list[list[Batch]] = []
+    room = 0
+    for batch in batches:
+        size = min(len(batch.tasks), at_once)
+        if size > room:
+            found.append([])
+            room = at_once
+        found[-1].append(batch)
+        room -= size
+    return found

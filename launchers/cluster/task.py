@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -78,6 +79,7 @@ class Task:
             return self._leave(CONTINUE)
         if any(code in STOPPED for code in codes):
             return self._leave(STOPPED[1])
+        self._write_result(codes)
         return max((min(abs(code), 125) for code in codes), default=0)
 
     # -- the call ---------------------------------------------------------------------------------------------------
@@ -214,6 +216,13 @@ class Task:
     def _end_path(self, position: int) -> Path:
         rank = f".rank{self.rank}" if self.rank else ""
         return self.folder / "ends" / f"{self.index}-{position}{rank}.json"
+
+    def _write_result(self, codes: Sequence[int]) -> None:
+        """Leaves the file by which `submitit.SlurmJob(batch folder, job id).result()` answers; we never read it."""
+        ends = {call["name"]: describe_exit(code) for call, code in zip(self.calls, codes, strict=False) if code}
+        value = ("error", f"not well: {ends}") if ends else ("success", [call["name"] for call in self.calls])
+        with contextlib.suppress(OSError):
+            (self.folder / f"{self.job}_{self.rank}_result.pkl").write_bytes(pickle.dumps(value))
 
     def _note(self, position: int, call: Mapping[str, Any], code: int, began: float, message: str = "") -> None:
         """Leaves a note on how the call ended; a rank above 0 only where it did not end well."""

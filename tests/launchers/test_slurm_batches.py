@@ -7,15 +7,18 @@ import json
 import os
 import random
 import subprocess
+import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
-from submitit import SlurmExecutor
+from conftest import ROOT
+from submitit import SlurmExecutor, SlurmJob
+from submitit.core.utils import FailedJobError
 
 from launchers.calls import Call, Resources
-from launchers.cluster.batches import Batch, Submitted, Waits, array_dependency, make_batches, turns
+from launchers.cluster.batches import Batch, Submitted, Waits, array_dependency, make_batches, waves
 from launchers.cluster.checks import _gpus
 from launchers.cluster.job_end import prologue
 from launchers.cluster.queue import clean_environment, clock_seconds, read_usage
@@ -189,19 +192,31 @@ def test_a_job_that_ends_before_its_step_leaves_a_note(tmp_path: Path) -> None:
 def test_a_limit_on_parallel_jobs_holds_for_all_arrays_together(at_once: int) -> None:
     """A simulated queue that starts whatever may start never runs more than `at_once`, and runs everything."""
     batches = make_batches([*chains(6), call("all", "all", tuple(f"score{i}" for i in range(6)))], 1000)
-    tasks = {(b.number, i): b.tasks[i] for b in batches for i in range(len(b.tasks))}
-    place = {c.key: where for where, task in tasks.items() for c in task}
-    waits = {where: {place[n] for c in task for n in c.needs if n in place} for where, task in tasks.items()}
-    for batch, index, earlier in turns(batches, at_once):
-        waits[batch.number, index].add(place[earlier.key])
-    ended: set[tuple[int, int]] = set()
+    together = waves(batches, at_once)
+    assert [b for wave in together for b in wave] == batches
+    ended: list[str] = []
     most = 0
-    while len(ended) < len(tasks):
-        running = [where for where in tasks if where not in ended and waits[where] <= ended]
-        assert running, "nothing can start"
-        most = max(most, len(running))
-        ended.add(running[-1])
-    assert most <= at_once and most == min(at_once, most)
+    for wave in together:
+        left = {b.number: list(b.tasks) for b in wave}
+        while any(left.values()):
+            running = []
+            for number, tasks in left.items():
+                ready = [t for t in tasks if all(need in ended for c in t for need in c.needs)]
+                running += [(number, task) for task in ready[:at_once]]
+            assert running, "nothing can start"
+            most = max(most, len(running))
+            number, task = running[-1]
+            ended += [c.key for c in task]
+            left[number].remove(task)
+    assert most <= at_once and len(ended) == 22
+
+
+def test_a_wave_waits_for_the_end_of_the_one_before() -> None:
+    batches = make_batches(chains(3), 1000)
+    done = Submitted()
+    done.add(batches[0], ["10", "11"])
+    assert done.array_links([batches[0]]) == [("10", "11")]
+    assert done.waits((call("x", "x"),), [("10", "11")]).expression() == "afterany:11"
 
 
 def test_gpu_types_of_real_sites_are_read() -> None:
@@ -291,3 +306,23 @@ def test_what_comes_after_shares_waits_for_their_end_and_for_its_needs_to_go_wel
     assert [(b.group, len(b.tasks)) for b in batches] == [("cache", 1), ("step", 3), ("step", 1)]
     _, expressions = submit(batches)
     assert expressions[2] == "afterok:100,afterany:200_0,afterany:200_1,afterany:200_2"
+
+
+@pytest.mark.parametrize("module", ["json", "no_such_module"])
+def test_submitit_reads_the_result_of_a_task(tmp_path: Path, module: str) -> None:
+    """A batch folder answers to submitit's own words."""
+    one = {"key": "k", "name": "probe", "target": "launchers.probe:probe", "args": [str(tmp_path), [module]],
+           "log": str(tmp_path / "log.txt"), "progress": ""}  # fmt: skip
+    batch = {"ranks": 1, "nodes": 1, "cpus_per_task": 1, "max_idle_restarts": 3, "tasks": [[one], [one]]}
+    (tmp_path / "batch.json").write_text(json.dumps(batch))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "SLURM_JOB_ID": "13", "SLURM_ARRAY_JOB_ID": "12",
+                   "SLURM_ARRAY_TASK_ID": "1"}  # fmt: skip
+    done = subprocess.run([sys.executable, "-m", "launchers.cluster.task", str(tmp_path)], env=environment)
+    job: SlurmJob[list[str]] = SlurmJob(tmp_path, "12_1")
+    assert job.done()
+    if module == "json":
+        assert done.returncode == 0 and job.result() == ["probe"] and job.exception() is None
+    else:
+        assert done.returncode == 1
+        with pytest.raises(FailedJobError, match="probe"):
+            job.result()
