@@ -106,8 +106,8 @@ def calls(
             progress=PROGRESS,
             cleanup=CLEANUP,
         )
-        shares = _shares(whole, num_tasks(step), logs, uid) if cut else []
-        made += [*shares, replace(whole, after=tuple(share.key for share in shares))]
+        tasks = _array_tasks(whole, num_tasks(step), logs, uid) if cut else []
+        made += [*tasks, replace(whole, after=tuple(task.key for task in tasks))]
     return made
 
 
@@ -116,11 +116,11 @@ def num_tasks(step: PlannedStep) -> int:
     return max(1, int(step.node.request.resources.get("num_tasks") or 1))
 
 
-def _shares(whole: Call, count: int, logs: Path, uid: str) -> list[Call]:
+def _array_tasks(whole: Call, count: int, logs: Path, uid: str) -> list[Call]:
     return [
         replace(
             whole,
-            key=share_key(whole.key, index),
+            key=task_key(whole.key, index),
             name=f"{whole.name}.{index}",
             target=ARRAY_TASK_TARGET,
             args=[*whole.args, index, count],
@@ -130,8 +130,8 @@ def _shares(whole: Call, count: int, logs: Path, uid: str) -> list[Call]:
     ]
 
 
-def share_key(fingerprint: str, index: int) -> str:
-    """The key of a share's call; `step_key` leads back."""
+def task_key(fingerprint: str, index: int) -> str:
+    """The key of an array task's call; `step_key` gives its step's."""
     return f"{fingerprint}/{index}"
 
 

@@ -59,7 +59,7 @@ def submitted(folder: Path) -> Submission | None:
 
 
 def live_entry(folder: Path) -> QueueEntry | None:
-    """The queue's entry of the job that will run (or runs) this step; None where there is none or nobody answers."""
+    """The queue's entry of the job that runs or will run this step; None without one, or without an answer."""
     note = submitted(folder) if has_queue() else None
     if note is None or is_foreign(note):
         return None

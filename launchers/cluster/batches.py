@@ -1,4 +1,4 @@
-"""From calls to SLURM jobs: which calls form one array, and what each element waits for. Pure; talks to nobody."""
+"""From calls to SLURM jobs: which calls form one array, and what each element waits for. Pure functions."""
 
 from __future__ import annotations
 

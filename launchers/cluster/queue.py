@@ -38,7 +38,7 @@ _SCRUBBED = (
     # Defaults that people set for their own commands would hide jobs from ours or change what is submitted.
     *("SQUEUE_", "SACCT_", "SBATCH_", "SCONTROL_", "SINFO_", "SALLOC_"),
 )
-#: Kept: which SLURM this is, and who pays where the profile names nobody (docs/slurm.md).
+#: Kept: which SLURM this is, and who pays where the profile has no account (docs/slurm.md).
 _KEPT = ("SLURM_CONF", "SBATCH_ACCOUNT", "SBATCH_QOS")
 _RANK_NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -177,7 +177,7 @@ class Queue:
 
 @dataclass(frozen=True)
 class Site:
-    """What a cluster says of itself (`scontrol show config`); empty where it does not answer."""
+    """Settings of a cluster (`scontrol show config`); empty where it does not answer."""
 
     cluster: str = ""
     hides_jobs: bool = False

@@ -56,7 +56,7 @@ class Submission:
         entries = snapshot(names=known.get("names", []))
         ids = {job.partition("_")[0] for job in entries or {}} | set(self.jobs())
         if entries is None and not ids:
-            return  # nobody answers; `recover` will try again
+            return  # no answer; `recover` will try again
         refused = call_tool(["scancel", *sorted(ids)]).returncode != 0 if ids else False
         if refused:
             left = snapshot(names=known.get("names", []))
@@ -107,7 +107,7 @@ def _scontrol(lines: Sequence[str]) -> None:
 
 
 def max_array_size() -> int:
-    """The cluster's limit on elements of an array (an index must be below it); 1000 where nobody answers."""
+    """The cluster's limit on elements of an array (an index must be below it); 1000 where the cluster gives none."""
     return max(1, site().max_array_size or 1000)
 
 
