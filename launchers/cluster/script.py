@@ -53,18 +53,7 @@ def script(
         python = launcher.container.command(python, needed, gpus=wanted.gpus > 0)
     executor = _Executor(folder=folder, python=python)
     executor.command = f"{python} -u -m launchers.cluster.task {shlex.quote(str(folder))}"
-    additional: dict[str, Any] = {
-        "hold": True,
-        "export": "ALL",
-        "kill-on-invalid-dep": "yes",
-        ("requeue" if launcher.requeue == "scontrol" else "no-requeue"): True,
-        **_gpu_options(launcher, wanted),
-        **launcher.sbatch,
-    }
-    additional = {key: value for key, value in additional.items() if value is not None and value is not False}
     minutes = time_limit(launcher, wanted)
-    if launcher.reservation:
-        additional["reservation"] = launcher.reservation
     executor.update_parameters(
         job_name=name,
         time=None if minutes is None else max(1, round(minutes)),
@@ -91,12 +80,26 @@ def script(
             *(launcher.container.srun_args(needed) if launcher.container else ()),
             *launcher.srun_args,
         ],
-        additional_parameters=additional,
+        additional_parameters=_additional(launcher, wanted),
     )
     try:
         return executor.text(len(batch.tasks))
     except (TypeError, ValueError) as error:
         raise LaunchError(f"launcher.sbatch: {error}") from error
+
+
+def _additional(launcher: Profile, wanted: Resources) -> dict[str, Any]:
+    """Options of sbatch that submitit has no parameter for; null and false take one back."""
+    options: dict[str, Any] = {
+        "hold": True,
+        "export": "ALL",
+        "kill-on-invalid-dep": "yes",
+        ("requeue" if launcher.requeue == "scontrol" else "no-requeue"): True,
+        "reservation": launcher.reservation,
+        **_gpu_options(launcher, wanted),
+        **launcher.sbatch,
+    }
+    return {key: value for key, value in options.items() if value is not None and value is not False}
 
 
 def _this_python() -> str:
