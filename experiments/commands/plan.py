@@ -6,6 +6,7 @@ import argparse
 import json
 
 from experiments.commands._request import config_dirs, part_arguments, part_of, request_arguments
+from experiments.planning.dot import dot
 from experiments.planning.plan_table import print_plan
 
 HELP = "what would run, and why; submits nothing"
@@ -20,11 +21,12 @@ examples:
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Overrides, parts of the DAG, `--redo`, `--sbatch`, `--json`."""
+    """Overrides, parts of the DAG, `--redo`, `--sbatch`, `--dot`, `--json`."""
     request_arguments(parser)
     part_arguments(parser)
     parser.add_argument("--redo", action="append", default=[], metavar="STEP", help="as if this step had to run again")
     parser.add_argument("--sbatch", action="store_true", help="print the job scripts (launcher=slurm)")
+    parser.add_argument("--dot", action="store_true", help="the DAG for Graphviz: maskgit plan ... --dot | dot -Tsvg")
     parser.add_argument("--json", action="store_true", help="machine-readable output")
 
 
@@ -55,15 +57,18 @@ def main(args: argparse.Namespace) -> int:
         ]
         print(json.dumps({"experiment": graph.experiment, "steps": rows}, indent=2))
         return 0
+    launcher = load_launcher(graph.settings["launcher"])
+    if args.dot:
+        print(*dot(planned), sep="\n")
+        return 0
+    if args.sbatch:
+        print(*scripts(graph, planned, launcher), sep="\n")
+        return 0
     if len(graph.items) > 1:
         from experiments.config.sweep import label
 
         print(f"sweep of {len(graph.items)} points: " + "; ".join(label(i.params) for i in graph.items[:8])
               + (" ..." if len(graph.items) > 8 else ""))  # fmt: skip
-    launcher = load_launcher(graph.settings["launcher"])
-    if args.sbatch:
-        print(*scripts(graph, planned, launcher), sep="\n")
-        return 0
     print_plan(planned)
     if launcher.is_detached:
         print(*bill(graph, planned), sep="\n")

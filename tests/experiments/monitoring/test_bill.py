@@ -31,3 +31,17 @@ def test_the_scripts_are_shown(lab: Any) -> None:
     assert "#SBATCH --gpus-per-node=2" in shown.stdout
     refused = lab("plan", "experiment=chain", "--sbatch")
     assert refused.returncode == 2 and "add launcher=slurm" in refused.stderr
+
+
+def test_the_dag_as_a_graph(lab: Any) -> None:
+    """Boxes and arrows are those of `plan --json`; names with quotes and brackets are escaped."""
+    asked = ("experiment=chain", "numbers.scale=1.0,2.0")
+    steps = json.loads(lab("plan", *asked, "--json").stdout)["steps"]
+    lines = lab("plan", *asked, "--dot").stdout.splitlines()
+    assert lines[0] == "digraph plan {" and lines[-1] == "}"
+    boxes = {
+        found[1]: json.loads(found[2]) for line in lines if (found := re.match(r'  "(\w+)" \[label=(".*"), f', line))
+    }
+    assert boxes == {step["fingerprint"][:12]: f"{step['name']}\nto run" for step in steps}
+    arrows = [found.groups() for line in lines if (found := re.match(r'  "(\w+)" -> "(\w+)";', line))]
+    assert len(arrows) == 2 and all(a in boxes and b in boxes for a, b in arrows)
