@@ -37,6 +37,7 @@ class Resources:
         mem_gb: memory for each node in GiB; None leaves it to the site.
         timeout_min: time limit in minutes; None leaves it to the site.
         pack: how many calls of one group share one job task, one after another (SLURM only).
+        partition, qos, account, constraint, gpu_type: instead of the launcher's (SLURM only).
     """
 
     ranks: int = 1
@@ -46,6 +47,11 @@ class Resources:
     mem_gb: float | None = None
     timeout_min: float | None = None
     pack: int = 1
+    partition: str | None = None
+    qos: str | None = None
+    account: str | None = None
+    constraint: str | None = None
+    gpu_type: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("ranks", "nodes", "cpus_per_task", "pack"):
@@ -85,6 +91,8 @@ class Call:
         progress: "module:function" that, called with `args`, returns plain data that changes as the call gets on;
             a job restarted again and again without a change is given up (SLURM only).
         after: keys of calls that must only have ended, well or not (SLURM only).
+        cleanup: "module:function" that is called with `args[0]` and the id of the call's process after that was killed
+            (SLURM only).
     """
 
     key: str
@@ -97,6 +105,7 @@ class Call:
     resources: Resources = field(default_factory=Resources)
     progress: str = ""
     after: tuple[str, ...] = ()
+    cleanup: str = ""
 
 
 @dataclass(frozen=True)

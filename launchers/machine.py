@@ -31,7 +31,7 @@ def find_gpus() -> list[str]:
 
 
 def free_port() -> int:
-    """A TCP port of the loopback address that nobody uses at this moment."""
+    """A TCP port of the loopback address that is free at this moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from launchers.calls import Call, LaunchContext, LauncherProtocol, OnEvent, Outcome
-from launchers.cluster.batches import Batch, Submitted, Waits, array_dependency, make_batches
+from launchers.cluster.batches import Batch, Submitted, Waits, array_dependency, make_batches, waves
+from launchers.cluster.container import Container
 from launchers.cluster.submission import Submission, _scontrol, max_array_size, sbatch
 from maskgit_core.errors import LaunchError
 from maskgit_core.files import write_json
@@ -23,17 +25,25 @@ class Launcher(LauncherProtocol):
     """A cluster's profile.
 
     Args:
-        partition, account, qos, constraint, reservation: as sbatch takes them; null leaves them to the site.
+        partition, account, qos, constraint, reservation: as sbatch takes them; null leaves them to the site. A step's
+            own go into `resources.<step>`, as does its gpu_type.
+        cpu_partition: for steps that ask for no GPU, where they go elsewhere.
         exclude: nodes to stay away from, e.g. "node[3-4],node9".
         gpu_type: the type name of the site's GPUs ("h100"); null for any.
         gpu_option: how the site wants GPUs asked for.
         timeout_min, mem_gb: for steps that do not ask for a time limit or memory of their own.
-        max_parallel: how many elements of one array may run at once.
+        max_time_min: upper bound of every time limit; a step that needs longer saves its state and is continued.
+        max_parallel: how many jobs of one submission may run at once; where it binds, later arrays wait for the end of
+            earlier ones.
         max_array_size: elements in one array; null asks the cluster (MaxArraySize).
         setup: shell lines before the step starts, e.g. "module load cuda".
-        python: the interpreter inside the job, e.g. "singularity exec image.sif python"; null: this one.
+        python: the interpreter inside the job; null: this one (inside a container: "python").
+        container: {"runtime": "pyxis" or "apptainer", "image": ..., "mounts": ["/data", "/a:/b"], "args": [...]}; the
+            store and the code's folder are mounted in any case. The container needs no SLURM commands.
+        cpu_bind: `srun --cpu-bind`; "auto" binds to whole NUMA nodes ("ldoms") where a process has 4 cores or more.
         srun_args: further options of srun.
-        sbatch: further options of sbatch, e.g. {"mail-type": "FAIL"}.
+        sbatch: further options of sbatch, e.g. {"mail-type": "FAIL"}; true for those without a value, null or false to
+            take back one of ours.
         signal_s: seconds before the time limit at which a step is told to save and is requeued.
         requeue: "scontrol", or "chain" where the site forbids `scontrol requeue`: further jobs that start if the one
             before did not end well.
@@ -51,29 +61,34 @@ class Launcher(LauncherProtocol):
         account: str | None = None,
         qos: str | None = None,
         constraint: str | None = None,
+        cpu_partition: str | None = None,
         reservation: str | None = None,
         exclude: str | None = None,
-        gpu_type: str | None = None,
+        gpu_type: str | int | None = None,
         gpu_option: Literal["gpus-per-node", "gres"] = "gpus-per-node",
         timeout_min: float | None = None,
         mem_gb: float | None = None,
+        max_time_min: float | None = None,
         max_parallel: int = 256,
         max_array_size: int | None = None,
         setup: list[str] = [],  # noqa: B006  (read only; the signature is the schema)
         python: str | None = None,
+        container: dict[str, Any] | None = None,
+        cpu_bind: str = "auto",
         srun_args: list[str] = [],  # noqa: B006
-        sbatch: dict[str, str] = {},  # noqa: B006
+        sbatch: dict[str, str | int | float | bool | None] = {},  # noqa: B006
         signal_s: int = 120,
         requeue: Literal["scontrol", "chain"] = "scontrol",
         max_attempts: int = 4,
         max_idle_restarts: int = 3,
     ) -> None:
         self.partition, self.account, self.qos, self.constraint = partition, account, qos, constraint
-        self.reservation, self.exclude = reservation, exclude
-        self.gpu_type, self.gpu_option = gpu_type, gpu_option
-        self.timeout_min, self.mem_gb = timeout_min, mem_gb
+        self.cpu_partition, self.reservation, self.exclude = cpu_partition, reservation, exclude
+        self.gpu_type, self.gpu_option = None if gpu_type is None else str(gpu_type), gpu_option
+        self.timeout_min, self.mem_gb, self.max_time_min = timeout_min, mem_gb, max_time_min
         self.max_parallel, self.max_array_size = max_parallel, max_array_size
-        self.setup, self.python = list(setup), python
+        self.setup, self.python, self.cpu_bind = list(setup), python, cpu_bind
+        self.container = Container.read(container) if container else None
         self.srun_args, self.sbatch = list(srun_args), dict(sbatch)
         self.signal_s, self.requeue = signal_s, requeue
         self.max_attempts, self.max_idle_restarts = max_attempts, max_idle_restarts
@@ -91,6 +106,8 @@ class Launcher(LauncherProtocol):
         folder = context.folder
         limit = self.max_array_size or max_array_size()
         batches = make_batches(calls, limit)
+        together = waves(batches, self.max_parallel)
+        earlier = {batch.number: wave for wave, next_wave in pairwise(together) for batch in next_wave}
         submission = Submission(folder)
         submission.begin([self._name(batch, folder) for batch in batches])
         submitted = Submitted({key: tuple(jobs) for key, jobs in context.queued.items()}, set(context.packed))
@@ -100,7 +117,8 @@ class Launcher(LauncherProtocol):
         others: list[str] = []
         try:
             for batch in batches:
-                waits = [submitted.waits(task) for task in batch.tasks]
+                before = submitted.array_links(earlier.get(batch.number, ()))
+                waits = [submitted.waits(task, before) for task in batch.tasks]
                 ids = self._submit_batch(batch, waits, sizes, context, updates)
                 sizes |= dict.fromkeys(ids, len(batch.tasks))
                 (others if any(wait.expression() for wait in waits) else roots).append(ids[0])
@@ -171,7 +189,6 @@ class Launcher(LauncherProtocol):
             "ranks": wanted.ranks,
             "nodes": wanted.nodes,
             "cpus_per_task": wanted.cpus_per_task,
-            "requeue": self.requeue,
             "max_idle_restarts": self.max_idle_restarts,
             "tasks": [
                 [
@@ -182,6 +199,7 @@ class Launcher(LauncherProtocol):
                         "args": list(call.args),
                         "log": str(call.log),
                         "progress": call.progress,
+                        "cleanup": call.cleanup,
                     }
                     for call in task
                 ]

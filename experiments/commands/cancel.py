@@ -25,7 +25,7 @@ other people's jobs are shown, never touched
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """What to cancel, `--force`, `--store`."""
+    """Names, `--force`, `--store`."""
     parser.add_argument("what", nargs="+", help="experiment, run uid, experiment/step, experiment/row, step")
     parser.add_argument("--force", action="store_true", help="also what another live pipeline needs")
     parser.add_argument("--store", type=Path, help="the store (default: MASKGIT_STORE or ./runs)")

@@ -10,18 +10,22 @@ from typing import Any
 from experiments.console import coloured
 
 HELP = "failed steps, grouped by reason, last line and node"
+#: Reasons that may lie with the node; an error of the step's own, a time limit or a preemption does not.
+BY_NODE = ("node failure", "killed", "job script", "out of memory")
 EPILOG = """\
 examples:
   maskgit failures                   of the newest run of every experiment
   maskgit failures quickstart
-  maskgit failures --nodes           only the nodes they ran on, as launcher.exclude takes them
+  maskgit failures --nodes           the nodes that may be the reason, as launcher.exclude takes them
 """
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Experiment, `--nodes`, `--json`, `--store`."""
     parser.add_argument("experiment", nargs="?", help="an experiment's name or a run's uid")
-    parser.add_argument("--nodes", action="store_true", help="print only the nodes, comma-separated")
+    parser.add_argument(
+        "--nodes", action="store_true", help="print only the nodes that may be the reason, comma-separated"
+    )
     parser.add_argument("--json", action="store_true", help="machine-readable output")
     parser.add_argument("--store", type=Path, help="the store (default: MASKGIT_STORE or ./runs)")
 
@@ -35,7 +39,7 @@ def main(args: argparse.Namespace) -> int:
     store = args.store.expanduser().absolute() if args.store else default_store()
     found = [f for record in latest_records(store, args.experiment) for f in failures(record, store)]
     if args.nodes:
-        print(",".join(sorted({f.node for f in found if f.node})))
+        print(",".join(sorted({f.node for f in found if f.node and f.reason in BY_NODE})))
         return 0
     groups = grouped(found)
     if args.json:

@@ -38,7 +38,7 @@ def main(args: argparse.Namespace) -> int:
     while path is None and args.follow and _is_live(folder):
         time.sleep(1)
         path = newest_log(folder, args.rank)
-    path = path or _words_of_the_queue(folder, store)
+    path = path or _job_output(folder, store)
     if path is None:
         raise ConfigError(f"{args.step}: has no log of rank {args.rank} yet (looked in {folder / 'logs'})")
     text = path.read_text(errors="replace")
@@ -57,7 +57,7 @@ def newest_log(folder: Path, rank: int) -> Path | None:
     return max(found, key=lambda p: p.stat().st_mtime, default=None)
 
 
-def _words_of_the_queue(folder: Path, store: Path) -> Path | None:
+def _job_output(folder: Path, store: Path) -> Path | None:
     """The output of srun and sbatch for a step's newest job; all there is where it died before the step began."""
     from experiments.monitoring.queue import submitted
 

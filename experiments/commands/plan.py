@@ -6,6 +6,7 @@ import argparse
 import json
 
 from experiments.commands._request import config_dirs, part_arguments, part_of, request_arguments
+from experiments.planning.dot import dot
 from experiments.planning.plan_table import print_plan
 
 HELP = "what would run, and why; submits nothing"
@@ -15,19 +16,23 @@ examples:
   maskgit plan experiment=quickstart train.num_train_steps=5000
   maskgit plan experiment=quickstart train.lr=1e-4,3e-4 model.num_layers=4,8   the grid of a sweep
   maskgit plan experiment=quickstart --until cache_tokens                     a part of the DAG
+  maskgit plan experiment=quickstart launcher=slurm                           with arrays, resources and GPU-hours
 """
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Overrides, parts of the DAG, `--redo`, `--json`."""
+    """Overrides, parts of the DAG, `--redo`, `--sbatch`, `--dot`, `--json`."""
     request_arguments(parser)
     part_arguments(parser)
     parser.add_argument("--redo", action="append", default=[], metavar="STEP", help="as if this step had to run again")
+    parser.add_argument("--sbatch", action="store_true", help="print the job scripts (launcher=slurm)")
+    parser.add_argument("--dot", action="store_true", help="the DAG for Graphviz: maskgit plan ... --dot | dot -Tsvg")
     parser.add_argument("--json", action="store_true", help="machine-readable output")
 
 
 def main(args: argparse.Namespace) -> int:
     """Prints the plan."""
+    from experiments.launching.bill import bill, scripts
     from experiments.launching.calls import load_launcher
     from experiments.launching.submission import plan
     from experiments.planning.absent_weights import with_absent_weights
@@ -52,11 +57,20 @@ def main(args: argparse.Namespace) -> int:
         ]
         print(json.dumps({"experiment": graph.experiment, "steps": rows}, indent=2))
         return 0
+    launcher = load_launcher(graph.settings["launcher"])
+    if args.dot:
+        print(*dot(planned), sep="\n")
+        return 0
+    if args.sbatch:
+        print(*scripts(graph, planned, launcher), sep="\n")
+        return 0
     if len(graph.items) > 1:
         from experiments.config.sweep import label
 
         print(f"sweep of {len(graph.items)} points: " + "; ".join(label(i.params) for i in graph.items[:8])
               + (" ..." if len(graph.items) > 8 else ""))  # fmt: skip
     print_plan(planned)
+    if launcher.is_detached:
+        print(*bill(graph, planned), sep="\n")
     print(*graph.left_out, sep="\n", end="\n" if graph.left_out else "")
     return 0

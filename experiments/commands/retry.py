@@ -15,7 +15,7 @@ examples:
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """What to retry, further overrides, `--store`."""
+    """A name, further overrides, `--store`."""
     parser.add_argument("what", help="experiment, run uid, experiment/step, experiment/row, step")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="values on top of the earlier command's")
     parser.add_argument("--store", type=Path, help="the store (default: MASKGIT_STORE or ./runs)")

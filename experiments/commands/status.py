@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,8 @@ examples:
   maskgit status --json              for scripts
   maskgit status quickstart --usage  what its jobs asked for and what they used
 """
+FOLD_ABOVE = 60  # rows
+FOLD_KEEPS = 3  # items of one step in one state that are still shown one by one
 COLOURS = {
     "done": "green",
     "running": "blue",
@@ -35,46 +39,93 @@ COLOURS = {
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Experiment, `--watch`, `--json`, `--store`."""
+    """Experiment, `--watch`, `--all`, `--json`, `--usage`, `--store`."""
     parser.add_argument("experiment", nargs="?", help="an experiment's name or a run's uid")
     parser.add_argument("--watch", action="store_true", help="repeat every two seconds until everything has ended")
+    parser.add_argument("--all", action="store_true", help="every row, also of large sweeps")
     parser.add_argument("--json", action="store_true", help="machine-readable output")
     parser.add_argument("--usage", action="store_true", help="time, CPU and memory used against asked for (SLURM)")
     parser.add_argument("--store", type=Path, help="the store (default: MASKGIT_STORE or ./runs)")
 
 
 def main(args: argparse.Namespace) -> int:
-    """Prints the table, once or repeatedly."""
+    """Prints the table, once or until everything has ended."""
+    from experiments.monitoring.queue import is_silent
     from experiments.store.find import default_store
 
     store = args.store.expanduser().absolute() if args.store else default_store()
+    before = ""
     while True:
-        records = latest_records(store, args.experiment)
-        rows = [(record, rows_of(record, store)) for record in records]
+        rows = [(record, rows_of(record, store)) for record in latest_records(store, args.experiment)]
         if args.json:
-            print(json.dumps([{"experiment": r.experiment, "uid": r.uid, "steps": s} for r, s in rows], indent=2))
+            found = [{"experiment": r.experiment, "uid": r.uid, "steps": s} for r, s in rows]
+            text = json.dumps(found, indent=2)
         else:
-            _print(rows, store)
+            text = "\n".join(_lines(rows, store, args.all))
+            text += "\nsqueue does not answer: states are from files alone" if is_silent() else ""
         if args.usage:
             from experiments.monitoring.usage import report
 
-            print("\n".join(report(steps) for _, steps in rows))
+            text += "\n" + "\n".join(report(steps) for _, steps in rows)
+        if args.watch and sys.stdout.isatty():
+            text = f"\033[H\033[J{text}"  # over the table before, from the top of the screen
+        if text != before:
+            print(text, flush=True)
+        before = text
         busy = any(row["state"] in ("running", "queued") for _, steps in rows for row in steps)
         if not args.watch or not busy:
             return 0
         time.sleep(2)
-        print()
 
 
-def _print(rows: Sequence[tuple[PipelineRecord, list[dict[str, Any]]]], store: Path) -> None:
+def _lines(
+    rows: Sequence[tuple[PipelineRecord, list[dict[str, Any]]]], store: Path, every_row: bool = False
+) -> Iterator[str]:
     if not rows:
-        print(f"nothing has been run in {store}")
+        yield f"nothing has been run in {store}"
     for record, steps in rows:
-        print(coloured(f"{record.experiment}  ({record.uid}, {record.user})", "bold"))
-        shown = [
-            [s["name"], s["state"], s["job"] or "", duration(s["seconds"]), _headline(s), _detail(s)] for s in steps
+        yield coloured(f"{record.experiment}  ({record.uid}, {record.user})", "bold")
+        numbered = [{**step, "row": str(number)} for number, step in enumerate(steps, 1)]
+        shown = numbered if every_row else folded(numbered)
+        cells = [
+            [s["row"], s["name"], s["state"], s["job"] or "", duration(s["seconds"]), _headline(s), _detail(s)]
+            for s in shown
         ]
-        print(table(shown, [COLOURS.get(s["state"]) for s in steps]))
+        head = ["", "step", "state", "job", "time", "result", "progress or reason"]
+        yield table([head, *cells], ["dim", *(COLOURS.get(s["state"]) for s in shown)])
+        counts = Counter(str(step["state"]) for step in steps)
+        total = ", ".join(f"{count} {state}" for state, count in counts.most_common())
+        more = "; --all shows every row" if len(shown) < len(steps) else ""
+        yield f"  {len(steps)} {'step' if len(steps) == 1 else 'steps'}: {total}{more}"
+
+
+def folded(steps: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of a large sweep with those folded into one that are items of one step in the same state."""
+    if len(steps) <= FOLD_ABOVE:
+        return list(steps)
+    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for step in steps:
+        reason = str(step["reason"]) if step["state"] in ("failed", "killed") else ""
+        groups.setdefault((str(step["name"]).partition("[")[0], str(step["state"]), reason), []).append(step)
+    shown = []
+    for (name, state, _), members in groups.items():
+        if len(members) <= FOLD_KEEPS:
+            shown += members
+            continue
+        seconds = [member["seconds"] for member in members if member["seconds"] is not None]
+        shown.append(
+            {
+                **members[0],
+                "row": "",
+                "name": f"{name} x {len(members)}",
+                "job": None,
+                "seconds": sum(seconds) / len(seconds) if seconds else None,
+                "headline": None,
+                "progress": None,
+                "reason": members[0]["reason"] if state not in ("running", "done") else "mean time" if seconds else "",
+            }
+        )
+    return shown
 
 
 def _headline(row: dict[str, Any]) -> str:

@@ -21,7 +21,11 @@ def stage_defaults(stage: str) -> dict[str, Any]:
     return dict((file or {}).get("resources") or {})
 
 
-RESOURCE_KEYS = ("ranks", "nodes", "cpus_per_task", "gpus_per_task", "mem_gb", "timeout_min", "pack", "num_tasks")
+PLACE_KEYS = ("partition", "qos", "account", "constraint", "gpu_type")
+RESOURCE_KEYS = (
+    *("ranks", "nodes", "cpus_per_task", "gpus_per_task", "mem_gb", "timeout_min", "pack", "num_tasks"),
+    *PLACE_KEYS,
+)
 
 
 def step_resources(name: str, stage: str, asked: Mapping[str, Any], piecewise: bool = False) -> dict[str, Any]:
@@ -38,6 +42,9 @@ def step_resources(name: str, stage: str, asked: Mapping[str, Any], piecewise: b
         for inner, value in block.items():
             if inner not in RESOURCE_KEYS:
                 raise unknown_key(f"resources.{key}.{inner}", str(inner), RESOURCE_KEYS)
+            if inner in PLACE_KEYS:
+                merged[inner] = None if value is None else str(value)  # a GPU's type may look like a number: 3090
+                continue
             if value is not None and (
                 isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e9
             ):

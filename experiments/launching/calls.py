@@ -18,6 +18,7 @@ from maskgit_core.errors import ConfigError, LaunchError, unknown_key, unknown_n
 
 TARGET = "experiments.running.job:main"
 ARRAY_TASK_TARGET = "experiments.running.array_tasks:main"
+CLEANUP = "experiments.running.job:clear_claim"
 PROGRESS = "experiments.running.advance:mark"
 
 
@@ -60,10 +61,11 @@ def resources(step: PlannedStep) -> Resources:
     Raises:
         LaunchError: not possible; names the step.
     """
-    asked = {k: v for k, v in step.node.request.resources.items() if v is not None and k != "num_tasks"}
+    asked: dict[str, Any] = {k: v for k, v in step.node.request.resources.items() if v is not None and k != "num_tasks"}
     whole = ("ranks", "nodes", "cpus_per_task", "gpus_per_task", "pack")
+    asked |= {key: int(value) for key, value in asked.items() if key in whole}
     try:
-        return Resources(**{k: int(v) if k in whole else v for k, v in asked.items()})
+        return Resources(**asked)
     except (LaunchError, TypeError) as error:
         raise LaunchError(f"resources.{step.node.request.name}.{error}") from None
 
@@ -102,9 +104,10 @@ def calls(
             group=step.node.request.name,
             resources=resources(step),
             progress=PROGRESS,
+            cleanup=CLEANUP,
         )
-        shares = _shares(whole, num_tasks(step), logs, uid) if cut else []
-        made += [*shares, replace(whole, after=tuple(share.key for share in shares))]
+        tasks = _array_tasks(whole, num_tasks(step), logs, uid) if cut else []
+        made += [*tasks, replace(whole, after=tuple(task.key for task in tasks))]
     return made
 
 
@@ -113,11 +116,11 @@ def num_tasks(step: PlannedStep) -> int:
     return max(1, int(step.node.request.resources.get("num_tasks") or 1))
 
 
-def _shares(whole: Call, count: int, logs: Path, uid: str) -> list[Call]:
+def _array_tasks(whole: Call, count: int, logs: Path, uid: str) -> list[Call]:
     return [
         replace(
             whole,
-            key=share_key(whole.key, index),
+            key=task_key(whole.key, index),
             name=f"{whole.name}.{index}",
             target=ARRAY_TASK_TARGET,
             args=[*whole.args, index, count],
@@ -127,8 +130,8 @@ def _shares(whole: Call, count: int, logs: Path, uid: str) -> list[Call]:
     ]
 
 
-def share_key(fingerprint: str, index: int) -> str:
-    """The key of a share's call; `step_key` leads back."""
+def task_key(fingerprint: str, index: int) -> str:
+    """The key of an array task's call; `step_key` gives its step's."""
     return f"{fingerprint}/{index}"
 
 

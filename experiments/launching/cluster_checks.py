@@ -59,15 +59,16 @@ def job(graph: Any, launcher: Any, store: Path) -> str:
     from launchers.cluster.queue import call_tool
     from maskgit_core.files import read_json
 
+    gpus = int(any((node.request.resources.get("gpus_per_task") or 0) > 0 for node in graph.nodes.values()))
     folder = store / "slurm" / f"doctor-{new_uid()}"
     probe = Call(
         key="probe",
         name="doctor",
         target="launchers.probe:probe",
-        args=[str(folder), list(IMPORTS)],
+        args=[str(folder), list(IMPORTS), gpus],
         log=folder / "log.txt",
         group="doctor",
-        resources=Resources(timeout_min=5),
+        resources=Resources(timeout_min=5, gpus_per_task=gpus),
     )
     with submission_lock(store):
         code = freeze(store, graph.settings.get("plugins") or ())
@@ -85,4 +86,6 @@ def job(graph: Any, launcher: Any, store: Path) -> str:
         raise LaunchError(
             f"job {number} on {note['host']}: {note['trouble'][0]}; see launcher.python and launcher.setup"
         )
-    return f"Python {note['python']} on {note['host']} imports what stages need and writes to the store"
+    more = f"; {note['gpu']}" if note["gpu"] else ""
+    more += "" if note["scontrol"] else "; no scontrol on the node: use launcher.requeue=chain"
+    return f"Python {note['python']} on {note['host']} imports what stages need and writes to the store{more}"

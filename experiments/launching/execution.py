@@ -15,10 +15,11 @@ from experiments.launching.submission import launch_context, plan, recover, rest
 from experiments.planning.graph import Graph, store_of
 from experiments.planning.plan import PlannedStep
 from experiments.planning.plan_table import print_plan
-from experiments.store.records import new_uid
+from experiments.store.records import PipelineRecord, new_uid
 from experiments.store.step_folder import Store
 from experiments.tracking.live import announce
 from launchers.calls import Call, Event, LauncherProtocol, Outcome
+from maskgit_core.errors import MaskgitError
 
 
 def fetch_weights(name: str) -> None:
@@ -64,11 +65,17 @@ def start(graph: Graph, launcher: LauncherProtocol, *, redo: Collection[str] = (
         for step in chosen:
             (step.node.folder / "logs").mkdir(parents=True, exist_ok=True)
         context = launch_context(graph, planned, keys, store, uid) if launcher.is_detached else None
-        announce(store.root, uid)
+        if not launcher.is_detached:
+            announce(store.root, uid)
         shipper = _Shipper(store.root, graph)
         names = {s.node.fingerprint: s.node.name for s in planned}
-        outcomes = launcher.launch(todo, on_event=_Teller(names), context=context)
+        try:
+            outcomes = launcher.launch(todo, on_event=_Teller(names), context=context)
+        except MaskgitError:
+            PipelineRecord.path(store.root, uid).unlink(missing_ok=True)  # nothing of it runs or ever will
+            raise
     if launcher.is_detached:
+        announce(store.root, uid)
         print_plan(planned, jobs={key: outcomes[key].jobs for key in keys})
         _report_submission(graph, len(chosen), uid)
         return 0
@@ -204,7 +211,6 @@ class _Shipper:
         if not self._tracking["ship"]:
             return
         from experiments.tracking.mlflow_store import ship
-        from maskgit_core.errors import MaskgitError
 
         try:
             ship(self._store, self._tracking["uri"])

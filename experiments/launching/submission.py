@@ -66,14 +66,22 @@ def submission_lock(store: Path) -> Iterator[None]:
 
 
 def recover(store: Path) -> None:
-    """Finishes or undoes submissions whose process was killed; call it under the lock."""
+    """Finishes or undoes this user's submissions whose process was killed; call it under the lock.
+
+    Those of other users are only mentioned: their jobs are held, and nobody else may touch them.
+    """
     if not queue.has_queue():
         return
     from launchers.cluster.submission import Submission
 
     for path in sorted((store / "slurm").glob("*/submission.json")):
         submission = Submission(path.parent)
-        if submission.state in ("submitting", "submitted"):
+        if submission.state not in ("submitting", "submitted"):
+            continue
+        if not submission.is_mine:
+            print(f"a submission of {path.owner()} ({path.parent.name}) was interrupted: its jobs are held until "
+                  f"{path.owner()} calls maskgit run again", flush=True)  # fmt: skip
+        else:
             print(f"an earlier submission ({path.parent.name}) was interrupted: now {submission.recover()}", flush=True)
 
 
@@ -97,7 +105,11 @@ def _others(planned: Sequence[PlannedStep], mine: Collection[str]) -> tuple[dict
         note = queue.submitted(step.node.folder) if step.node.fingerprint not in mine else None
         if note is not None and step.action != "done":
             # An id that the queue has forgotten counts as ended well: never wait for it, the job looks for itself.
-            live = [j for j in note.links if (e := queue.queue().find(j)) is not None and e.is_live]
+            live = (
+                []
+                if queue.is_foreign(note)
+                else [j for j in note.links if (e := queue.queue().find(j)) is not None and e.is_live]
+            )
             if live:
                 links[step.node.fingerprint] = tuple(live)
                 packed |= {step.node.fingerprint} if note.packed else set()
@@ -116,6 +128,8 @@ def launch_context(
 
     queued, packed = _others(planned, chosen)
     mine = [step for step in planned if step.node.fingerprint in chosen]
+    for step in mine:
+        Claim(step.node.folder, queue.job_alive()).break_dead()  # a job in a container may be unable to ask the queue
     return LaunchContext(
         folder=store.root / "slurm" / uid,
         code=freeze(store.root, graph.settings.get("plugins") or ()),

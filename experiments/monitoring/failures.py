@@ -12,6 +12,7 @@ from experiments.monitoring.queue import exit_note
 from experiments.store.paths import StepFolder
 from experiments.store.records import PipelineRecord
 from experiments.store.step_folder import Status, status
+from maskgit_core.files import read_json
 
 _BY_STATE = {
     "OUT_OF_MEMORY": "out of memory",
@@ -46,8 +47,12 @@ def failures(record: PipelineRecord, store: Path) -> list[Failure]:
     broken = []
     for row in rows_of(record, store):
         folder = Path(row["folder"])
-        if row["state"] in ("failed", "killed"):
-            broken.append((row, folder, status(folder, alive), exit_note(folder, store)))
+        if row["state"] not in ("failed", "killed", "stopped"):
+            continue
+        note = exit_note(folder, store)
+        # A step that was stopped wants nothing more, unless SLURM took its job away and did not give it back.
+        if row["state"] != "stopped" or (note is not None and note["preempted"]):
+            broken.append((row, folder, status(folder, alive), note))
     told = _usage([job_of(folder, found, note) for _, folder, found, note in broken])
     return [_failure(entry, folder, found, note, told) for entry, folder, found, note in broken]
 
@@ -84,12 +89,13 @@ def _failure(
     job = job_of(folder, found, note)
     counted = told.get(job)
     reason = _BY_STATE.get(counted.state, "") if counted is not None else ""
-    trace = [line for line in ((found.end and found.end.traceback) or "").splitlines() if line.strip()]
-    own = trace[-1] if trace else (found.reason if found.state == "failed" else "")
-    killed = note is not None and note["code"] < 0
+    if note is not None and note["preempted"] and entry["state"] == "stopped":
+        reason = "preemption"
+    line = _cause(folder, found, note) or entry["reason"] or "ended without a word"
     if not reason:
-        reason = "killed" if killed or (entry["state"] == "killed" and not own) else "own error"
-    line = own or entry["reason"] or "ended without a word"
+        killed = (note is not None and note["code"] < 0) or (entry["state"] == "killed" and not _own_words(found))
+        before = note is not None and "before the step began" in note["message"]
+        reason = "job script" if before else "killed" if killed else "own error"
     tried = StepFolder(folder).attempts()
     owner = found.owner or (found.start.owner if found.start else None)
     host = owner.host if owner else ""
@@ -104,3 +110,20 @@ def _failure(
         log=str(logs[-1]) if logs else "",
         folder=str(folder),
     )
+
+
+def _own_words(found: Status) -> str:
+    """The last line of rank 0's traceback, or its reason."""
+    trace = [line for line in ((found.end and found.end.traceback) or "").splitlines() if line.strip()]
+    return trace[-1] if trace else (found.reason if found.state == "failed" else "")
+
+
+def _cause(folder: Path, found: Status, note: Mapping[str, Any] | None) -> str:
+    """Why the step ended: of several ranks, what the first to break says; the others only lost their partner."""
+    if note is None or not note["rank"]:
+        return _own_words(found)
+    if note["code"] < 0:
+        return f"rank {note['rank']}: {note['message']}"
+    end = read_json(StepFolder(folder).attempt(found.attempt).path / f"end-rank{note['rank']}.json") or {}
+    trace = [line for line in str(end.get("traceback") or end.get("reason") or "").splitlines() if line.strip()]
+    return f"rank {note['rank']}: {trace[-1] if trace else note['message']}"

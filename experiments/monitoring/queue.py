@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     from launchers.cluster.queue import Queue, QueueEntry
 
 
+def is_silent() -> bool:
+    """True where squeue was asked about jobs and gave no answer."""
+    return has_queue() and queue().known() is None
+
+
 def has_queue() -> bool:
     """True where SLURM's commands are installed."""
     return shutil.which("squeue") is not None
@@ -39,7 +44,11 @@ def note_submitted(
     folder: Path, links: tuple[str, ...], *, pipeline: str, packed: bool, user: str, tasks: Sequence[str] = ()
 ) -> None:
     """Writes into a step's folder which jobs will run it, and which tasks make its pieces before."""
-    submission = Submission(links=links, pipeline=pipeline, packed=packed, user=user, tasks=tuple(tasks))
+    from launchers.cluster.queue import site
+
+    submission = Submission(
+        links=links, pipeline=pipeline, packed=packed, user=user, tasks=tuple(tasks), cluster=site().cluster
+    )
     submission.write(folder, durable=False)
 
 
@@ -50,13 +59,22 @@ def submitted(folder: Path) -> Submission | None:
 
 
 def live_entry(folder: Path) -> QueueEntry | None:
-    """The queue's entry of the job that will run (or runs) this step; None where there is none or nobody answers."""
+    """The queue's entry of the job that runs or will run this step; None without one, or without an answer."""
     note = submitted(folder) if has_queue() else None
-    for job in note.links if note else ():
+    if note is None or is_foreign(note):
+        return None
+    for job in note.links:
         entry = queue().find(job)
         if entry is not None and entry.is_live:
             return entry
     return None
+
+
+def is_foreign(note: Submission) -> bool:
+    """True where its jobs are in the queue of another cluster, of which nothing is known here."""
+    from launchers.cluster.queue import site
+
+    return bool(note.cluster) and note.cluster != site().cluster
 
 
 def running_tasks(folder: Path) -> str | None:
@@ -71,10 +89,16 @@ def running_tasks(folder: Path) -> str | None:
 
 def queued_steps(folders: dict[str, Path]) -> dict[str, QueueEntry]:
     """fingerprint -> the queue's entry, for those of the given steps that wait or run in the queue."""
-    if not has_queue() or not queue().all():
+    if not has_queue():
         return {}
-    found = {fingerprint: live_entry(folder) for fingerprint, folder in folders.items()}
-    return {fingerprint: entry for fingerprint, entry in found.items() if entry is not None}
+    notes = [note for folder in folders.values() if (note := submitted(folder)) is not None and not is_foreign(note)]
+    if not notes:
+        return {}
+    queue().include(job for note in notes for job in (*note.links, *note.tasks))
+    if queue().known() is None:
+        return {}
+    entries = {fingerprint: live_entry(folder) for fingerprint, folder in folders.items()}
+    return {fingerprint: entry for fingerprint, entry in entries.items() if entry is not None}
 
 
 def exit_note(folder: Path, store: Path) -> dict[str, Any] | None:
@@ -83,11 +107,16 @@ def exit_note(folder: Path, store: Path) -> dict[str, Any] | None:
     request = Request.read(folder)
     if submitted is None or request is None:
         return None
-    notes = []
+    notes: list[dict[str, Any]] = []
     for batch in sorted((store / "slurm" / submitted.pipeline).glob("[0-9]*/batch.json")):
         for index, task in enumerate((read_json(batch) or {}).get("tasks", [])):
             for position, call in enumerate(task):
                 if call["key"] == request.fingerprint:
-                    notes += [read_json(p) for p in batch.parent.glob(f"ends/{index}-{position}.*json")]
-    known = [note for note in notes if note]
-    return max(known, key=lambda note: (note["code"] not in (0, 75, 143), note["time"]), default=None)
+                    ends = batch.parent / "ends"
+                    found = [*ends.glob(f"{index}-{position}.*json"), *ends.glob(f"{index}.script.json")]
+                    preempted = any(batch.parent.glob(f"preempted-{index}-*"))
+                    notes += [{**note, "preempted": preempted} for p in found if (note := read_json(p))]
+    if bad := [note for note in notes if note["code"] not in (0, 75, 130, 143)]:
+        # The first to break takes the others with it; a killed process is the cause of exceptions elsewhere.
+        return min(bad, key=lambda note: (note["code"] >= 0, note["time"]))
+    return max(notes, key=lambda note: float(note["time"]), default=None)

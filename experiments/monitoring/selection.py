@@ -29,7 +29,7 @@ class StepNow:
 
     @property
     def user(self) -> str | None:
-        """Who runs it, where somebody does."""
+        """The user of the process or job that runs it, if any."""
         if self.entry is not None:
             return str(self.entry.user)
         return self.status.owner.user if self.status.owner is not None else None

@@ -13,8 +13,8 @@ def rows_of(record: PipelineRecord, store: Path) -> list[dict[str, Any]]:
     """Every step of an execution with its state as it is now."""
     from experiments.monitoring.queue import job_alive, queued_steps
 
-    alive = job_alive()
     queued = queued_steps({entry.fingerprint: store / entry.folder for entry in record.steps})
+    alive = job_alive()
     states: dict[str, str] = {}
     rows = []
     for entry in record.steps:
@@ -83,7 +83,7 @@ def ended_outside(folder: Path, store: Path, state: str, reason: str, job: str |
         if state == "waiting" and note["code"] in (130, 143):
             return "stopped", "asked to end before it began", str(note["job"])
         return ("failed" if state == "waiting" else state), str(told), str(note["job"])
-    if submitted is not None and state == "waiting" and queue.has_queue() and queue.queue().all() is not None:
+    if submitted is not None and state == "waiting" and queue.has_queue() and not queue.is_silent():
         gone = submitted.links[-1]
         return "killed", f"job {gone} left the queue before the step began; see slurm/{submitted.pipeline}", gone
     return state, reason, job

@@ -11,7 +11,7 @@ from experiments.monitoring import queue
 
 
 def report(steps: Sequence[Mapping[str, Any]]) -> str:
-    """A table of the jobs of these steps (rows of `maskgit status`) that have run; says so where nobody keeps count."""
+    """A table of the jobs of these steps (rows of `maskgit status`) that have run; one line without accounting."""
     jobs = {}
     for step in steps:
         note = queue.submitted(Path(step["folder"]))

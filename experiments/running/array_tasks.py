@@ -20,16 +20,16 @@ from maskgit_core.files import read_json
 
 
 def main(folder: str, index: int, count: int) -> int:
-    """Makes share `index` of `count` of the pieces of the step in `folder`; returns an exit code, as a job does."""
-    return Share(Path(folder), index, count, job_alive()).run()
+    """Makes the pieces of task `index` of `count` of the step in `folder`; returns an exit code, as a job does."""
+    return ArrayTask(Path(folder), index, count, job_alive()).run()
 
 
-class Share(Job):
-    """A share of a step, in one of its processes.
+class ArrayTask(Job):
+    """One of `count` independent tasks of a step, in one of its processes.
 
     Args:
         folder: the step's.
-        index, count: which share of how many; each may have several processes.
+        index, count: number of this task and of all; each may have several processes.
     """
 
     forwards = False

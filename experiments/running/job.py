@@ -46,6 +46,11 @@ def main(folder: str) -> int:
     return Job(Path(folder), job_alive()).run()
 
 
+def clear_claim(folder: str, pid: int) -> None:
+    """Called by whoever watched the process `pid` of a step being killed: nobody need wait for it."""
+    Claim(Path(folder)).break_process(pid)
+
+
 class Job:
     """One execution of a step, in one of its processes."""
 

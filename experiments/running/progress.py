@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from experiments.console import duration
 from maskgit_core.files import remember
 
 
@@ -53,6 +54,18 @@ class Progress:
         if self._file is not None and (now - self._last > 1.0 or self.done == self.total):
             self._last = now
             self._leave_note(now)
+
+    def line(self, **values: float) -> None:
+        """Prints units done, `values`, rate and time left as a line of the log; nothing where there is a bar."""
+        if self._bar is not None:
+            return
+        rate = (self.done - self._start_count) / max(time.monotonic() - self._first, 1e-6)
+        words = [f"{self.unit} {self.done}{'' if self.total is None else f'/{self.total}'}"]
+        words += [f"{name} {value:.4g}" for name, value in values.items()]
+        words.append(f"{rate:.3g} {self.unit}s/s")
+        if self.total is not None and rate > 0:
+            words.append(f"{duration((self.total - self.done) / rate)} left")
+        print("  ".join(words), flush=True)
 
     def _leave_note(self, now: float) -> None:
         rate = (self.done - self._start_count) / max(now - self._first, 1e-6)

@@ -25,8 +25,8 @@ from maskgit_core.files import process_start
 HEARTBEAT_S = 30.0
 #: Without a sign of life for so long, an owner may be gone.
 SILENT_S = 300.0
-#: job id -> True (alive), False (ended), None (nobody knows)
-JobAlive = Callable[[str], "bool | None"]
+#: (job id, its cluster or "", its user or "") -> True (alive), False (ended), None (unknown)
+JobAlive = Callable[[str, str, str], "bool | None"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +46,7 @@ class Owner(Document):
     launch: str | None = None
     time: float = 0.0
     pid_namespace: str = ""  # of containers; empty in claims of earlier releases
+    cluster: str = field(default="", metadata=OPTIONAL)  # SLURM's ClusterName, in jobs
     token: str = field(default="", compare=False, metadata=OPTIONAL)  # of the claim
 
     @classmethod
@@ -62,6 +63,7 @@ class Owner(Document):
             launch=os.environ.get("MASKGIT_LAUNCH_ID"),
             time=time.time(),
             pid_namespace=pid_namespace(),
+            cluster=os.environ.get("SLURM_CLUSTER_NAME", ""),
         )
 
     def where(self) -> str:
@@ -101,7 +103,7 @@ def is_alive(owner: Owner, job_alive: JobAlive | None = None) -> bool | None:
     if owner.job is not None:
         if owner.job == current_job() and owner.restart < int(os.environ.get("SLURM_RESTART_COUNT", 0)):
             return False  # an earlier life of this very job
-        known = job_alive(owner.job) if job_alive is not None else None
+        known = job_alive(owner.job, owner.cluster, owner.user) if job_alive is not None else None
         if known is not None:
             return known
     if owner.host == socket.gethostname() and owner.pid_namespace in ("", pid_namespace()):
@@ -137,7 +139,29 @@ class Claim:
     def live_owner(self) -> Owner | None:
         """Who holds it, unless proved dead."""
         owner = self.owner()
-        return owner if owner is not None and is_alive(owner, self._job_alive) is not False else None
+        return owner if owner is not None and self._may_live(owner) else None
+
+    def _may_live(self, owner: Owner) -> bool:
+        """False where the owner is proved dead, or is a job that nothing is known of and that has long been silent.
+
+        Such are the jobs of another cluster, and those of other users where the site hides them.
+        """
+        alive = is_alive(owner, self._job_alive)
+        if alive is None and owner.cluster:
+            return self.silent_s() <= 2 * SILENT_S
+        return alive is not False
+
+    def break_dead(self) -> None:
+        """Removes the claim of an owner that is proved dead, so that no one waits for it."""
+        owner = self.owner()
+        if owner is not None and not self._may_live(owner):
+            self._break(owner)
+
+    def break_process(self, pid: int) -> None:
+        """Removes the claim of a process of this host and boot that the caller knows to have ended."""
+        owner = self.owner()
+        if owner is not None and (owner.host, owner.boot, owner.pid) == (socket.gethostname(), boot_id(), pid):
+            self._break(owner)
 
     def take(self) -> Owner | None:
         """Tries to take it; returns None on success, else the living owner. Breaks the claim of a dead one."""
@@ -146,7 +170,7 @@ class Claim:
             owner = Owner.read(self.folder)
             if owner is None:
                 continue  # released between the two looks
-            if is_alive(owner, self._job_alive) is not False:
+            if self._may_live(owner):
                 return owner
             self._break(owner)
         return None

@@ -294,6 +294,7 @@ class Submission(Document):
     packed: bool = False
     user: str = ""
     tasks: tuple[str, ...] = ()  # array tasks that make its pieces before
+    cluster: str = field(default="", metadata=OPTIONAL)  # SLURM's ClusterName
 
 
 @dataclass(frozen=True, kw_only=True)

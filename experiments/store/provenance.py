@@ -23,7 +23,12 @@ PACKAGES = ("torch", "torchvision", "numpy", "hydra-core", "submitit", "mlflow",
 def _git(*arguments: str) -> str | None:
     try:
         done = subprocess.run(
-            ["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, timeout=20, check=True
+            # a checkout of somebody else's is refused by git otherwise, and the record would lack its commit
+            ["git", "-c", f"safe.directory={ROOT}", "-C", str(ROOT), *arguments],
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=True,
         )
     except (OSError, subprocess.SubprocessError):
         return None

@@ -236,7 +236,7 @@ def _in_queue(folder: Path, record: PipelineRecord, job_alive: JobAlive | None) 
     submission = Submission.read(folder)
     if job_alive is None or submission is None:
         return None
-    alive = [job_alive(job) for job in submission.links]
+    alive = [job_alive(job, submission.cluster, submission.user) for job in submission.links]
     if any(alive):
         # Somebody else's job does not continue our run, but what we have not begun waits for it.
         return True if submission.pipeline == record.uid else None

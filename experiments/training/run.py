@@ -268,7 +268,7 @@ class TrainingRun:
             progress.update(1)
             step, at_end = self.trainer.step, self.trainer.step == self.recipe.num_train_steps
             if step % cadence.log_every == 0 or at_end:
-                self._log(clock)
+                progress.line(**self._log(clock))
             with clock.aside():
                 self._look(step, at_end)  # before the checkpoint: a resume from it does not look again
             if step % cadence.checkpoint_every == 0 or self._is_kept(step):
@@ -278,7 +278,8 @@ class TrainingRun:
                 self.writer.wait()
                 self.attempt.stop()
 
-    def _log(self, clock: Clock) -> None:
+    def _log(self, clock: Clock) -> dict[str, float]:
+        """Logs the means since the last call; returns those that a line of the log shows."""
         step, trainer = self.trainer.step, self.trainer
         metrics = trainer.meters.read()
         metrics["lr"] = learning_rate(self.recipe, step - 1)
@@ -291,6 +292,7 @@ class TrainingRun:
         metrics["model_flops_utilisation"] = rate / (self._peak() * trainer.accelerator.num_processes)
         self.attempt.log(metrics, step)
         self._check(metrics["loss"])
+        return {name: metrics[name] for name in ("loss", "lr")}
 
     def _check(self, loss: float) -> None:
         """Raises `DivergedError` where the mean loss, or the gradient of this step, has gone wrong."""

@@ -1,4 +1,4 @@
-"""From calls to SLURM jobs: which calls form one array, and what each element waits for. Pure; talks to nobody."""
+"""From calls to SLURM jobs: which calls form one array, and what each element waits for. Pure functions."""
 
 from __future__ import annotations
 
@@ -100,10 +100,19 @@ class Submitted:
                 if len(task) > 1:
                     self.shared.add(call.key)
 
-    def waits(self, task: Sequence[Call]) -> Waits:
-        """The dependencies of a task. A packed task tries all its calls, whatever became of some of their needs."""
+    def array_links(self, batches: Iterable[Batch]) -> list[tuple[str, ...]]:
+        """Ids of whole arrays, link by link."""
+        links = [self.links[batch.tasks[0][0].key] for batch in batches]
+        return [tuple(job.partition("_")[0] for job in jobs) for jobs in links]
+
+    def waits(self, task: Sequence[Call], before: Iterable[tuple[str, ...]] = ()) -> Waits:
+        """The dependencies of a task. A packed task tries all its calls, whatever became of some of their needs.
+
+        Args:
+            before: ids of arrays that must have ended besides.
+        """
         well: dict[tuple[str, ...], None] = {}
-        ended: dict[tuple[str, ...], None] = {}
+        ended: dict[tuple[str, ...], None] = dict.fromkeys(before)
         for call in task:
             for need in call.needs:
                 if need in self.links:
@@ -140,3 +149,21 @@ def array_dependency(batch: Batch, waits: Sequence[Waits], sizes: Mapping[str, i
         return None
     parts = [f"afterok:{job}" for job in sorted(common)] + [f"aftercorr:{base}" for base in sorted(arrays)]
     return ",".join(parts)
+
+
+def waves(batches: Sequence[Batch], at_once: int) -> list[list[Batch]]:
+    """Batches that may run at the same time, so that at most `at_once` tasks of all of them do.
+
+    SLURM's own limit (`%`) counts each array for itself, and a task cannot wait for one of an array that waits for its
+    own (a circle, to SLURM); so a wave waits for the end of the one before it.
+    """
+    found: list[list[Batch]] = []
+    room = 0
+    for batch in batches:
+        size = min(len(batch.tasks), at_once)
+        if size > room:
+            found.append([])
+            room = at_once
+        found[-1].append(batch)
+        room -= size
+    return found

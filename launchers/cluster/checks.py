@@ -71,8 +71,11 @@ def _minutes(text: str) -> float | None:
 
 
 def _gpus(gres: str) -> Iterable[tuple[str, int]]:
-    for found in re.finditer(r"gpu(?::([A-Za-z][\w.-]*))?:(\d+)", gres):
-        yield found[1] or "", int(found[2])
+    """(type or "", number) from sinfo's list, e.g. "gpu:2080ti:4(S:0-1),gpu:1g.10gb:7,shard:8"."""
+    for entry in re.sub(r"\([^)]*\)", "", gres).split(","):
+        name, *rest = entry.split(":")
+        if name == "gpu" and rest and rest[-1].isdigit():
+            yield ":".join(rest[:-1]), int(rest[-1])
 
 
 def check(launcher: Profile, calls: Iterable[Call]) -> list[str]:
@@ -80,24 +83,39 @@ def check(launcher: Profile, calls: Iterable[Call]) -> list[str]:
 
     sbatch itself is asked too (`--test-only`): it knows accounts, qualities of service and local rules.
     """
+    from launchers.cluster.script import partition
+
     kinds = read_nodes()
-    names = list(dict.fromkeys(kind.partition for kind in kinds))
-    wanted = launcher.partition.split(",") if launcher.partition else [k.partition for k in kinds if k.is_default]
-    for name in wanted:
-        if name not in names:
-            hint = suggestion(name, names)
-            raise LaunchError(f"launcher.partition: {name} is no partition here; {hint}one of [{', '.join(names)}]")
-    usable = [kind for kind in kinds if kind.partition in wanted or not wanted]
-    if not any(kind.is_up for kind in usable):
-        raise LaunchError(f"launcher.partition: {', '.join(wanted)} is down; choose another of [{', '.join(names)}]")
     distinct: dict[tuple[str, Resources], Call] = {}
     for call in calls:
         distinct.setdefault((call.group, call.resources), call)
+    told: dict[str, None] = {}
     for call in distinct.values():
+        name = partition(launcher, call.resources)
+        key = f"resources.{call.group or call.name}" if call.resources.partition else "launcher"
+        usable = _usable(kinds, name, key)
         _check_call(launcher, call, usable)
+        told[f"partition {name or 'of the site'}: {sum(kind.nodes for kind in usable)} nodes"] = None
     for call in distinct.values():
         _ask_sbatch(launcher, call)
-    return [f"partition {', '.join(wanted) or 'of the site'}: {sum(kind.nodes for kind in usable)} nodes"]
+    return list(told)
+
+
+def _usable(kinds: list[NodeKind], partitions: str | None, key: str) -> list[NodeKind]:
+    """The nodes of these partitions (comma-separated), or of the site's default."""
+    names = list(dict.fromkeys(kind.partition for kind in kinds))
+    wanted = partitions.split(",") if partitions else [k.partition for k in kinds if k.is_default]
+    if not wanted:
+        return kinds  # no default: the site may choose by rules of its own, which sbatch is asked about
+    for name in wanted:
+        if name not in names:
+            raise LaunchError(
+                f"{key}.partition: {name} is no partition here; {suggestion(name, names)}one of [{', '.join(names)}]"
+            )
+    usable = [kind for kind in kinds if kind.partition in wanted]
+    if not any(kind.is_up for kind in usable):
+        raise LaunchError(f"{key}.partition: {', '.join(wanted)} is down; choose another of [{', '.join(names)}]")
+    return usable
 
 
 def _check_call(launcher: Profile, call: Call, usable: list[NodeKind]) -> None:
@@ -115,7 +133,7 @@ def _check_call(launcher: Profile, call: Call, usable: list[NodeKind]) -> None:
             "lower it (a step that runs out of time is continued) or choose another launcher.partition"
         )
     if wanted.gpus:
-        _check_gpus(launcher, step, wanted.gpus // wanted.nodes, usable, where)
+        _check_gpus(launcher, step, wanted, usable, where)
     cores = per_node * wanted.cpus_per_task
     if usable and cores > max(kind.cpus for kind in usable):
         raise LaunchError(
@@ -134,15 +152,15 @@ def _check_call(launcher: Profile, call: Call, usable: list[NodeKind]) -> None:
         )
 
 
-def _check_gpus(launcher: Profile, step: str, per_node: int, usable: list[NodeKind], where: str) -> None:
+def _check_gpus(launcher: Profile, step: str, wanted: Resources, usable: list[NodeKind], where: str) -> None:
+    per_node = wanted.gpus // wanted.nodes
     offered = [(kind, name, count) for kind in usable for name, count in kind.gpus]
     types = sorted({name for _, name, _ in offered if name})
-    if launcher.gpu_type:
-        offered = [entry for entry in offered if entry[1] == launcher.gpu_type]
+    if gpu_type := wanted.gpu_type or launcher.gpu_type:
+        offered = [entry for entry in offered if entry[1] == gpu_type]
         if not offered:
-            raise LaunchError(
-                f"launcher.gpu_type: no node in {where} has {launcher.gpu_type} GPUs; one of [{', '.join(types)}]"
-            )
+            key = f"resources.{step}.gpu_type" if wanted.gpu_type else "launcher.gpu_type"
+            raise LaunchError(f"{key}: no node in {where} has {gpu_type} GPUs; one of [{', '.join(types)}]")
     if not offered:
         raise LaunchError(
             f"resources.{step}.gpus_per_task: {where} has no GPUs; choose another launcher.partition, or 0"

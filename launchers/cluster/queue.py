@@ -6,11 +6,13 @@ therefore nothing here decides whether work is done.
 
 from __future__ import annotations
 
+import getpass
 import os
 import subprocess
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 from maskgit_core.errors import LaunchError
 
@@ -31,7 +33,13 @@ LIVE = frozenset(
         *("REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD"),
     }
 )
-_SCRUBBED = ("SLURM_", "SRUN_", "PMI_", "PMIX_", "MASKGIT_LAUNCH", "LAUNCHER_")
+_SCRUBBED = (
+    *("SLURM_", "SRUN_", "PMI_", "PMIX_", "MASKGIT_LAUNCH", "LAUNCHER_"),
+    # Defaults that people set for their own commands would hide jobs from ours or change what is submitted.
+    *("SQUEUE_", "SACCT_", "SBATCH_", "SCONTROL_", "SINFO_", "SALLOC_"),
+)
+#: Kept: which SLURM this is, and who pays where the profile has no account (docs/slurm.md).
+_KEPT = ("SLURM_CONF", "SBATCH_ACCOUNT", "SBATCH_QOS")
 _RANK_NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -58,15 +66,13 @@ class QueueEntry:
 
 
 def clean_environment(environment: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The environment without what SLURM, MPI or a launcher put there for one job; SLURM_CONF stays.
+    """The environment without what SLURM, MPI or a launcher put there for one job, and without defaults of SLURM tools.
 
     Inherited values break jobs submitted from inside a job, or worse, quietly pin them to the wrong cores.
     """
     given = os.environ if environment is None else environment
     kept = {k: v for k, v in given.items() if not k.startswith(_SCRUBBED) and k not in _RANK_NAMES}
-    if "SLURM_CONF" in given:
-        kept["SLURM_CONF"] = given["SLURM_CONF"]
-    return kept
+    return kept | {name: given[name] for name in _KEPT if name in given}
 
 
 def call_tool(
@@ -120,33 +126,79 @@ def snapshot(jobs: Iterable[str] | None = None, *, names: Iterable[str] | None =
 
 
 class Queue:
-    """squeue, asked at most once in `fresh_s` seconds however many jobs are asked about."""
+    """squeue, asked for the jobs of interest alone and at most once in `fresh_s` seconds.
 
-    def __init__(self, fresh_s: float = 2.0) -> None:
+    Callers with many jobs name them all with `include` first: a job that is named later is a question of its own.
+    """
+
+    def __init__(self, fresh_s: float = 3.0) -> None:
         self._fresh_s = fresh_s
+        self._jobs: set[str] = set()
         self._known: dict[str, QueueEntry] | None = None
         self._asked = float("-inf")
 
-    def all(self) -> dict[str, QueueEntry] | None:
-        """All jobs squeue knows, ended ones included for as long as the site keeps them; None without an answer."""
+    def include(self, jobs: Iterable[str]) -> None:
+        """Adds jobs (or their arrays) to those that squeue is asked about."""
+        new = {base_id(job) for job in jobs} - self._jobs
+        if new:
+            self._jobs |= new
+            self._asked = float("-inf")
+
+    def known(self) -> dict[str, QueueEntry] | None:
+        """The included jobs that squeue knows, ended ones while the site keeps them; None without an answer."""
         if time.monotonic() - self._asked > self._fresh_s:
-            self._known = snapshot()
+            self._known = snapshot(self._jobs)
             self._asked = time.monotonic()
         return self._known
 
     def find(self, job: str) -> QueueEntry | None:
-        """A job's entry, or None where it is unknown (or nobody answers)."""
-        return (self.all() or {}).get(job)
+        """A job's entry, or None where it is unknown (or squeue gives no answer)."""
+        self.include([job])
+        return (self.known() or {}).get(job)
 
-    def alive(self, job: str) -> bool | None:
-        """True, False, or None where squeue gives no answer."""
-        known = self.all()
-        if known is None:
+    def alive(self, job: str, cluster: str = "", user: str = "") -> bool | None:
+        """True, False, or None where it cannot be told.
+
+        Args:
+            cluster: ClusterName of the job; nothing is known of the jobs of another one.
+            user: owner of the job; a site may hide other people's jobs (`PrivateData=jobs`).
+        """
+        self.include([job])
+        known = self.known()
+        if known is None or (cluster and cluster != site().cluster):
             return None
         if job in known:
             return known[job].is_live
         # An array whose elements were not told apart yet is listed as one line by some versions.
-        return any(entry.is_live for key, entry in known.items() if key.startswith(f"{job}_["))
+        if any(entry.is_live for key, entry in known.items() if key.startswith(f"{job}_[")):
+            return True
+        return None if user not in ("", getpass.getuser()) and site().hides_jobs else False
+
+
+@dataclass(frozen=True)
+class Site:
+    """Settings of a cluster (`scontrol show config`); empty where it does not answer."""
+
+    cluster: str = ""
+    hides_jobs: bool = False
+    max_array_size: int | None = None
+
+
+@cache
+def site() -> Site:
+    """The cluster whose tools are called here; asked once."""
+    try:
+        done = call_tool(["scontrol", "show", "config"], timeout_s=30.0)
+    except LaunchError:
+        return Site()
+    pairs = (line.partition("=") for line in done.stdout.splitlines())
+    fields = {key.strip(): value.strip() for key, _, value in pairs}
+    size = fields.get("MaxArraySize", "")
+    return Site(
+        cluster=fields.get("ClusterName", ""),
+        hides_jobs="jobs" in fields.get("PrivateData", "") or "all" in fields.get("PrivateData", ""),
+        max_array_size=int(size) if size.isdigit() else None,
+    )
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import submitit
 
 from launchers.calls import Resources
 from launchers.cluster.batches import Batch
+from launchers.cluster.job_end import prologue
 from launchers.cluster.profile import Profile
 from maskgit_core.errors import LaunchError
 
@@ -46,20 +47,13 @@ def script(
         link: place in a chain of jobs.
     """
     wanted = batch.resources
-    python = launcher.python or shlex.quote(_this_python())
+    needed = [store_of(folder), code]
+    python = launcher.python or ("python" if launcher.container else shlex.quote(_this_python()))
+    if launcher.container is not None:
+        python = launcher.container.command(python, needed, gpus=wanted.gpus > 0)
     executor = _Executor(folder=folder, python=python)
     executor.command = f"{python} -u -m launchers.cluster.task {shlex.quote(str(folder))}"
-    additional: dict[str, Any] = {
-        "hold": True,
-        "export": "ALL",
-        "kill-on-invalid-dep": "yes",
-        ("requeue" if launcher.requeue == "scontrol" else "no-requeue"): True,
-        **_gpu_options(launcher, wanted),
-        **launcher.sbatch,
-    }
     minutes = time_limit(launcher, wanted)
-    if launcher.reservation:
-        additional["reservation"] = launcher.reservation
     executor.update_parameters(
         job_name=name,
         time=None if minutes is None else max(1, round(minutes)),
@@ -67,30 +61,45 @@ def script(
         ntasks_per_node=wanted.ranks // wanted.nodes,
         cpus_per_task=wanted.cpus_per_task,
         mem=memory(launcher, wanted),
-        partition=launcher.partition,
-        account=launcher.account,
-        qos=launcher.qos,
-        constraint=launcher.constraint,
+        partition=partition(launcher, wanted),
+        account=wanted.account or launcher.account,
+        qos=wanted.qos or launcher.qos,
+        constraint=wanted.constraint or launcher.constraint,
         exclude=launcher.exclude,
         dependency=dependency or None,
-        setup=_setup(launcher, code, link),
+        setup=[*prologue(folder, link, launcher.requeue), *_setup(launcher, code)],
         signal_delay_s=signal_seconds(launcher, minutes),
-        array_parallelism=launcher.max_parallel,
+        array_parallelism=min(launcher.max_parallel, len(batch.tasks)),
         stderr_to_stdout=True,
         wckey=None,
         srun_args=[
             "--export=ALL",
             "--kill-on-bad-exit=1",
-            "--cpu-bind=none",
+            f"--cpu-bind={_cpu_bind(launcher, wanted)}",
             f"--cpus-per-task={wanted.cpus_per_task}",  # since 22.05 srun does not take it over from sbatch
+            *(launcher.container.srun_args(needed) if launcher.container else ()),
             *launcher.srun_args,
         ],
-        additional_parameters=additional,
+        additional_parameters=_additional(launcher, wanted),
     )
     try:
         return executor.text(len(batch.tasks))
     except (TypeError, ValueError) as error:
         raise LaunchError(f"launcher.sbatch: {error}") from error
+
+
+def _additional(launcher: Profile, wanted: Resources) -> dict[str, Any]:
+    """Options of sbatch that submitit has no parameter for; null and false take one back."""
+    options: dict[str, Any] = {
+        "hold": True,
+        "export": "ALL",
+        "kill-on-invalid-dep": "yes",
+        ("requeue" if launcher.requeue == "scontrol" else "no-requeue"): True,
+        "reservation": launcher.reservation,
+        **_gpu_options(launcher, wanted),
+        **launcher.sbatch,
+    }
+    return {key: value for key, value in options.items() if value is not None and value is not False}
 
 
 def _this_python() -> str:
@@ -99,14 +108,13 @@ def _this_python() -> str:
     return sys.executable
 
 
-def _setup(launcher: Profile, code: Path, link: int) -> list[str]:
+def _setup(launcher: Profile, code: Path) -> list[str]:
     quoted = shlex.quote(str(code))
     return [
         *launcher.setup,
         # The working folder comes first on Python's path: jobs start in the frozen copy, never in a live checkout.
         f"cd {quoted} || exit 1",
         f'export PYTHONPATH={quoted}"${{PYTHONPATH:+:$PYTHONPATH}}"',
-        f"export MASKGIT_CHAIN_LINK={link}",
     ]
 
 
@@ -114,7 +122,8 @@ def _gpu_options(launcher: Profile, wanted: Resources) -> dict[str, str]:
     if not wanted.gpus_per_task:
         return {}
     per_node = wanted.gpus // wanted.nodes
-    kind = f"{launcher.gpu_type}:" if launcher.gpu_type else ""
+    gpu_type = wanted.gpu_type or launcher.gpu_type
+    kind = f"{gpu_type}:" if gpu_type else ""
     if launcher.gpu_option == "gres":
         return {"gres": f"gpu:{kind}{per_node}"}
     return {"gpus-per-node": f"{kind}{per_node}"}
@@ -128,7 +137,28 @@ def memory(launcher: Profile, wanted: Resources) -> str | None:
 
 def time_limit(launcher: Profile, wanted: Resources) -> float | None:
     """Minutes; None leaves it to the site."""
-    return wanted.timeout_min if wanted.timeout_min is not None else launcher.timeout_min
+    minutes = wanted.timeout_min if wanted.timeout_min is not None else launcher.timeout_min
+    if minutes is None or launcher.max_time_min is None:
+        return launcher.max_time_min if minutes is None else minutes
+    return min(minutes, launcher.max_time_min)
+
+
+def partition(launcher: Profile, wanted: Resources) -> str | None:
+    """The partition of a call: its own, that for steps without GPUs, or the launcher's; None: the site's default."""
+    without_gpus = launcher.cpu_partition if not wanted.gpus_per_task else None
+    return wanted.partition or without_gpus or launcher.partition
+
+
+def store_of(folder: Path) -> Path:
+    """The store of a batch folder, `<store>/slurm/<submission>/<batch>`; whatever steps read and write is below it."""
+    return folder.parents[2] if len(folder.parents) > 2 else folder
+
+
+def _cpu_bind(launcher: Profile, wanted: Resources) -> str:
+    """Few cores are not worth a NUMA node of their own: a process bound to one could lose cores it was given."""
+    if launcher.cpu_bind != "auto":
+        return launcher.cpu_bind
+    return "none" if wanted.cpus_per_task < 4 else "ldoms"
 
 
 def signal_seconds(launcher: Profile, minutes: float | None) -> int:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from launchers.cluster.queue import call_tool, clean_environment, snapshot
+from launchers.cluster.queue import call_tool, clean_environment, site, snapshot
 from maskgit_core.errors import LaunchError
 from maskgit_core.files import read_json, write_json
 
@@ -21,6 +21,11 @@ class Submission:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._path = folder / "submission.json"
+
+    @property
+    def is_mine(self) -> bool:
+        """True where this user made it; nobody else may release or cancel its jobs."""
+        return self._path.stat().st_uid == os.getuid()
 
     @property
     def state(self) -> str:
@@ -48,13 +53,16 @@ class Submission:
     def roll_back(self) -> None:
         """Takes everything of this submission out of the queue, also jobs whose id was never heard."""
         known = read_json(self._path) or {}
-        found = snapshot(names=known.get("names", []))
-        ids = {job.partition("_")[0] for job in found or {}} | set(self.jobs())
-        if found is None and not ids:
-            return  # nobody answers; `recover` will try again
-        if ids:
-            call_tool(["scancel", *sorted(ids)])
-        if found is not None:
+        entries = snapshot(names=known.get("names", []))
+        ids = {job.partition("_")[0] for job in entries or {}} | set(self.jobs())
+        if entries is None and not ids:
+            return  # no answer; `recover` will try again
+        refused = call_tool(["scancel", *sorted(ids)]).returncode != 0 if ids else False
+        if refused:
+            left = snapshot(names=known.get("names", []))
+            if left is None or any(entry.is_live for entry in left.values()):
+                return
+        if entries is not None:
             self._write({**known, "state": "undone"})
 
     def jobs(self) -> list[str]:
@@ -99,12 +107,8 @@ def _scontrol(lines: Sequence[str]) -> None:
 
 
 def max_array_size() -> int:
-    """The cluster's limit on elements of an array (an index must be below it); 1000 where nobody answers."""
-    done = call_tool(["scontrol", "show", "config"])
-    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", done.stdout, re.MULTILINE)
-    if done.returncode != 0:
-        raise LaunchError(f"scontrol: {_last_line(done.stderr)}; is this a login node of the cluster?")
-    return max(1, int(found[1])) if found else 1000
+    """The cluster's limit on elements of an array (an index must be below it); 1000 where the cluster gives none."""
+    return max(1, site().max_array_size or 1000)
 
 
 def _last_line(text: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -19,15 +20,13 @@ from types import FrameType
 from typing import Any
 
 from launchers.calls import CONTINUE, STOPPED, describe_exit, rank_log, rank_variables, resolve
-from launchers.cluster.queue import call_tool, clock_seconds
+from launchers.cluster.queue import call_tool
 from launchers.entry import LIFELINE
 from maskgit_core.errors import LaunchError
 from maskgit_core.files import read_json, write_json
 
-_WAIT_FOR_END_S = 3600.0  # how long a rank that has saved waits for SLURM to end it
-_OTHERS_WAIT_S = 600.0
+_OTHERS_WAIT_S = 600.0  # how long a rank that has saved waits for the others, or to be ended with the job
 _RELAY_AFTER_S = 5.0
-_REQUEUE_TRIES = 20
 
 
 class Task:
@@ -61,6 +60,7 @@ class Task:
         """Tries every call of the task; returns the exit code of this rank (0: all done)."""
         for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._pass_on)
+        self._mark(f"began/{self.index}-{self.link}-{self.restart}")
         if self._earlier_link_failed():
             return 1
         codes = []
@@ -76,9 +76,10 @@ class Task:
             self._note(position, call, code, began)
             codes.append(code)
         if CONTINUE in codes:
-            return self._continue()
+            return self._leave(CONTINUE)
         if any(code in STOPPED for code in codes):
-            return self._stopped()
+            return self._leave(STOPPED[1])
+        self._write_result(codes)
         return max((min(abs(code), 125) for code in codes), default=0)
 
     # -- the call ---------------------------------------------------------------------------------------------------
@@ -107,12 +108,14 @@ class Task:
             code = self._child.wait()
         finally:
             os.close(ours)
+        if code < 0 and call.get("cleanup"):
+            resolve(call["cleanup"])(*call["args"][:1], self._child.pid)
         # Killed by the request to save before it could listen to it: nothing was begun, nothing is lost.
         return {-signal.SIGUSR2: CONTINUE, -signal.SIGTERM: STOPPED[1]}.get(code, code)
 
     def _variables(self, position: int) -> dict[str, str]:
         nodes = int(self.batch["nodes"])
-        address, port = "127.0.0.1", 20000 + (self.job_number * 31 + position) % 30000
+        address, port = "127.0.0.1", rendezvous_port(self.job_number, position)
         if nodes > 1:
             from submitit.slurm.slurm import SlurmJobEnvironment
 
@@ -143,55 +146,42 @@ class Task:
                 os.kill(child.pid, number)
 
     # -- the end ----------------------------------------------------------------------------------------------------
-    def _continue(self) -> int:
-        """All is saved and wants to go on: rank 0 has SLURM requeue the job, the others wait to be ended with it."""
-        if self.batch["requeue"] == "chain":
-            return CONTINUE  # the next link of the chain starts because this one did not end well
-        if self.rank == 0:
-            for _ in range(_REQUEUE_TRIES):
-                if not may_requeue(self._shown_job()):
-                    print("cancelled: not requeued", flush=True)
-                    return STOPPED[1]
-                done = call_tool(["scontrol", "requeue", self.job])
-                if done.returncode == 0:
-                    break
-                print(f"scontrol requeue {self.job}: {done.stderr.strip()}", flush=True)
-                time.sleep(3.0)
-            else:
-                return CONTINUE
-        else:
-            self._pass_to_other_ranks()
-        self._wait(lambda: self._terms > 0)
-        return CONTINUE
+    def _leave(self, code: int) -> int:
+        """Ends this rank with `code` after the others have saved too: srun ends them all as soon as one has failed.
 
-    def _pass_to_other_ranks(self) -> None:
-        """Has SLURM send USR2 to every rank, once a life of the job: rank 0 may not have been asked to save."""
-        self._wait(lambda: self._terms > 0, _RELAY_AFTER_S)
-        mark = self.folder / "asked" / f"{self.index}-{self.link}-{self.restart}"
-        if self._terms:
-            return
-        with contextlib.suppress(OSError, LaunchError):
-            mark.parent.mkdir(exist_ok=True)
-            mark.touch(exist_ok=False)
-            call_tool(["scancel", "--signal=USR2", self.job])
-
-    def _stopped(self) -> int:
-        """Asked to end: by scancel, or because SLURM takes the job back. Only SLURM requeues then.
-
-        A job that ends by itself inside the grace time of a preemption counts as failed and is not requeued.
+        The job script (`launchers.cluster.job_end`) then asks SLURM to run the job again, or does not.
         """
-        if self.rank != 0 or "PreemptTime=2" in self._shown_job():
-            self._wait(lambda: False)
-        return STOPPED[1]
+        life, terms = f"{self.index}-{self.link}-{self.restart}", self._terms
+        if self.rank == 0:
+            self._wait(lambda: self._count(f"saved/{life}.*") >= self.ranks - 1 or self._terms > terms, _OTHERS_WAIT_S)
+            if code == CONTINUE:
+                self._mark(f"continue/{life}")
+            return code
+        self._mark(f"saved/{life}.{self.rank}")
+        if code == CONTINUE:
+            self._wait(lambda: self._terms > 0, _RELAY_AFTER_S)
+            # Rank 0 may not have been asked to save: once in a life of the job, SLURM is told to send USR2 to all.
+            if not self._terms and self._mark(f"asked/{life}"):
+                with contextlib.suppress(LaunchError):
+                    call_tool(["scancel", "--signal=USR2", self.job])
+        self._wait(lambda: self._terms > terms, _OTHERS_WAIT_S)
+        return code
 
-    def _shown_job(self) -> str:
+    def _mark(self, name: str) -> bool:
+        """Makes an empty file in the batch folder; False where it was there or cannot be made."""
+        path = self.folder / name
         try:
-            return call_tool(["scontrol", "show", "job", self.job], timeout_s=30.0).stdout
-        except LaunchError:
-            return ""
+            path.parent.mkdir(exist_ok=True)
+            path.touch(exist_ok=False)
+        except OSError:
+            return False
+        return True
 
-    def _wait(self, is_over: Callable[[], bool], limit_s: float | None = None) -> None:
-        deadline = time.monotonic() + (limit_s or (_WAIT_FOR_END_S if self.rank == 0 else _OTHERS_WAIT_S))
+    def _count(self, pattern: str) -> int:
+        return sum(1 for _ in self.folder.glob(pattern))
+
+    def _wait(self, is_over: Callable[[], bool], limit_s: float) -> None:
+        deadline = time.monotonic() + limit_s
         while time.monotonic() < deadline and not is_over():
             time.sleep(0.2)
 
@@ -219,11 +209,20 @@ class Task:
         if not self.link:
             return False
         ends = [read_json(self._end_path(i)) or {} for i in range(len(self.calls))]
-        return any(end.get("code", CONTINUE) not in (0, CONTINUE) for end in ends)
+        codes = [end.get("code", CONTINUE) for end in ends]
+        preempted = self._count(f"preempted-{self.index}-{self.link - 1}-*") > 0
+        return any(code not in (0, CONTINUE) and not (preempted and code in STOPPED) for code in codes)
 
     def _end_path(self, position: int) -> Path:
         rank = f".rank{self.rank}" if self.rank else ""
         return self.folder / "ends" / f"{self.index}-{position}{rank}.json"
+
+    def _write_result(self, codes: Sequence[int]) -> None:
+        """Leaves the file by which `submitit.SlurmJob(batch folder, job id).result()` answers; we never read it."""
+        ends = {call["name"]: describe_exit(code) for call, code in zip(self.calls, codes, strict=False) if code}
+        value = ("error", f"not well: {ends}") if ends else ("success", [call["name"] for call in self.calls])
+        with contextlib.suppress(OSError):
+            (self.folder / f"{self.job}_{self.rank}_result.pkl").write_bytes(pickle.dumps(value))
 
     def _note(self, position: int, call: Mapping[str, Any], code: int, began: float, message: str = "") -> None:
         """Leaves a note on how the call ended; a rank above 0 only where it did not end well."""
@@ -245,18 +244,9 @@ class Task:
             write_json(self._end_path(position), note)
 
 
-def may_requeue(shown: str) -> bool:
-    """False where somebody ends the job; judged by `scontrol show job`.
-
-    A job that is being ended shows as COMPLETING, whoever ends it; at its time limit it may go on nevertheless.
-    """
-    fields = dict(part.partition("=")[::2] for part in shown.split())
-    if fields.get("JobState", "RUNNING") in ("RUNNING", "SUSPENDED", "STOPPED", "SIGNALING"):
-        return True
-    limit = fields.get("TimeLimit", "UNLIMITED")
-    if fields.get("JobState") == "TIMEOUT":
-        return True
-    return limit[:1].isdigit() and clock_seconds(fields.get("RunTime", "0")) >= clock_seconds(limit)
+def rendezvous_port(job: int, position: int) -> int:
+    """A TCP port that ranks on all nodes agree on, below the ports that Linux gives to outgoing connections."""
+    return 10000 + (job * 31 + position) % 20000
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+import inspect
+import json
+import os
 import random
+import subprocess
+import sys
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
+from conftest import ROOT
+from submitit import SlurmExecutor, SlurmJob
+from submitit.core.utils import FailedJobError
 
 from launchers.calls import Call, Resources
-from launchers.cluster.batches import Batch, Submitted, Waits, array_dependency, make_batches
+from launchers.cluster.batches import Batch, Submitted, Waits, array_dependency, make_batches, waves
+from launchers.cluster.checks import _gpus
+from launchers.cluster.job_end import prologue
 from launchers.cluster.queue import clean_environment, clock_seconds, read_usage
 from launchers.cluster.script import script
-from launchers.cluster.task import may_requeue
 from launchers.slurm import Launcher
+from maskgit_core.errors import ConfigError
 
 
-def call(key: str, group: str, needs: tuple[str, ...] = (), **resources: int) -> Call:
+def call(key: str, group: str, needs: tuple[str, ...] = (), **resources: Any) -> Call:
     return Call(key, key, "m:f", [], Path("log"), needs, group, Resources(**resources))
 
 
@@ -102,6 +114,10 @@ def test_a_job_gets_an_environment_of_its_own(monkeypatch: pytest.MonkeyPatch) -
         "PMIX_RANK": "1",
         "HOME": "/h",
         "SBATCH_ACCOUNT": "a",
+        "SBATCH_PARTITION": "p",
+        "SQUEUE_PARTITION": "p",
+        "SACCT_FORMAT": "f",
+        "SCONTROL_ALL": "1",
     }
     assert clean_environment(given) == {"SLURM_CONF": "/c", "HOME": "/h", "SBATCH_ACCOUNT": "a"}
 
@@ -123,12 +139,149 @@ def test_the_script_says_what_was_asked(tmp_path: Path) -> None:
     assert "--signal=USR2@15" in short and "gpus" not in short
 
 
-def test_who_ends_a_job_decides_whether_it_comes_back() -> None:
-    assert may_requeue("JobState=RUNNING Reason=None RunTime=00:01:00 TimeLimit=01:00:00")
-    assert not may_requeue("JobState=COMPLETING RunTime=00:01:00 TimeLimit=01:00:00")
-    assert not may_requeue("JobState=CANCELLED RunTime=00:01:00 TimeLimit=UNLIMITED")
-    assert may_requeue("JobState=COMPLETING RunTime=01:00:03 TimeLimit=01:00:00")
-    assert may_requeue("JobState=TIMEOUT RunTime=1-00:00:03 TimeLimit=1-00:00:00")
+SHOWN = "JobState={state} PreemptTime={preempted} RunTime={ran} TimeLimit={limit}\n   StartTime=2026-01-02T00:00:00\n"
+
+
+@pytest.mark.parametrize(
+    ("code", "saved", "state", "ran", "limit", "preempted", "ends", "requeued"),
+    [
+        (75, True, "RUNNING", "00:01:00", "01:00:00", "None", 75, True),
+        (143, True, "RUNNING", "00:01:00", "01:00:00", "None", 75, True),  # srun tells of a rank that it ended
+        (75, True, "COMPLETING", "00:01:00", "01:00:00", "None", 143, False),  # somebody cancels it
+        (75, True, "CANCELLED", "00:01:00", "UNLIMITED", "None", 143, False),
+        (75, True, "COMPLETING", "01:00:03", "01:00:00", "None", 75, True),  # at its time limit
+        (75, True, "TIMEOUT", "1-00:00:03", "1-00:00:00", "None", 75, True),
+        (143, False, "RUNNING", "00:01:00", "01:00:00", "2026-01-02T00:01:00", 75, True),
+        (143, False, "RUNNING", "00:01:00", "01:00:00", "2026-01-01T00:01:00", 143, False),  # in an earlier life
+        (1, False, "RUNNING", "00:01:00", "01:00:00", "2026-01-02T00:01:00", 1, False),  # an error of its own
+        (0, False, "RUNNING", "00:01:00", "01:00:00", "2026-01-02T00:01:00", 0, False),
+    ],
+)
+def test_who_ends_a_job_decides_whether_it_comes_back(
+    tmp_path: Path, code: int, saved: bool, state: str, ran: str, limit: str, preempted: str, ends: int, requeued: bool
+) -> None:
+    """The shell code in a real bash; `scontrol` is a script that shows a job in this state."""
+    (tmp_path / "shown").write_text(SHOWN.format(state=state, ran=ran, limit=limit, preempted=preempted))
+    tool = tmp_path / "scontrol"
+    tool.write_text(f"#!/bin/sh\n[ $1 = show ] && exec cat {tmp_path}/shown\necho $* >> {tmp_path}/told\n")
+    tool.chmod(0o755)
+    for name in ["began/3-0-1", *(["continue/3-0-1"] if saved else [])]:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    lines = ["sleep() { :; }", *prologue(tmp_path, 0, "scontrol"), f"(exit {code})"]
+    environment = {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "12", "SLURM_ARRAY_JOB_ID": "9",
+        "SLURM_ARRAY_TASK_ID": "3", "SLURM_RESTART_COUNT": "1",
+    }  # fmt: skip
+    done = subprocess.run(["bash", "-c", "\n".join(lines)], env=environment, capture_output=True, text=True)
+    assert done.returncode == ends, done
+    told = (tmp_path / "told").read_text() if (tmp_path / "told").exists() else ""
+    assert told.startswith("requeue 9_3") == requeued, told
+    assert (tmp_path / "preempted-3-0-1").exists() == (preempted.startswith("2026-01-02") and code != 0)
+
+
+def test_a_job_that_ends_before_its_step_leaves_a_note(tmp_path: Path) -> None:
+    lines = [*prologue(tmp_path, 0, "chain"), "module load nothing", "cd /nowhere || exit 7"]
+    environment = {"PATH": os.environ["PATH"], "SLURM_JOB_ID": "12", "SLURMD_NODENAME": "n1"}
+    assert subprocess.run(["bash", "-c", "\n".join(lines)], env=environment, capture_output=True).returncode == 7
+    note = json.loads((tmp_path / "ends" / "0.script.json").read_text())
+    assert (note["code"], note["job"], note["node"]) == (7, "12", "n1") and "before the step began" in note["message"]
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 3, 7, 100])
+def test_a_limit_on_parallel_jobs_holds_for_all_arrays_together(at_once: int) -> None:
+    """A simulated queue that starts whatever may start never runs more than `at_once`, and runs everything."""
+    batches = make_batches([*chains(6), call("all", "all", tuple(f"score{i}" for i in range(6)))], 1000)
+    together = waves(batches, at_once)
+    assert [b for wave in together for b in wave] == batches
+    ended: list[str] = []
+    most = 0
+    for wave in together:
+        left = {b.number: list(b.tasks) for b in wave}
+        while any(left.values()):
+            running = []
+            for number, tasks in left.items():
+                ready = [t for t in tasks if all(need in ended for c in t for need in c.needs)]
+                running += [(number, task) for task in ready[:at_once]]
+            assert running, "nothing can start"
+            most = max(most, len(running))
+            number, task = running[-1]
+            ended += [c.key for c in task]
+            left[number].remove(task)
+    assert most <= at_once and len(ended) == 22
+
+
+def test_a_wave_waits_for_the_end_of_the_one_before() -> None:
+    batches = make_batches(chains(3), 1000)
+    done = Submitted()
+    done.add(batches[0], ["10", "11"])
+    assert done.array_links([batches[0]]) == [("10", "11")]
+    assert done.waits((call("x", "x"),), [("10", "11")]).expression() == "afterany:11"
+
+
+def test_gpu_types_of_real_sites_are_read() -> None:
+    text = "gpu:2080ti:4(S:0-1),gpu:1g.10gb:7,gpu:3090:2,gpu:8,shard:16,gpu:a100_1g.5gb:2(IDX:0,1)"
+    assert list(_gpus(text)) == [("2080ti", 4), ("1g.10gb", 7), ("3090", 2), ("", 8), ("a100_1g.5gb", 2)]
+    assert list(_gpus("(null)")) == []
+    assert Launcher(gpu_type=3090).gpu_type == "3090", "YAML reads it as a number"
+
+
+def test_a_step_has_a_place_of_its_own(tmp_path: Path) -> None:
+    launcher = Launcher(partition="gpu", account="a", qos="q", cpu_partition="cpu", gpu_type="h100", max_time_min=60)
+
+    def options(**wanted: Any) -> str:
+        batch = Batch(0, "t", Resources(**wanted), ((call("t", "t"),),))
+        return script(launcher, batch, tmp_path, "n", tmp_path)
+
+    assert "#SBATCH --partition=cpu\n" in options() and "--time=60" in options()
+    assert "#SBATCH --partition=gpu\n" in options(gpus_per_task=1, timeout_min=500) and "--time=60" in options(
+        timeout_min=500
+    )
+    own = options(gpus_per_task=2, partition="big", account="b", qos="r", constraint="c", gpu_type="2080ti")
+    for line in ("partition=big", "account=b", "qos=r", "constraint=c", "gpus-per-node=2080ti:2"):
+        assert f"#SBATCH --{line}\n" in own
+
+
+def test_options_of_sbatch_take_numbers_flags_and_null(tmp_path: Path) -> None:
+    launcher = Launcher(sbatch={"nice": 100, "exclusive": True, "requeue": False, "export": None, "mail-type": "FAIL"})
+    text = script(launcher, Batch(0, "t", Resources(), ((call("t", "t"),),)), tmp_path, "n", tmp_path)
+    for line in ("nice=100", "exclusive", "mail-type=FAIL"):
+        assert f"#SBATCH --{line}\n" in text
+    assert "#SBATCH --requeue" not in text and "#SBATCH --export" not in text
+
+
+@pytest.mark.parametrize(
+    ("block", "message"),
+    [
+        ({"image": "a.sif", "runtime": "docker"}, r"launcher.container.runtime: found 'docker'"),
+        ({"image": "a.sif", "mount": []}, r"launcher.container.mount"),
+        ({"mounts": ["/data"]}, r"launcher.container.image: missing"),
+        ({"image": "a.sif", "mounts": "/data"}, r"launcher.container.mounts: found '/data'; write a list"),
+    ],
+)
+def test_a_container_is_checked(block: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Launcher(container=block)
+
+
+def test_containers_of_both_kinds(tmp_path: Path) -> None:
+    folder, code = tmp_path / "store" / "slurm" / "uid" / "000", tmp_path / "code"
+    batch = Batch(0, "t", Resources(gpus_per_task=1), ((call("t", "t"),),))
+    block = {"image": "/i.sif", "mounts": ["/data", "/a:/b"]}
+    apptainer = script(Launcher(container=block), batch, folder, "n", code)
+    store = tmp_path / "store"
+    start = f"apptainer exec --nv --bind {store} --bind {code} --bind /data --bind /a:/b /i.sif python -u -m"
+    assert start in apptainer
+    pyxis = script(Launcher(container={**block, "runtime": "pyxis"}), batch, folder, "n", code)
+    assert f"--container-image=/i.sif --container-mounts={store}:{store},{code}:{code},/data:/data,/a:/b" in pyxis
+
+
+def test_the_parts_of_submitit_that_are_not_public_are_as_they_were() -> None:
+    """Scripts are written by a subclass of its executor; a new version must be looked at before it is allowed."""
+    assert version("submitit").startswith("1.5.")
+    assert isinstance(inspect.getattr_static(SlurmExecutor, "_submitit_command_str"), property)
+    assert list(inspect.signature(SlurmExecutor._make_submission_file_text).parameters) == ["self", "command", "uid"]
+    assert inspect.getattr_static(SlurmExecutor, "parameters", None) is None, "an attribute of the instance"
 
 
 def test_accounting_is_read() -> None:
@@ -153,3 +306,23 @@ def test_what_comes_after_shares_waits_for_their_end_and_for_its_needs_to_go_wel
     assert [(b.group, len(b.tasks)) for b in batches] == [("cache", 1), ("step", 3), ("step", 1)]
     _, expressions = submit(batches)
     assert expressions[2] == "afterok:100,afterany:200_0,afterany:200_1,afterany:200_2"
+
+
+@pytest.mark.parametrize("module", ["json", "no_such_module"])
+def test_submitit_reads_the_result_of_a_task(tmp_path: Path, module: str) -> None:
+    """A batch folder answers to submitit's own words."""
+    one = {"key": "k", "name": "probe", "target": "launchers.probe:probe", "args": [str(tmp_path), [module]],
+           "log": str(tmp_path / "log.txt"), "progress": ""}  # fmt: skip
+    batch = {"ranks": 1, "nodes": 1, "cpus_per_task": 1, "max_idle_restarts": 3, "tasks": [[one], [one]]}
+    (tmp_path / "batch.json").write_text(json.dumps(batch))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "SLURM_JOB_ID": "13", "SLURM_ARRAY_JOB_ID": "12",
+                   "SLURM_ARRAY_TASK_ID": "1"}  # fmt: skip
+    done = subprocess.run([sys.executable, "-m", "launchers.cluster.task", str(tmp_path)], env=environment)
+    job: SlurmJob[list[str]] = SlurmJob(tmp_path, "12_1")
+    assert job.done()
+    if module == "json":
+        assert done.returncode == 0 and job.result() == ["probe"] and job.exception() is None
+    else:
+        assert done.returncode == 1
+        with pytest.raises(FailedJobError, match="probe"):
+            job.result()

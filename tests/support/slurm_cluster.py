@@ -22,11 +22,15 @@ DEV_CLUSTER = ROOT / "tools" / "dev_cluster"
 
 
 class Cluster:
-    """The throw-away cluster of tools/dev_cluster."""
+    """The throw-away cluster of tools/dev_cluster.
 
-    def __init__(self, folder: Path, port: int) -> None:
+    Args:
+        settings: environment of start.sh: NODES, GPU_TYPE, ACCT, OVERRIDES (lines of slurm.conf), ...
+    """
+
+    def __init__(self, folder: Path, port: int, **settings: str) -> None:
         self.folder = folder
-        self.environment = {**os.environ, "SLURM_TEST_ROOT": str(folder), "PORT": str(port)}
+        self.environment = {**os.environ, "SLURM_TEST_ROOT": str(folder), "PORT": str(port), **settings}
 
     def script(self, name: str, *arguments: str) -> str:
         done = subprocess.run(
@@ -62,19 +66,23 @@ _started: list[Cluster] = []
 
 
 def start_cluster() -> Cluster:
-    """The cluster of this test session; skips, or fails where REQUIRE names slurm, if SLURM is not installed."""
-    if _started:
-        return _started[0]
+    """The cluster of this test session."""
+    if not _started:
+        _started.append(new_cluster(f"/tmp/mgs{os.getpid()}", 10000 + os.getpid() % 400 * 50))
+    return _started[0]
+
+
+def new_cluster(folder: str, port: int, **settings: str) -> Cluster:
+    """Starts a cluster; skips, or fails where REQUIRE names slurm, if SLURM is not installed."""
     path = f"{os.environ['PATH']}:/usr/sbin:/sbin"
     missing = [name for name in ("slurmctld", "slurmd", "sbatch", "munged") if not shutil.which(name, path=path)]
     if missing:
         told = f"{', '.join(missing)} not installed; run tools/dev_cluster/install.sh"
         (pytest.fail if "slurm" in os.environ.get("REQUIRE", "") else pytest.skip)(told)
     os.environ["PATH"] = path
-    made = Cluster(Path(f"/tmp/mgs{os.getpid()}"), 10000 + os.getpid() % 400 * 50)
+    made = Cluster(Path(folder), port, **settings)
     atexit.register(made.script, "stop.sh")
     made.script("start.sh")
-    _started.append(made)
     return made
 
 

@@ -6,6 +6,7 @@
 #     tools/dev_cluster/stop.sh
 #
 # Settings (environment): SLURM_TEST_ROOT=/tmp/maskgit-slurm (keep it short: sockets) NODES=4 CPUS=4 GPUS=4 MEM=64000
+# OVERRIDES="PrivateData=jobs;JobRequeue=0;..." replaces or adds lines of slurm.conf (PartitionName=NAME by its name).
 # GPU_TYPE=h100 PORT=16800 (also uses PORT+1, PORT+10 and up: one per node) ACCT=1 (0: no slurmdbd) PREFIX=127.0.1.
 set -euo pipefail
 R=${SLURM_TEST_ROOT:-/tmp/maskgit-slurm}
@@ -40,6 +41,11 @@ sed -e "s#@R@#$R#g; s#@ME@#$ME#g; s#@P_CTLD@#$P_CTLD#g; s#@P_DBD@#$P_DBD#g" \
     -e "s#@NODES@#$PREFIX[1-$NODES]#g; s#@PORTS@#$P_D1-$P_DN#g; s#@CPUS@#$CPUS#g; s#@MEM@#$MEM#g" \
     -e "s#@GRES@#$([ "$GPUS" -gt 0 ] && echo "Gres=gpu:$GPU_TYPE:$GPUS")#g" "$here/slurm.conf.in" > "$R/slurm.conf"
 [ "$ACCT" = 1 ] || sed -i '/^AccountingStorage/d' "$R/slurm.conf"
+IFS=';' read -ra overrides <<< "${OVERRIDES:-}"
+for line in "${overrides[@]}"; do
+  key=${line%%=*}; [ "$key" = PartitionName ] && key=${line%% *}
+  sed -i "/^$key[ =]/d; /^$key\$/d" "$R/slurm.conf"; echo "$line" >> "$R/slurm.conf"
+done
 sed -e "s#@R@#$R#g; s#@ME@#$ME#g; s#@P_DBD@#$P_DBD#g" "$here/slurmdbd.conf.in" > "$R/slurmdbd.conf"
 chmod 600 "$R/slurmdbd.conf"
 cat > "$R/env.sh" <<E

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -232,7 +233,7 @@ def test_a_claim_is_broken_only_when_its_owner_is_dead(store: Path) -> None:
     assert is_alive(Owner(**{**vars(me), "pid_start": me.pid_start + 1})) is False, "the pid was reused"
     assert is_alive(Owner(**{**vars(me), "boot": "another"})) is False, "the machine was restarted"
     assert is_alive(Owner(**{**vars(me), "host": "elsewhere"})) is None, "cannot be told from here"
-    assert is_alive(Owner(**{**vars(me), "job": "12", "host": "elsewhere"}), lambda job: False) is False
+    assert is_alive(Owner(**{**vars(me), "job": "12", "host": "elsewhere"}), lambda *_: False) is False
     foreign = Owner(**{**vars(me), "host": "elsewhere"})
     write_json(step / "claim.json", {**vars(foreign), "token": "theirs"})
     assert Claim(step).take() == foreign
@@ -341,3 +342,40 @@ def test_published_files_are_readable_by_the_group(store: Path) -> None:
     mask = os.umask(0o022)
     os.umask(mask)
     assert (step.files / "x.json").stat().st_mode & 0o777 == 0o666 & ~mask
+
+
+def test_an_owner_of_unknown_state_is_judged_by_its_signs_of_life(store: Path) -> None:
+    """A job that the queue cannot tell (another cluster's, a hidden one) on another host: alive while it beats."""
+    step = store / "numbers" / "claimed-00000000"
+    step.mkdir(parents=True)
+    owner = replace(Owner.me(), host="elsewhere", job="12", cluster="other", beat_s=0.05)
+    owner.write(step)
+    unknown = lambda *asked: None if asked == ("12", "other", owner.user) else pytest.fail(str(asked))  # noqa: E731
+    assert Claim(step, unknown).take() == owner, "it has just been touched"
+    assert Claim(step, unknown).live_owner() == owner
+    old = time.time() - 60
+    os.utime(step / "claim.json", (old, old))
+    assert Claim(step, unknown).live_owner() is None
+    replace(owner, beat_s=0.0).write(step)
+    os.utime(step / "claim.json", (old, old))
+    assert Claim(step, unknown).live_owner() is not None, "one that never beats is waited for"
+
+
+def test_a_held_claim_is_touched_and_no_longer_once_released(store: Path) -> None:
+    step = store / "numbers" / "claimed-00000000"
+    step.mkdir(parents=True)
+    claim = Claim(step, beat_s=0.05)
+    assert claim.take() is None
+    os.utime(step / "claim.json", (1.0, 1.0))
+    deadline = time.monotonic() + 20
+    while (step / "claim.json").stat().st_mtime < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    claim.release()
+    assert not (step / "claim.json").exists()
+    other = Claim(step)
+    assert other.take() is None
+    other.break_process(os.getpid() + 1)
+    assert (step / "claim.json").exists()
+    other.break_process(os.getpid())
+    assert not (step / "claim.json").exists()

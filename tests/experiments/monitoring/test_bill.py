@@ -1,0 +1,47 @@
+"""`maskgit plan launcher=slurm`: the arrays, what they wait for, and GPU-hours from earlier runs."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+SWEEP = ("experiment=chain", "numbers.scale=1.0,2.0,3.0", "resources.numbers.gpus_per_task=2", "launcher=dev_cluster")
+
+
+def test_the_bill_of_a_sweep(lab: Any, store: Path) -> None:
+    first = lab("plan", *SWEEP)
+    assert first.returncode == 0, first.stderr
+    assert re.search(r"^  0 +numbers +3 +1 cores, 2 GPUs +unknown +unknown$", first.stdout, re.MULTILINE), first.stdout
+    assert re.search(r"^  1 +total +3 +0 +1 cores +unknown +unknown$", first.stdout, re.MULTILINE)
+    assert "about 0.00 GPU-hours, by earlier runs of the same stages, without numbers (never run here)" in first.stdout
+    done = lab("run", "experiment=chain", "launcher=inline", "resources.numbers.gpus_per_task=2")
+    assert done.returncode == 0, done.stderr
+    path = next(store.glob("numbers/*/manifest.json"))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"seconds": 7200.0}))
+    second = lab("plan", *SWEEP).stdout  # numbers[scale=1.0] is done: two remain
+    assert re.search(r"^  0 +numbers +2 +1 cores, 2 GPUs +2h00m +8.00$", second, re.MULTILINE), second
+    assert "about 8.00 GPU-hours" in second
+
+
+def test_the_scripts_are_shown(lab: Any) -> None:
+    shown = lab("plan", *SWEEP, "--sbatch")
+    assert shown.stdout.count("#!/bin/bash") == 2 and "#SBATCH --array=0-2" in shown.stdout
+    assert "#SBATCH --gpus-per-node=2" in shown.stdout
+    refused = lab("plan", "experiment=chain", "--sbatch")
+    assert refused.returncode == 2 and "add launcher=slurm" in refused.stderr
+
+
+def test_the_dag_as_a_graph(lab: Any) -> None:
+    """Boxes and arrows are those of `plan --json`; names with quotes and brackets are escaped."""
+    asked = ("experiment=chain", "numbers.scale=1.0,2.0")
+    steps = json.loads(lab("plan", *asked, "--json").stdout)["steps"]
+    lines = lab("plan", *asked, "--dot").stdout.splitlines()
+    assert lines[0] == "digraph plan {" and lines[-1] == "}"
+    boxes = {
+        found[1]: json.loads(found[2]) for line in lines if (found := re.match(r'  "(\w+)" \[label=(".*"), f', line))
+    }
+    assert boxes == {step["fingerprint"][:12]: f"{step['name']}\nto run" for step in steps}
+    arrows = [found.groups() for line in lines if (found := re.match(r'  "(\w+)" -> "(\w+)";', line))]
+    assert len(arrows) == 2 and all(a in boxes and b in boxes for a, b in arrows)
