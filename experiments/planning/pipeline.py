@@ -15,7 +15,7 @@ from experiments.config.needs import Need, topological
 from experiments.config.points import plan_configs, read_points
 from experiments.config.reach import PROBE, refuse_unreaching
 from experiments.config.settings import checked
-from experiments.planning import preflight
+from experiments.planning import preflight, toys
 from experiments.planning.graph import Graph, Item, Node
 from experiments.planning.kept_needs import check_is_kept, stored_request
 from experiments.planning.parts import Part
@@ -89,6 +89,8 @@ def build(
     if check is not None:
         check(settings)
     left_out: Sequence[str] = ()
+    told = [line for config, steps in zip(resolved, requests, strict=True) if "toy" in config
+            for line in toys.make(config["toy"], steps.values())]  # fmt: skip
     if resolved[0]["pipeline"].get("optional"):
         requests, left_out = _without_weights(requests, digest)
     chosen, outside = (part or Part()).select(requests[0])
@@ -105,7 +107,7 @@ def build(
         overrides=tuple(arguments),
         outside=tuple(sorted(outside)),
         absent=tuple(absent),
-        left_out=tuple(left_out),
+        left_out=tuple(dict.fromkeys([*told, *left_out])),
         configs=tuple(resolved),
     )
 
