@@ -7,7 +7,6 @@ and nothing else: the same steps, stages, recipes, orders, protocols. The data a
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
 from pathlib import Path

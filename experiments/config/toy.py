@@ -89,9 +89,7 @@ class _Shrinker:
             "tracking": {"uri": None, "ship": False},
         }
         steps = (config.get("pipeline") or {}).get("steps") or {}
-        stages = {
-            str(name): str(node.get("stage", name)) for name, node in steps.items() if isinstance(node, Mapping)
-        }
+        stages = {str(name): str(node.get("stage", name)) for name, node in steps.items() if isinstance(node, Mapping)}
         self.resources = {name: dict(rules()["resources"]) for name in (*stages, *stages.values())}
         self.config["resources"] = self.resources
         self._keeps = self._kept_steps(stages)
@@ -133,9 +131,9 @@ class _Shrinker:
 
     def _kept_steps(self, stages: Mapping[str, str]) -> tuple[int, int]:
         """Steps of the experiment's training, and of the toy's."""
-        blocks = [{**_mapping(self.config.get("train")), **_mapping(self.config.get(name))}
-                  for name, stage in stages.items() if stage == "train"] or [_mapping(self.config.get("train"))]  # fmt: skip
-        total, keep = blocks[0].get("num_train_steps"), blocks[0].get("keep_every")
+        name = next((name for name, stage in stages.items() if stage == "train"), "train")
+        block = {**_mapping(self.config.get("train")), **_mapping(self.config.get(name))}
+        total, keep = block.get("num_train_steps"), block.get("keep_every")
         small = int(rules()["train_steps"])
         if not isinstance(total, int) or isinstance(total, bool) or total < 1:
             return small, small

@@ -1,4 +1,4 @@
-"""torchvision's data sets by name: CIFAR-10, CIFAR-100, MNIST and its kin, SVHN, STL-10, CelebA, Flowers-102 and others.
+"""torchvision's data sets by name: CIFAR-10, CIFAR-100, MNIST and its kin, SVHN, STL-10, CelebA, Flowers-102, others.
 
 A local copy in torchvision's layout is read. To download one, verified by torchvision's checksums (on a machine with a
 network): `python -m maskgit_core.datasets.torchvision CIFAR10 data/torchvision/CIFAR10`.
@@ -21,13 +21,13 @@ Which = Literal[
 ]  # fmt: skip
 #: Set -> its splits as torchvision calls them; (True, False) where it asks `train=`.
 SPLITS: dict[str, dict[str, Any]] = {
-    **dict.fromkeys(("CIFAR10", "CIFAR100", "MNIST", "FashionMNIST", "KMNIST"), {"train": True, "test": False}),
+    **{name: {"train": True, "test": False} for name in ("CIFAR10", "CIFAR100", "MNIST", "FashionMNIST", "KMNIST")},
     "SVHN": {name: name for name in ("train", "test", "extra")},
     "STL10": {name: name for name in ("train", "test", "unlabeled", "train+unlabeled")},
     "CelebA": {"train": "train", "val": "valid", "test": "test", "all": "all"},
     "OxfordIIITPet": {"train": "trainval", "test": "test"},
     "Food101": {"train": "train", "test": "test"},
-    **dict.fromkeys(("Flowers102", "DTD", "FGVCAircraft"), {name: name for name in ("train", "val", "test")}),
+    **{name: {"train": "train", "val": "val", "test": "test"} for name in ("Flowers102", "DTD", "FGVCAircraft")},
 }
 #: Rows and columns of the square that is cut from CelebA's aligned pictures (178 x 218): 128 pixels around (121, 89),
 #: as DDIM (Song et al. 2021, arXiv:2010.02502) and those after it have it.
@@ -42,8 +42,8 @@ class Dataset:
         which: torchvision's name of the set.
         split: `train`, `test`, and what else the set has (`val`, `all`, `extra`, `unlabeled`).
         image_size: side after crop and resize.
-        crop: `center` (shorter side resized, the middle cut out), `none` (resized to a square), `aligned` (of CelebA: 128
-            pixels around the face, then resized); None: `aligned` for CelebA, `center` for the others.
+        crop: `center` (shorter side resized, the middle cut out), `none` (resized to a square), `aligned` (of CelebA:
+            128 pixels around the face, then resized); None: `aligned` for CelebA, `center` for the others.
         channels: 3, or 1 for grey.
 
     Raises:

@@ -201,7 +201,7 @@ def test_center_crop_equals_torchvisions() -> None:
 def test_splits_are_no_classes(pictures: Path) -> None:
     above = pictures.parent
     (above / "set").rename(above / "train")
-    with pytest.raises(DataError, match=r"folders \[train\] are splits, not classes; set the data set's root to .*/train"):
+    with pytest.raises(DataError, match=r"\[train\] are splits, not classes; set the data set's root to .*/train"):
         image_folder.Dataset(root=str(above))
     assert image_folder.Dataset(root=str(above), split="train").num_classes == 2
     (above / "bus").mkdir()

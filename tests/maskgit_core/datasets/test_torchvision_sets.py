@@ -36,7 +36,8 @@ def cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder, draws = tmp_path / "cifar-10-batches-py", np.random.default_rng(0)
     folder.mkdir()
     for name, count in (("data_batch_1", 12), ("test_batch", 10)):
-        batch = {"data": draws.integers(0, 256, (count, 3072), dtype=np.uint8), "labels": [i % 10 for i in range(count)]}
+        pixels = draws.integers(0, 256, (count, 3072), dtype=np.uint8)
+        batch = {"data": pixels, "labels": [i % 10 for i in range(count)]}
         (folder / name).write_bytes(pickle.dumps(batch))
     (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": [f"class {i}" for i in range(10)]}))
     monkeypatch.setattr(CIFAR10, "train_list", [["data_batch_1", None]])

@@ -1,7 +1,7 @@
 """Laws of every tokenizer: a file in `maskgit_core/tokenizers/` is tested by existing.
 
-One that reads published weights is built from `maskgit_core/weights/layouts/<name>*.txt` (published names and shapes) with small constant
-values; one that does not is built from its defaults.
+One that reads published weights is built from `maskgit_core/weights/layouts/<name>*.txt` (published names and shapes) with
+small constant values; one that does not is built from its defaults.
 """
 
 from __future__ import annotations
@@ -36,9 +36,7 @@ def build(name: str, folder: Path):
     if "weights" not in inspect.signature(cls.__init__).parameters:
         torch.manual_seed(0)
         return cls()
-    assert layouts(name), (
-        f"add the published names and shapes of {name} as maskgit_core/weights/layouts/{name}.txt"
-    )
+    assert layouts(name), f"add the published names and shapes of {name} as maskgit_core/weights/layouts/{name}.txt"
     tensors = {}
     for line in layouts(name)[0].read_text().splitlines():
         if match := re.match(r"([^#\s]\S*) \[([\d, ]*)\]", line):
