@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from toy_data import write_ffhq, write_ilsvrc, write_samples, write_virtual
+from PIL import Image
+from toy_data import write_ffhq, write_ilsvrc, write_samples, write_torch_statistics, write_virtual
 
 from experiments.cli import main
 from experiments.config.compose import group_names
@@ -41,6 +42,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "FFHQ": str(write_ffhq(folder / "ffhq")),
         "SAMPLES": str(write_samples(folder / "samples.npz")),
         "VIRTUAL": str(write_virtual(folder / "virtual.npz")),
+        "HALTON": str(write_torch_statistics(folder / "statistics.pt")),
     }
 
 
@@ -50,6 +52,7 @@ def filled_in(arguments: list[str], places: dict[str, str]) -> list[str]:
     for argument in arguments:
         key, _, value = argument.partition("=")
         word = "VIRTUAL" if re.fullmatch(r"VIRTUAL\w*\.npz", value) else value
+        word = "HALTON" if re.fullmatch(r"ImageNet_\w+\.pt", value) else word
         found.append(f"{key}={places.get(word, value)}")
     return found
 
@@ -83,3 +86,22 @@ def test_every_experiment_runs_to_its_end(
         if experiment in {row.run["experiment"] for row in read_table(table).rows if row.run}:
             assert main(["table", table, "--store", str(store)]) == 0
             assert main(["table", table]) == 0, "and the real store's table is as empty as before"
+
+
+def test_pictures_are_kept_as_asked(at_home: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Every reconstruction, samples by class, training grids of some classes with guidance."""
+    asked = ["experiment=quickstart", "toy=true", "eval_tokenizer.save=png", "sample.png=true",
+             "sample.png_folders=class", "train.samples_every=4", "train.samples_guidance=2.0"]  # fmt: skip
+    assert main(["plan", *asked, "train.samples_classes=[3,10]"]) == 2
+    assert "train.samples_classes" in capfd.readouterr().err
+    parts = ["--until", "sample", "--until", "eval_tokenizer"]
+    assert main(["run", *asked, "train.samples_classes=[3,7]", *parts]) == 0, capfd.readouterr()
+    experiment = at_home / "runs-toy" / "experiments" / "quickstart"
+    reconstructions = sorted(p.name for p in (experiment / "eval_tokenizer/files/reconstructions").glob("*.png"))
+    assert reconstructions == [f"{index:06d}.png" for index in range(6)]
+    folder = experiment / "sample/files/png"
+    samples = sorted(p.relative_to(folder).as_posix() for p in folder.glob("*/*"))
+    assert samples == [f"{index:04d}/{index:06d}.png" for index in range(6)], "sample i has class i"
+    (grid,) = (experiment / "train/files/samples").glob("step-*4.png")
+    with Image.open(grid) as picture:
+        assert picture.width > 3 * picture.height, "two rows of eight"

@@ -70,3 +70,11 @@ def write_samples(path: Path, count: int = 16) -> Path:
     """Samples as guided-diffusion writes them: `arr_0`, uint8 NHWC."""
     np.savez(path, arr_0=np.random.default_rng(1).integers(0, 256, (count, 28, 28, 3), dtype=np.uint8))
     return path
+
+
+def write_torch_statistics(path: Path) -> Path:
+    """Halton-MaskGIT's reference file: `mu` and `cov` of Inception's features."""
+    import torch
+
+    torch.save({"mu": torch.zeros(2048), "cov": torch.eye(2048)}, path)
+    return path

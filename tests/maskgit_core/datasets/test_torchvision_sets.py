@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import pickle
 from pathlib import Path
 
@@ -103,3 +104,11 @@ def test_the_command_refuses_unknown_names(
     monkeypatch.setattr(KMNIST, "download", offline)
     assert component.main(["KMNIST", str(tmp_path / "nowhere")]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["imagenet", "ffhq", "celeba_hq", "torchvision"])
+def test_a_split_that_a_stage_asks_for_and_that_is_not_there_is_one_line(name: str, tmp_path: Path) -> None:
+    """`evaluate.test_split` is `test` by default, which ImageNet (with classes) and FFHQ do not have."""
+    (tmp_path / "0.png").write_bytes(b"")
+    with pytest.raises(DataError, match=r"^split: .* has no 'exam'.*; one of \["):
+        importlib.import_module(f"maskgit_core.datasets.{name}").Dataset(root=str(tmp_path), split="exam")

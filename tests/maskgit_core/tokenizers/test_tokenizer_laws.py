@@ -1,7 +1,7 @@
 """Laws of every tokenizer: a file in `maskgit_core/tokenizers/` is tested by existing.
 
-One that reads published weights is built from `maskgit_core/weights/layouts/<name>*.txt` (published names and shapes) with
-small constant values; one that does not is built from its defaults.
+One that reads published weights is built from `maskgit_core/weights/layouts/<name>*.txt` (published names and shapes)
+with small constant values; one that does not is built from its defaults.
 """
 
 from __future__ import annotations
