@@ -98,7 +98,7 @@ def test_pictures_are_kept_as_asked(at_home: Path, capfd: pytest.CaptureFixture[
     assert main(["run", *asked, "train.samples_classes=[3,7]", *parts]) == 0, capfd.readouterr()
     experiment = at_home / "runs-toy" / "experiments" / "quickstart"
     reconstructions = sorted(p.name for p in (experiment / "eval_tokenizer/files/reconstructions").glob("*.png"))
-    assert reconstructions == [f"{index:06d}.png" for index in range(6)]
+    assert reconstructions == [f"{index:06d}.png" for index in range(10)]
     folder = experiment / "sample/files/png"
     samples = sorted(p.relative_to(folder).as_posix() for p in folder.glob("*/*"))
     assert samples == [f"{index:04d}/{index:06d}.png" for index in range(6)], "sample i has class i"

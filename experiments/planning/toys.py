@@ -11,6 +11,7 @@ import shutil
 import struct
 import uuid
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +33,12 @@ def make(toy: Mapping[str, Any], requests: Iterable[StepRequest]) -> list[str]:
     """
     told = []
     for place, origin in toy["origins"].items():
-        made_up = _make_once(Path(place), lambda target, origin=origin: write_pictures(target, **origin))
+        made_up = _make_once(Path(place), partial(write_pictures, **origin))
         told.append(f"pictures of {origin['name']}: {made_up or _origin(Path(place))}")
     by_weights = {value: request for request in requests for value in request.weights.values()}
     for place, named in toy["made"].items():
         if place in by_weights:
-            _make_once(Path(place), lambda target, named=named, r=by_weights[place]: write_weights(target, named, r))
+            _make_once(Path(place), partial(write_weights, named=named, request=by_weights[place]))
     if toy["made"]:
         told.append("random weights in the place of " + ", ".join(dict.fromkeys(toy["made"].values())))
     return [f"toy: {line}" for line in dict.fromkeys(told)]
