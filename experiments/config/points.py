@@ -75,7 +75,7 @@ def read_points(asked: configs.Overrides, config_dirs: Sequence[Path]) -> Points
         return toy.small(config) if is_toy else configs.without(config, "toy") if "toy" in config else config
 
     swept = [key for key in (points[0] if points else {}) if key.split("@")[0] not in known]
-    keys = [*(key for key, _ in asked.values), *swept]
+    keys = [*(key for key, _ in asked.values if key != "toy"), *swept]
     return Points(points, list(map(config_of, points)), keys, lambda key, value: config_of({**points[0], key: value}))
 
 

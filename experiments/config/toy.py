@@ -16,16 +16,9 @@ from typing import Any, TypeVar
 
 from experiments.config.compose import CONF
 from experiments.config.signatures import MISSING, Param, Signature, read_component, read_stage, source_file
+from experiments.config.sources import FOLDERS
 from maskgit_core.errors import ConfigError, WeightsError
 
-#: Base name of a component spec -> the folder and the class of its components.
-FOLDERS = {
-    "Tokenizer": "tokenizers",
-    "Model": "models",
-    "Sampler": "samplers",
-    "Dataset": "datasets",
-    "Extractor": "extractors",
-}
 #: Data sets of which a toy can be made.
 PICTURES = ("image_folder", "imagenet", "ffhq", "celeba_hq", "fashion_mnist")
 _KEPT = re.compile(r"^(.*@)(\d+)$")
