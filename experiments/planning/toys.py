@@ -160,8 +160,9 @@ def write_weights(target: Path, named: str, request: StepRequest) -> None:
 
 
 def _write_transformer(target: Path, request: StepRequest) -> None:
+    import torch
+
     from experiments.config.specs import ModelSpec
-    from experiments.training.run import new_model
     from maskgit_core.training.checkpoints import save_tensors
 
     config = request.config
@@ -172,7 +173,9 @@ def _write_transformer(target: Path, request: StepRequest) -> None:
         "num_tokens": config["grid_height"] * config["grid_width"],
         "num_classes": config["num_classes"],
     }
-    state = new_model(spec, facts, seed=0).state_dict()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        state = spec.build(**facts).state_dict()
     save_tensors(target, {name: tensor.clone() for name, tensor in state.items()}, {})  # tied ones on their own
 
 
