@@ -108,6 +108,10 @@ class _Shrinker:
         changed = _smaller(said, signature, rules()["stages"].get(stage, {}))
         if stage == "train":
             changed |= self._training(said)
+        if (
+            stage == "import_model" and said.get("grid_height") == 1
+        ):  # one-dimensional tokens: their number is the tokenizer's
+            changed = {key: value for key, value in changed.items() if not key.startswith("grid_")}
         for key, param in signature.params.items():
             value = said.get(key, MISSING)
             if isinstance(value, Mapping) and (base := _base(param)) is not None:

@@ -20,6 +20,8 @@ SHARE, VECTOR = 32768, 64
 #: grids would pay for hundredfold.
 GROUP_TOKENS = {"cpu": 1024, "cuda": 16384}
 GROUP_IMAGES = {"cpu": 16, "cuda": 256}
+#: What an image of one-dimensional tokens counts as: the 16 x 16 places of its 256 pixels.
+ONE_DIMENSIONAL = 256
 
 
 class SiLU(nn.Module):
@@ -70,6 +72,8 @@ def decoded(tokenizer: Any, tokens_Nhw: torch.Tensor) -> torch.Tensor:
     So an image does not depend on the batch size (at a given number of threads), and memory does not grow with it.
     """
     count, cells = len(tokens_Nhw), tokens_Nhw[0].numel()
+    if tokens_Nhw.shape[1] == 1:  # one-dimensional tokens say nothing of the picture's size
+        cells = max(cells, ONE_DIMENSIONAL)
     group = 2
     device = tokens_Nhw.device.type
     limit, most = GROUP_TOKENS.get(device, 1024), GROUP_IMAGES.get(device, 16)
