@@ -15,6 +15,7 @@ examples:
   maskgit run experiment=quickstart sweep=FILE.yaml        grid, zip, list, exclude, seeds
   maskgit run experiment=quickstart --redo evaluate        run a finished step again; the old result is kept
   maskgit run experiment=quickstart --until train          this step and what it needs; also --from, --only
+  maskgit run experiment=NAME toy=true                     the same plan in small, in a store of its own: does it end?
   maskgit run experiment=NAME launcher=slurm               submit the whole DAG and return
 exit codes: 0 done, 1 a step failed, 2 the request is wrong
 """

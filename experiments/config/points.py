@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from experiments.config import compose as configs
 from experiments.config import sweep as sweeps
+from experiments.config import toy
 from experiments.config.further_protocols import with_further_protocols
 from maskgit_core.errors import ConfigError
 
@@ -58,6 +59,8 @@ def read_points(asked: configs.Overrides, config_dirs: Sequence[Path]) -> Points
     if isinstance(block, str):
         block = sweeps.read_file(block, [configs.CONF, *config_dirs])
     points = sweeps.expand(block, asked.sweeps)
+    if is_toy := toy.is_asked(first):
+        points = toy.fewer(points)
     resolved_base: dict[int, dict[str, Any]] = {}
 
     def config_of(point: sweeps.Point) -> dict[str, Any]:
@@ -69,10 +72,10 @@ def read_points(asked: configs.Overrides, config_dirs: Sequence[Path]) -> Points
         config = _resolved(start, values, resolved_base)
         if "further_protocols" in config:
             config = configs.resolve(with_further_protocols(config, protocol_file))
-        return config
+        return toy.small(config) if is_toy else configs.without(config, "toy") if "toy" in config else config
 
     swept = [key for key in (points[0] if points else {}) if key.split("@")[0] not in known]
-    keys = [*(key for key, _ in asked.values), *swept]
+    keys = [*(key for key, _ in asked.values if key != "toy"), *swept]
     return Points(points, list(map(config_of, points)), keys, lambda key, value: config_of({**points[0], key: value}))
 
 

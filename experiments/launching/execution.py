@@ -7,7 +7,9 @@ import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
+from experiments.config.checker import StepRequest
 from experiments.console import coloured, duration, number
 from experiments.launching.calls import calls
 from experiments.launching.prepare import mend, prepare, resolved
@@ -126,14 +128,30 @@ def check_datasets(planned: Sequence[PlannedStep]) -> None:
             if step.action == "done" or not roots or not isinstance(value, Mapping):
                 continue
             module = request.modules[name]
-            if ".datasets." not in module or (key := repr((module, value, roots))) in seen:
+            if ".datasets." not in module:
                 continue
-            seen.add(key)
             options = {k: v for k, v in value.items() if k != "name"}
             options |= {k.partition(".")[2]: resolved(v) for k, v in roots.items()}
-            data = DatasetSpec(str(value["name"]), options, module).build()
-            if hasattr(data, "check"):
-                data.check()
+            for split in _splits(request):
+                if (key := repr((module, value, roots, split))) in seen:
+                    continue
+                seen.add(key)
+                data = DatasetSpec(str(value["name"]), {**options, **split}, module).build()
+                if hasattr(data, "check"):
+                    data.check()
+
+
+def _splits(request: StepRequest) -> list[dict[str, Any]]:
+    """The splits that a step reads of its data set, where its stage and not the data set chooses them."""
+    config = request.config
+    if request.module == "experiments.stages.evaluate":
+        names = ["test_split", *(["train_split"] if config["classifier_steps"] else [])]
+        return [{"split": config[name]} for name in names]
+    if request.module in ("experiments.stages.reference_statistics", "experiments.stages.eval_tokenizer"):
+        if request.content.get("statistics") is None:
+            return [{"split": config["split"]}]
+        return []
+    return [{}]
 
 
 def report(todo: Sequence[Call], outcomes: Mapping[str, Outcome], echoed: bool = False) -> int:

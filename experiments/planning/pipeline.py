@@ -15,7 +15,7 @@ from experiments.config.needs import Need, topological
 from experiments.config.points import plan_configs, read_points
 from experiments.config.reach import PROBE, refuse_unreaching
 from experiments.config.settings import checked
-from experiments.planning import preflight
+from experiments.planning import preflight, toys
 from experiments.planning.graph import Graph, Item, Node
 from experiments.planning.kept_needs import check_is_kept, stored_request
 from experiments.planning.parts import Part
@@ -84,11 +84,13 @@ def build(
 
         digest = Outside(store.root, fetch)
     requests: list[Mapping[str, StepRequest]] = [checker.steps(config) for config in resolved]
-    if ("toy", True) not in asked.values:  # a toy sets most keys itself
+    if "toy" not in resolved[0]:  # a toy replaces values that were typed
         refuse_unreaching(keys, lambda key: first_with(key, PROBE), checker, requests[0])
     if check is not None:
         check(settings)
     left_out: Sequence[str] = ()
+    told = [line for config, steps in zip(resolved, requests, strict=True) if "toy" in config
+            for line in toys.make(config["toy"], steps.values())]  # fmt: skip
     if resolved[0]["pipeline"].get("optional"):
         try:
             requests, left_out = _without_weights(requests, digest)
@@ -109,7 +111,7 @@ def build(
         overrides=tuple(arguments),
         outside=tuple(sorted(outside)),
         absent=tuple(absent),
-        left_out=tuple(left_out),
+        left_out=tuple(dict.fromkeys([*told, *left_out])),
         configs=tuple(resolved),
     )
 

@@ -88,6 +88,10 @@ def _check_training(node: Node, known_facts: KnownFacts, ranks_count: bool) -> N
         done = known_facts.num_train_steps(source)
         if done is not MISSING:
             refusals.check_goes_on(config["num_train_steps"], done, f"{step}.num_train_steps")
+    num_classes, shown = known_facts.fact(node.fingerprint, "num_classes"), node.request.execution
+    if num_classes is not MISSING and shown.get("samples_every"):
+        refusals.check_classes(f"{step}.samples_classes", shown["samples_classes"], num_classes)
+        refusals.check_guidance(shown["samples_guidance"], num_classes, f"{step}.samples_guidance")
 
 
 def _check_tokenizer_training(node: Node, known_facts: KnownFacts, ranks_count: bool) -> None:

@@ -10,6 +10,7 @@ Keywords of `run`:
     metrics: of the reconstructions, to the reference where there is one and to their originals.
     pairs: metrics of image pairs, by the name of their convention (`maskgit_core/metrics/pair.py`).
     lpips, lpips_backbone: whether LPIPS is taken, with which backbone (a file; None: the registry's).
+    save: `png` keeps every reconstruction, as `reconstructions/INDEX.png`.
     num_shown: pictures in the grid (original, reconstruction, difference), one a class in turn.
     protocol: name of the protocol, stored with every number.
     further_extractors, further_settings, further_references: more protocols by name (`stages/evaluate.py`), of the same
@@ -20,8 +21,10 @@ B batch, C channels, H, W height and width, h, w token grid.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
@@ -36,7 +39,7 @@ from experiments.running.components import load_tokenizer
 from maskgit_core.evaluation.blocks import Blocks
 from maskgit_core.evaluation.features import gather, moments_of, outputs_of
 from maskgit_core.hints import Kind, Neutral, Range, UnusedIf, Weights
-from maskgit_core.images.pixels import picture_grid, stack, to_signed, to_uint8, to_unit
+from maskgit_core.images.pixels import picture_grid, stack, to_nhwc, to_signed, to_uint8, to_unit
 from maskgit_core.images.transforms import to_pil
 from maskgit_core.metrics.lpips import Metric as Lpips
 from maskgit_core.metrics.pair import PairName, of_mean, per_image
@@ -60,6 +63,7 @@ def run(
     pairs: Annotated[tuple[PairName, ...], Neutral(("psnr", "ssim"))] = ("psnr", "ssim"),
     lpips: Literal["none", "alex", "vgg"] = "none",
     lpips_backbone: Annotated[Weights[str | None], UnusedIf("lpips", "none")] = None,
+    save: Annotated[Literal["none", "png"], Neutral("none")] = "none",
     num_shown: Annotated[int, Range(0, 64)] = 10,
     protocol: str = "unnamed",
     further_references: Annotated[Sequence[Input], Kind("reference")] = (),
@@ -78,16 +82,19 @@ def run(
         networks(attempt, measures),
         tuple(dict.fromkeys(pairs)),
         None if lpips == "none" else Lpips(net=lpips, backbone=lpips_backbone, device=attempt.device),
+        None if save == "none" else attempt.parts / "reconstructions",
     )
     blocks = blocks_of(attempt, "pairs", count, tokenizer if isinstance(tokenizer, Input) else None)
     with attempt.progress(count, unit="image", label="reconstructions") as progress:
-        for done in blocks.compute(lambda items: meter.measure(stack(images, items)[0])):
+        for done in blocks.compute(lambda items: meter.measure(stack(images, items)[0], items)):
             progress.update(done)
     finish(attempt, blocks)
     if not attempt.is_main:
         return
     found = _scores(meter, blocks, protocol, _about_images(images, dataset.name, split, count))
     publish_scores(attempt, found, "reconstructions", found[0].rows[0]["name"], count)
+    if meter.saved is not None:
+        shutil.copytree(meter.saved, attempt.files / "reconstructions", dirs_exist_ok=True)
     if num_shown:
         _show(attempt, meter.network, images, num_shown)
     blocks.remove()
@@ -109,13 +116,16 @@ class Meter:
     networks: list[Network]
     pairs: tuple[str, ...]
     lpips: Lpips | None
+    saved: Path | None  # where reconstructions are kept
 
     @torch.inference_mode()
-    def measure(self, images_BCHW: Tensor) -> dict[str, Tensor]:
+    def measure(self, images_BCHW: Tensor, items: Sequence[int]) -> dict[str, Tensor]:
         """All that one block contributes: per-image values, tokens, what the extractor gives of both images."""
         parts: list[dict[str, Tensor]] = []
-        for part in images_BCHW.split(32):
+        for start, part in zip(range(0, len(images_BCHW), 32), images_BCHW.split(32), strict=True):
             tokens_Bhw, unit_BCHW = reconstruct(self.network, part, self.attempt.device)
+            if self.saved is not None:
+                _write_pngs(self.saved, to_nhwc(to_uint8(unit_BCHW)), items[start : start + 32])
             original = (part.to(unit_BCHW.device).float() / 255).expand_as(unit_BCHW)
             found = per_image(original, unit_BCHW, names=self.pairs)
             if self.lpips is not None:
@@ -127,6 +137,12 @@ class Meter:
                     found |= {f"{network.mark}{name}.{key}": value for key, value in given.items()}
             parts.append(found)
         return {name: torch.cat([part[name].cpu() for part in parts]) for name in parts[0]}
+
+
+def _write_pngs(folder: Path, images_NHWC: Any, items: Sequence[int]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for pixels, index in zip(images_NHWC, items, strict=True):
+        to_pil(pixels).save(folder / f"{index:06d}.png")
 
 
 def _scores(meter: Meter, blocks: Blocks, protocol: str, images: dict[str, Any]) -> list[Scores]:

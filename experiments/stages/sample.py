@@ -14,7 +14,7 @@ by one; a killed run goes on with the missing ones. Publishes `images.npz` (`arr
 | untrained | fresh random weights instead: the ceiling that a score can be placed under |
 | precision | of the forward pass: fp32, bf16 or fp16 |
 | grid_columns, grid_rows | of the picture |
-| png | also writes every image as `png/<index>.png` |
+| png | also writes every image as `png/<index>.png`; with `png_folders=class` as `png/<class>/<index>.png` |
 | rounding | of decoded pixels to 8 bits: `half_up`, or `truncate` (MaskBit's and 1d-tokenizer's evaluation) |
 | batch_size | samples at once; piece_size: samples a published piece |
 """
@@ -36,6 +36,7 @@ from experiments.running.components import check_pair, load_model, load_tokenize
 from maskgit_core import rng
 from maskgit_core.hints import Execution, Kind, Neutral, Range
 from maskgit_core.images.pixels import Rounding, picture_grid, to_nhwc, to_uint8, to_unit
+from maskgit_core.images.transforms import to_pil
 from maskgit_core.layers.steady import decoded
 from maskgit_core.refusals import check_classes
 from maskgit_core.sample_files import piece_name, piece_ranges, read_array, read_piece, write_joined, write_piece
@@ -62,6 +63,7 @@ def run(
     grid_rows: Annotated[int, Range(1, 100)] = 10,
     grid_columns: Annotated[int, Range(1, 100)] = 10,
     png: bool = False,
+    png_folders: Annotated[Literal["none", "class"], Neutral("none")] = "none",
     rounding: Annotated[Rounding, Neutral("half_up")] = "half_up",
     batch_size: Annotated[Execution[int], Range(1)] = 64,
     piece_size: Annotated[Execution[int], Range(1)] = 500,
@@ -77,7 +79,9 @@ def run(
     maker = Maker(*made_with, origin, rounding)
     pieces = share(attempt, maker, num_samples, batch_size, piece_size)
     if attempt.is_main:
-        publish(attempt, pieces, grid_rows, grid_columns, png)
+        publish(attempt, pieces, grid_rows, grid_columns)
+        if png:
+            write_pngs(attempt.files / "png", pieces, by_class=png_folders == "class")
         attempt.fact(num_samples=num_samples, num_classes=transformer.num_classes, grid=list(grid), untrained=untrained)
         attempt.fact(class_names=list(model.facts.get("class_names", [])))
 
@@ -172,7 +176,7 @@ def _waited_for(attempt: Attempt, paths: list[Path]) -> Iterator[Path]:
         yield path
 
 
-def publish(attempt: Attempt, pieces: list[Path], rows: int, columns: int, png: bool) -> None:
+def publish(attempt: Attempt, pieces: list[Path], rows: int, columns: int) -> None:
     """Joins the pieces into the outputs and draws the picture."""
     files = attempt.files
     pictures = {"arr_0": "images", "labels": "labels"}
@@ -181,8 +185,6 @@ def publish(attempt: Attempt, pieces: list[Path], rows: int, columns: int, png: 
     attempt.publish(files / "tokens.npz", lambda path: write_joined(path, pieces, ids))
     draw_grid(files / "grid.png", pieces, rows, columns)
     attempt.show(files / "grid.png")
-    if png:
-        write_pngs(files / "png", pieces)
 
 
 def draw_grid(path: Path, pieces: list[Path], rows: int, columns: int) -> None:
@@ -209,13 +211,12 @@ def draw_grid(path: Path, pieces: list[Path], rows: int, columns: int) -> None:
     Image.fromarray(picture.squeeze(-1) if picture.shape[-1] == 1 else picture).save(path)
 
 
-def write_pngs(folder: Path, pieces: list[Path]) -> None:
-    """Every image as a PNG named by its index."""
-    from PIL import Image
-
-    folder.mkdir(parents=True, exist_ok=True)
+def write_pngs(folder: Path, pieces: list[Path], by_class: bool = False) -> None:
+    """Every image as a PNG named by its index, in a folder for each class where asked for (`0207/000207.png`)."""
     index = 0
     for piece in pieces:
-        for image in read_array(piece, "images"):
-            Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(folder / f"{index:06d}.png")
+        for image, label in zip(read_array(piece, "images"), read_array(piece, "labels").tolist(), strict=True):
+            place = folder / f"{label:04d}" if by_class and label >= 0 else folder
+            place.mkdir(parents=True, exist_ok=True)
+            to_pil(image).save(place / f"{index:06d}.png")
             index += 1

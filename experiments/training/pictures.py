@@ -26,15 +26,24 @@ ROWS, COLUMNS, MAX_STEPS = 10, 8, 12
 
 
 class SampleGrids:
-    """Draws grids of samples: a row per class (at most ten), eight columns, no guidance, seeds 0, 1, 2, ...
+    """Draws grids of samples: a row per class, eight columns, seeds 0, 1, 2, ...
 
     Args:
         tokenizer: network with `decode`.
         grid: (h, w) of the tokens.
+        classes: of the rows; None: the first ten.
+        guidance_scale: 1 for none.
     """
 
-    def __init__(self, attempt: Attempt, tokenizer: Any, grid: tuple[int, int]) -> None:
-        self.attempt, self.grid = attempt, grid
+    def __init__(
+        self,
+        attempt: Attempt,
+        tokenizer: Any,
+        grid: tuple[int, int],
+        classes: list[int] | None = None,
+        guidance_scale: float = 1.0,
+    ) -> None:
+        self.attempt, self.grid, self.classes, self.guidance_scale = attempt, grid, classes, guidance_scale
         self._tokenizer = load_tokenizer(tokenizer, attempt.device) if not hasattr(tokenizer, "decode") else tokenizer
         self._folder = attempt.parts / "samples"
 
@@ -43,10 +52,11 @@ class SampleGrids:
         """A PNG of the model's samples after `step` steps; published whole, so a resume finds the earlier ones."""
         from PIL import Image
 
-        rows = min(model.num_classes or ROWS, ROWS)
-        numbers = torch.arange(rows * COLUMNS)
-        labels = None if model.num_classes is None else (numbers // COLUMNS).to(self.attempt.device)
-        sampler = Sampler(num_steps=min(MAX_STEPS, model.num_tokens))
+        classes = self.classes or list(range(min(model.num_classes or ROWS, ROWS)))
+        numbers = torch.arange(len(classes) * COLUMNS)
+        rows = torch.tensor(classes)[numbers // COLUMNS]
+        labels = None if model.num_classes is None else rows.to(self.attempt.device)
+        sampler = Sampler(num_steps=min(MAX_STEPS, model.num_tokens), guidance_scale=self.guidance_scale)
         seeds = rng.sample_seeds(0, numbers).to(self.attempt.device)
         was_training = model.training
         model.eval()

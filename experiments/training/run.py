@@ -52,6 +52,7 @@ class Cadence:
         log_every, checkpoint_every: in optimizer steps.
         keep_last: checkpoints kept while training.
         samples_every: a grid of samples of the same seeds every so many steps, `samples/step-*.png`; 0: none.
+        samples_classes, samples_guidance: of these grids: a row for each class; None: the first ten.
         peak_tflops: rate of one device that utilisation is a share of (its data sheet's); None: matrix products are
             timed.
     """
@@ -63,6 +64,8 @@ class Cadence:
     checkpoint_every: Annotated[Execution[int], Range(1)] = 1000
     keep_last: Annotated[Execution[int], Range(1)] = 2
     samples_every: Annotated[Execution[int], Range(0)] = 0
+    samples_classes: Execution[list[int] | None] = None
+    samples_guidance: Annotated[Execution[float], Range(0.0)] = 1.0
     peak_tflops: Annotated[Execution[float | None], Range(0.0, low_open=True)] = None
 
 
@@ -104,7 +107,9 @@ class TrainingRun:
         self.pictures: SampleGrids | None = None
         if cadence.samples_every and attempt.is_main:
             grid = (int(self.facts["grid"][0]), int(self.facts["grid"][1]))
-            self.pictures = SampleGrids(attempt, source.tokenizer(), grid)
+            self.pictures = SampleGrids(
+                attempt, source.tokenizer(), grid, cadence.samples_classes, cadence.samples_guidance
+            )
         self._start = start
         self._saved_at = self._began_at = -1
 

@@ -9,6 +9,8 @@ from maskgit_core.datasets.image_folder import pictures_below
 from maskgit_core.errors import DataError
 from maskgit_core.images.pictures import check_headers, read_picture
 
+SPLITS = ("all", "train", "val")
+
 
 class FlatPictures:
     """The pictures below a folder in the order of their file names (2 before 10), split at the end.
@@ -33,6 +35,8 @@ class FlatPictures:
     ) -> None:
         self.title, self.folder, self.split, self.image_size, self._count = title, folder, split, image_size, count
         self.class_names: list[str] = []
+        if split not in SPLITS:  # stages that choose the split themselves come past the checker
+            raise DataError(f"split: {title} has no {split!r}; one of [{', '.join(SPLITS)}]")
         names = list(pictures_below(folder)) if folder.is_dir() else []
         names.sort(key=lambda name: (len(Path(name).name), Path(name).name))
         if len(names) <= (num_val if split != "all" else 0):

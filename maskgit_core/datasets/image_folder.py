@@ -14,6 +14,9 @@ from maskgit_core.hints import Content, Neutral, Range
 from maskgit_core.images.pictures import EXTENSIONS, check_headers, read_picture
 from maskgit_core.images.transforms import IndexCrop
 
+#: Names of folders that are splits of a data set.
+SPLITS = ("train", "training", "val", "valid", "validation", "test")
+
 
 class Dataset:
     """Pictures below a folder, in the order of their sorted relative names.
@@ -31,7 +34,7 @@ class Dataset:
         channels: 3 (RGB) or 1 (grey).
 
     Raises:
-        DataError: the folder is missing, or holds no pictures.
+        DataError: the folder is missing, holds no pictures, or holds splits where classes should be.
     """
 
     def __init__(
@@ -50,6 +53,7 @@ class Dataset:
         self.image_size, self.crop, self.filter_name, self.channels = image_size, crop, filter_name, channels
         self._cut = IndexCrop(crop, image_size, filter_name, crop_seed, (crop_scale[0], crop_scale[1]))
         self.class_names = class_folders(self.folder)
+        refuse_splits(self.folder, self.class_names)
         self.num_classes: int | None = len(self.class_names) or None
         self._files = list(_files(self.folder, self.class_names))
         if not self._files:
@@ -83,6 +87,20 @@ class Dataset:
 def class_folders(folder: Path) -> list[str]:
     """Sorted names of the folders below `folder` that are not hidden."""
     return sorted(e.name for e in os.scandir(folder) if e.is_dir() and not e.name.startswith("."))
+
+
+def refuse_splits(folder: Path, class_names: list[str]) -> None:
+    """Refuses `train/` and `val/` as classes: a folder above the splits was given.
+
+    Raises:
+        DataError: says how to choose one of them.
+    """
+    splits = [name for name in class_names if name.lower() in SPLITS]
+    if len(splits) > 1 or (splits and splits == class_names):  # a single `train` among others may be the vehicle
+        raise DataError(
+            f"{folder}: its folders [{', '.join(splits)}] are splits, not classes; set the data set's root to "
+            f"{folder / splits[0]}, or its split to {splits[0]}"
+        )
 
 
 def count_classes(root: Path, split: str = "") -> int | None:

@@ -68,6 +68,8 @@ class Dataset:
         crop_seed: Annotated[int, Range(0, None), Neutral(0)] = 0,
         crop_scale: Annotated[tuple[float, float], Neutral((0.8, 1.0))] = (0.8, 1.0),
     ) -> None:
+        if split not in COUNTS:  # stages that choose the split themselves come past the checker
+            raise DataError(f"split: ImageNet has no {split!r} with classes; one of [{', '.join(COUNTS)}]")
         self.folder, self.split = resolve(root), split
         self.image_size, self.crop, self.partial = image_size, crop, partial
         self._cut = IndexCrop(crop, image_size, seed=crop_seed, scale=(crop_scale[0], crop_scale[1]))

@@ -16,8 +16,12 @@ from torch import nn
 
 #: Fewest elements of a share in PyTorch, and elements of its widest vector loop.
 SHARE, VECTOR = 32768, 64
-#: Tokens that are decoded at once, by device.
+#: Tokens that are decoded at once, and images of a group at most, by device. The last group is filled up, which small
+#: grids would pay for hundredfold.
 GROUP_TOKENS = {"cpu": 1024, "cuda": 16384}
+GROUP_IMAGES = {"cpu": 16, "cuda": 256}
+#: What an image of one-dimensional tokens counts as: the 16 x 16 places of its 256 pixels.
+ONE_DIMENSIONAL = 256
 
 
 class SiLU(nn.Module):
@@ -68,8 +72,12 @@ def decoded(tokenizer: Any, tokens_Nhw: torch.Tensor) -> torch.Tensor:
     So an image does not depend on the batch size (at a given number of threads), and memory does not grow with it.
     """
     count, cells = len(tokens_Nhw), tokens_Nhw[0].numel()
+    if tokens_Nhw.shape[1] == 1:  # one-dimensional tokens say nothing of the picture's size
+        cells = max(cells, ONE_DIMENSIONAL)
     group = 2
-    while group * 2 * cells <= GROUP_TOKENS.get(tokens_Nhw.device.type, 1024):
+    device = tokens_Nhw.device.type
+    limit, most = GROUP_TOKENS.get(device, 1024), GROUP_IMAGES.get(device, 16)
+    while group < most and group * 2 * cells <= limit:
         group *= 2
     full_Nhw = torch.cat([tokens_Nhw, tokens_Nhw[:1].expand(-count % group, -1, -1)])
     return torch.cat([tokenizer.decode(part) for part in full_Nhw.split(group)])[:count]

@@ -1,4 +1,7 @@
-"""MaskGIT's own VQGAN (Chang et al. 2022, https://arxiv.org/abs/2202.04200), as TiTok ported it to PyTorch.
+"""MaskGIT's own VQGANs (Chang et al. 2022, https://arxiv.org/abs/2202.04200), as they were ported to PyTorch.
+
+There are two, of one shape: for 256 pixels (TiTok's port) and for 512 (hmorimitsu/maskgit-torch's port, other names).
+The transformers for 256 and for 512 pixels know the codes of their own one only.
 
 No attention and no strided convolution, and one quirk that is part of the published weights: where a block changes
 the width, the 1x1 convolution of its shortcut is applied to the block's output, not to its input.
@@ -7,6 +10,8 @@ B batch, C channels, H W image, h w token grid, K codes, D = 256 code width.
 """
 
 from __future__ import annotations
+
+import re
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -22,7 +27,7 @@ class Tokenizer(nn.Module):
     """16 pixels a token, 1,024 codes.
 
     Args:
-        weights: `titok/maskgit-vqgan-imagenet-f16-256`, or a file of that layout.
+        weights: `titok/maskgit-vqgan-imagenet-f16-256`, `maskgit/tokenizer_imagenet512`, or a file of either layout.
 
     Raises:
         WeightsError: the file is missing, damaged or of another layout; names the first key.
@@ -34,11 +39,13 @@ class Tokenizer(nn.Module):
     def __init__(self, *, weights: Weights[str] = "titok/maskgit-vqgan-imagenet-f16-256") -> None:
         tensors = read(weights)
         super().__init__()
-        self.codebook_size = codebook_size_of(tensors, "quantize.embedding.weight", CODE_DIM, weights)
+        published_name = ported_name if "quantizer.codebook.weight" in tensors else str
+        codebook = published_name("quantize.embedding.weight")
+        self.codebook_size = codebook_size_of(tensors, codebook, CODE_DIM, weights)
         with Unfilled():
             self.encoder, self.decoder = Encoder(), Decoder()
             self.quantize = Codebook(self.codebook_size, CODE_DIM)
-        fill(self, tensors, weights)
+        fill(self, tensors, weights, published_name=published_name)
         self.eval()
 
     def encode(self, images_BCHW: Tensor) -> Tensor:
@@ -64,6 +71,22 @@ class Tokenizer(nn.Module):
         codes_BDhw = self.quantize.embedding(tokens_Bhw).permute(0, 3, 1, 2)
         images_BCHW: Tensor = self.decoder(codes_BDhw).clamp(0, 1)
         return images_BCHW * 2 - 1
+
+
+def ported_name(name: str) -> str:
+    """hmorimitsu/maskgit-torch's name of one of our tensors; there the blocks are counted in the order they are run."""
+    if name == "quantize.embedding.weight":
+        return "quantizer.codebook.weight"
+    parts = {"norm1": "norm0", "conv1": "conv0", "norm2": "norm1", "conv2": "conv1", "nin_shortcut": "conv_res"}
+    if found := re.fullmatch(r"(encoder|decoder)\.mid\.(\d)\.(\w+)\.(\w+)", name):
+        side, block, part, kind = found.groups()
+        return f"{side}.res_blocks.{len(MULTIPLIERS) if side == 'encoder' else 0}.{block}.{parts[part]}.{kind}"
+    if found := re.fullmatch(r"(encoder\.down|decoder\.up)\.(\d)\.(?:block\.(\d)\.)?(\w+)\.(\w+)", name):
+        side, level, block, part, kind = found.groups()
+        place = int(level) if side == "encoder.down" else len(MULTIPLIERS) - int(level)
+        inner = f"{NUM_BLOCKS + 1}" if part == "upsample_conv" else f"{block}.{parts[part]}"
+        return f"{side.partition('.')[0]}.res_blocks.{place}.{inner}.{kind}"
+    return name
 
 
 class Encoder(nn.Module):

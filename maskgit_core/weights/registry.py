@@ -43,6 +43,7 @@ class Entry:
     sha256_prefix: str = ""
     torch_hub: bool = False
     component: str = ""
+    layout: str = ""
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     @property

@@ -18,7 +18,7 @@ from PIL import Image
 from experiments.cli import main
 from maskgit_core.weights.registry import by_name
 
-LAYOUTS = ROOT / "tests" / "maskgit_core" / "tokenizers" / "layouts"
+LAYOUTS = ROOT / "maskgit_core" / "weights" / "layouts"
 #: Family -> (layout, registry name, config, the container's key).
 FAMILIES = {
     "maskgit_vqgan": ("maskgit_vqgan", "titok/maskgit-vqgan-imagenet-f16-256", "maskgit_vqgan", ""),

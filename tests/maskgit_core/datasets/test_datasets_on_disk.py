@@ -196,3 +196,16 @@ def test_center_crop_equals_torchvisions() -> None:
         pixels = np.random.default_rng(3).integers(0, 256, (*shape, 3), dtype=np.uint8)
         steps = tv.Compose([tv.Resize(24, interpolation=tv.InterpolationMode.BICUBIC), tv.CenterCrop(24)])
         assert (transforms.center_crop(pixels, 24) == np.asarray(steps(Image.fromarray(pixels)))).all()
+
+
+def test_splits_are_no_classes(pictures: Path) -> None:
+    above = pictures.parent
+    (above / "set").rename(above / "train")
+    with pytest.raises(DataError, match=r"\[train\] are splits, not classes; set the data set's root to .*/train"):
+        image_folder.Dataset(root=str(above))
+    assert image_folder.Dataset(root=str(above), split="train").num_classes == 2
+    (above / "bus").mkdir()
+    assert image_folder.Dataset(root=str(above)).class_names == ["bus", "train"], "the train is a vehicle here"
+    (above / "val").mkdir()
+    with pytest.raises(DataError, match=r"\[train, val\]"):
+        image_folder.Dataset(root=str(above))

@@ -23,6 +23,7 @@ from maskgit_core.images.encoding import token_grid
 from maskgit_core.weights import published
 
 HERE = Path(__file__).parent
+LAYOUTS = HERE.parents[2] / "maskgit_core" / "weights" / "layouts"
 GOLDENS = json.loads((HERE / "goldens" / "tokenizers.json").read_text())
 MODULES = {"maskgit_vqgan": "maskgit_vqgan", "amused": "amused"}
 #: Default runs compare one file of each family; the others differ in the codebook or the number of levels.
@@ -33,7 +34,7 @@ QUICK_LARGE = ("titok_s128",)  # takes images of 256 pixels only
 def layout(name: str) -> dict[str, tuple[int, ...]]:
     """Published names and shapes."""
     found = {}
-    for line in (HERE / "layouts" / f"{name}.txt").read_text().splitlines():
+    for line in (LAYOUTS / f"{name}.txt").read_text().splitlines():
         if match := re.match(r"([^#\s]\S*) \[([\d, ]*)\]", line):
             found[match[1]] = tuple(int(n) for n in match[2].split(",") if n.strip())
     return found

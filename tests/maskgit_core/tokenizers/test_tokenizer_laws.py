@@ -1,7 +1,7 @@
 """Laws of every tokenizer: a file in `maskgit_core/tokenizers/` is tested by existing.
 
-One that reads published weights is built from `layouts/<name>*.txt` (published names and shapes) with small constant
-values; one that does not is built from its defaults.
+One that reads published weights is built from `maskgit_core/weights/layouts/<name>*.txt` (published names and shapes)
+with small constant values; one that does not is built from its defaults.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ NAMES = sorted(p.stem for p in (ROOT / "maskgit_core" / "tokenizers").glob("*.py
 
 def layouts(name: str) -> list[Path]:
     """The published layouts of a family: `taming` has `taming_f16_1024.txt`, ..."""
-    return sorted((HERE / "layouts").glob(f"{name}*.txt"), key=lambda path: path.stat().st_size)
+    found = (ROOT / "maskgit_core" / "weights" / "layouts").glob(f"{name}*.txt")
+    return sorted(found, key=lambda path: path.stat().st_size)
 
 
 def build(name: str, folder: Path):
@@ -35,9 +36,7 @@ def build(name: str, folder: Path):
     if "weights" not in inspect.signature(cls.__init__).parameters:
         torch.manual_seed(0)
         return cls()
-    assert layouts(name), (
-        f"add the published names and shapes of {name} as tests/maskgit_core/tokenizers/layouts/{name}.txt"
-    )
+    assert layouts(name), f"add the published names and shapes of {name} as maskgit_core/weights/layouts/{name}.txt"
     tensors = {}
     for line in layouts(name)[0].read_text().splitlines():
         if match := re.match(r"([^#\s]\S*) \[([\d, ]*)\]", line):

@@ -225,7 +225,7 @@ def test_recipes_that_cannot_work_are_refused(values, message):
 
 
 def test_the_trained_network_has_tamings_names_and_shapes():
-    layout = Path(__file__).parents[1] / "tokenizers" / "layouts" / "taming_f16_1024.txt"
+    layout = Path(__file__).parents[3] / "maskgit_core" / "weights" / "layouts" / "taming_f16_1024.txt"
     with torch.device("meta"):
         tensors = vqgan.Tokenizer().state_dict()
     published = [re.match(r"(\S+) (\[.*\])", line) for line in layout.read_text().splitlines()]
