@@ -57,6 +57,7 @@ def main(args: argparse.Namespace) -> int:
 
         print(f"sweep of {len(graph.items)} points: " + "; ".join(label(i.params) for i in graph.items[:8])
               + (" ..." if len(graph.items) > 8 else ""))  # fmt: skip
+    print(*graph.notes, sep="\n", end="\n" if graph.notes else "")
     print_plan(planned)
     print(*graph.left_out, sep="\n", end="\n" if graph.left_out else "")
     return 0

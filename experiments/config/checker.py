@@ -20,7 +20,18 @@ from experiments.config.signatures import MISSING, Param, Signature
 from experiments.config.sources import Sources
 from maskgit_core.errors import ConfigError, unknown_key
 
-RESERVED = ("name", "description", "pipeline", "resources", "launcher", "paths", "tracking", "plugins", "sweep")
+RESERVED = (
+    "name",
+    "description",
+    "pipeline",
+    "resources",
+    "launcher",
+    "paths",
+    "tracking",
+    "plugins",
+    "sweep",
+    "found",
+)
 
 
 @dataclass(frozen=True)

@@ -105,6 +105,7 @@ def build(
         overrides=tuple(arguments),
         outside=tuple(sorted(outside)),
         absent=tuple(absent),
+        notes=tuple(dict.fromkeys(line for config in resolved for line in config.get("found") or ())),
         left_out=tuple(left_out),
         configs=tuple(resolved),
     )
