@@ -69,6 +69,7 @@ def main(args: argparse.Namespace) -> int:
 
         print(f"sweep of {len(graph.items)} points: " + "; ".join(label(i.params) for i in graph.items[:8])
               + (" ..." if len(graph.items) > 8 else ""))  # fmt: skip
+    print(*graph.notes, sep="\n", end="\n" if graph.notes else "")
     print_plan(planned)
     if launcher.is_detached:
         print(*bill(graph, planned), sep="\n")

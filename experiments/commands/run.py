@@ -36,7 +36,7 @@ def main(args: argparse.Namespace) -> int:
 
     graph = build(args.overrides, config_dirs(args), check=lambda settings: load_launcher(settings["launcher"]),
                   fetch=fetch_weights, part=part_of(args))  # fmt: skip
-    for line in graph.left_out:
+    for line in (*graph.notes, *graph.left_out):
         print(coloured(line, "yellow"))
     only = getattr(args, "only", None)  # set by `maskgit retry STEP`
     return start(graph, load_launcher(graph.settings["launcher"]), redo=args.redo, only=only)

@@ -20,7 +20,10 @@ from experiments.config.signatures import MISSING, Param, Signature
 from experiments.config.sources import Sources
 from maskgit_core.errors import ConfigError, unknown_key
 
-RESERVED = ("name", "description", "pipeline", "resources", "launcher", "paths", "tracking", "plugins", "sweep", "toy")
+RESERVED = (
+    *("name", "description", "pipeline", "resources", "launcher"),
+    *("paths", "tracking", "plugins", "sweep", "toy", "found"),
+)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from experiments.config import compose as configs
 from experiments.config import sweep as sweeps
 from experiments.config import toy
+from experiments.config.fitted import fitted
 from experiments.config.further_protocols import with_further_protocols
 from maskgit_core.errors import ConfigError
 
@@ -72,7 +73,9 @@ def read_points(asked: configs.Overrides, config_dirs: Sequence[Path]) -> Points
         config = _resolved(start, values, resolved_base)
         if "further_protocols" in config:
             config = configs.resolve(with_further_protocols(config, protocol_file))
-        return toy.small(config) if is_toy else configs.without(config, "toy") if "toy" in config else config
+        if is_toy:
+            return fitted(toy.small(config))
+        return fitted(configs.without(config, "toy") if "toy" in config else config)
 
     swept = [key for key in (points[0] if points else {}) if key.split("@")[0] not in known]
     keys = [*(key for key, _ in asked.values if key != "toy"), *swept]

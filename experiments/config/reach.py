@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 from experiments.config.checker import Checker, StepRequest
-from maskgit_core.errors import ConfigError
+from maskgit_core.errors import ConfigError, DataError
 
 #: A value that no option allows or means: where a key reaches a step, this is refused or changes the request.
 PROBE = "\x00 no value of this key"
@@ -45,7 +45,7 @@ def _reaches(
 ) -> bool:
     try:
         return checker.steps(probed(key)) != requests
-    except ConfigError:
+    except (ConfigError, DataError):  # a place of data is looked at where sizes follow from it
         return True
 
 

@@ -57,6 +57,7 @@ class Graph:
     configs: tuple[Mapping[str, Any], ...] = field(default=(), repr=False)
     outside: tuple[str, ...] = ()  # steps that are needed but not asked for (`--only`, `--from`): they must be finished
     absent: tuple[str, ...] = ()  # weights that are nowhere to be had, so that no fingerprint that counts them is known
+    notes: tuple[str, ...] = ()  # what was found in a folder of pictures, and the sizes chosen for it
     left_out: tuple[str, ...] = ()  # steps that lack published weights, each with the command that fetches them
 
     def by_step(self) -> dict[str, list[Node]]:

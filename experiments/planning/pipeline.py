@@ -112,6 +112,7 @@ def build(
         outside=tuple(sorted(outside)),
         absent=tuple(absent),
         left_out=tuple(dict.fromkeys([*told, *left_out])),
+        notes=tuple(dict.fromkeys(line for config in resolved for line in config.get("found") or ())),
         configs=tuple(resolved),
     )
 

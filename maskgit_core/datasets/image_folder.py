@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
@@ -11,7 +12,7 @@ from maskgit_core.content import resolve
 from maskgit_core.datasets import Sample
 from maskgit_core.errors import DataError
 from maskgit_core.hints import Content, Neutral, Range
-from maskgit_core.images.pictures import EXTENSIONS, check_headers, read_picture
+from maskgit_core.images.pictures import EXTENSIONS, check_headers, read_picture, undecodable
 from maskgit_core.images.transforms import IndexCrop
 
 #: Names of folders that are splits of a data set.
@@ -32,6 +33,9 @@ class Dataset:
         crop_seed: of the draws of `random_resized` and of `adm_random`, ADM's random crop. crop_scale: the share of the
             area that the first covers, of the shorter side that the second does.
         channels: 3 (RGB) or 1 (grey).
+        upright: turn pictures as their EXIF orientation says (published protocols do not).
+        damaged: pictures that cannot be decoded are an error (`refuse`), or are left out, counted and named
+            (`leave_out`; every file is then decoded once before work).
 
     Raises:
         DataError: the folder is missing, holds no pictures, or holds splits where classes should be.
@@ -48,9 +52,12 @@ class Dataset:
         channels: Literal[1, 3] = 3,
         crop_seed: Annotated[int, Range(0, None), Neutral(0)] = 0,
         crop_scale: Annotated[tuple[float, float], Neutral((0.8, 1.0))] = (0.8, 1.0),
+        upright: Annotated[bool, Neutral(False)] = False,
+        damaged: Annotated[Literal["refuse", "leave_out"], Neutral("refuse")] = "refuse",
     ) -> None:
         self.folder = split_folder(resolve(root), split)
         self.image_size, self.crop, self.filter_name, self.channels = image_size, crop, filter_name, channels
+        self.upright, self.left_out = upright, list[str]()
         self._cut = IndexCrop(crop, image_size, filter_name, crop_seed, (crop_scale[0], crop_scale[1]))
         self.class_names = class_folders(self.folder)
         refuse_splits(self.folder, self.class_names)
@@ -59,6 +66,22 @@ class Dataset:
         if not self._files:
             endings = " ".join(EXTENSIONS)
             raise DataError(f"{self.folder}: no pictures here (looked for {endings}); set root to where they are")
+        if damaged == "leave_out":
+            self._leave_out()
+
+    def _leave_out(self) -> None:
+        """Forgets the pictures that cannot be decoded, and says so on stderr."""
+        names = [name for name, _ in self._files]
+        self.left_out = undecodable(self.folder, names)
+        if not self.left_out:
+            return
+        broken = set(self.left_out)
+        self._files = [(name, label) for name, label in self._files if name not in broken]
+        shown = ", ".join(self.left_out[:5]) + (", ..." if len(broken) > 5 else "")
+        if not self._files:
+            raise DataError(f"{self.folder}: none of its {len(broken)} pictures can be decoded: {shown}; replace them")
+        said = f"{len(broken)} of {len(names)} pictures cannot be decoded and are left out: {shown}"
+        print(f"warning: {self.folder}: {said}", file=sys.stderr)
 
     def __len__(self) -> int:
         return len(self._files)
@@ -67,8 +90,13 @@ class Dataset:
         if not 0 <= index < len(self):
             raise IndexError(f"index {index} is outside [0, {len(self)})")
         name, label = self._files[index]
-        image, box = self._cut(read_picture(self.folder / name, self.channels), index)
+        image, box = self._cut(read_picture(self.folder / name, self.channels, self.upright), index)
         return Sample(name, image, label, box)
+
+    @property
+    def files(self) -> list[tuple[str, int]]:
+        """Relative name and class of every picture."""
+        return list(self._files)
 
     @property
     def labels(self) -> list[int]:

@@ -53,11 +53,32 @@ def open_picture(source: Path | str | IO[bytes]) -> Iterator[Image.Image]:
         raise ValueError(f"{type(error).__name__}: {error}") from error
 
 
-def read_picture(path: Path, channels: int = 3) -> np.ndarray:
-    """Decodes a picture file to uint8 HWC; every failure is a `DataError` that names the file."""
+def undecodable(folder: Path, names: Sequence[str], num_threads: int = 8) -> list[str]:
+    """The pictures that cannot be decoded to their last pixel, in order; decodes all of them."""
+
+    def is_whole(name: str) -> bool:
+        try:
+            read_picture(folder / name)
+        except DataError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(num_threads) as pool:
+        whole = list(pool.map(is_whole, names))
+    return [name for name, good in zip(names, whole, strict=True) if not good]
+
+
+def read_picture(path: Path, channels: int = 3, upright: bool = False) -> np.ndarray:
+    """Decodes a picture file to uint8 HWC, turned as its EXIF orientation says where `upright`.
+
+    Raises:
+        DataError: names the file and what is wrong with it.
+    """
+    from PIL import ImageOps
+
     try:
         with open_picture(path) as picture:
-            return decode(picture, channels)
+            return decode(ImageOps.exif_transpose(picture) if upright else picture, channels)
     except FileNotFoundError:
         raise DataError(f"{path}: the picture is gone; put it back or run again without it") from None
     except (OSError, ValueError) as error:
@@ -68,8 +89,7 @@ def decode(picture: Image.Image, channels: int) -> np.ndarray:
     """uint8 HWC of an open PIL picture, as RGB or grey.
 
     16-bit grey is scaled by 255 / 65535 and rounded. Palettes become their colours, transparency is dropped, CMYK is
-    converted without colour profiles, the first frame is taken; EXIF orientation is not applied (as in torchvision's
-    loader and the published pipelines).
+    converted without colour profiles, the first frame is taken; EXIF orientation is the caller's (`upright`).
 
     Raises:
         ValueError: floating-point pixels, whose range is not known, or integers beyond 16 bits.
