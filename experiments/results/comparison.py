@@ -58,7 +58,24 @@ def compare(results: Sequence[Result], *, group_seeds: bool = True) -> Compariso
     """Lines results up; with `group_seeds` runs that differ only in swept seeds become one side with mean ± std."""
     groups = by_seed(results) if group_seeds else [[r] for r in results]
     sides = tuple(Side(label, tuple(group)) for label, group in zip(_labels(groups), groups, strict=True))
-    return Comparison(sides, _differing(sides), *_metrics(sides))
+    metrics, refused = _metrics(sides)
+    return Comparison(sides, _differing(sides), metrics, (*refused, *_other_code(sides)))
+
+
+def _other_code(sides: Sequence[Side]) -> list[str]:
+    """Sides that differ in nothing but the code that made them, which are never averaged."""
+    alike: dict[tuple[object, ...], list[Side]] = {}
+    for side in sides:
+        first = side.results[0]
+        alike.setdefault((first.experiment, first.step, first.without_seeds), []).append(side)
+    notes = []
+    for members in alike.values():
+        codes = [set(side.results[0].code) for side in members]
+        changed = sorted({line.split()[0] for code in codes for line in code ^ codes[0]})
+        if changed:
+            labels = ", ".join(side.label for side in members)
+            notes.append(f"{labels}: not averaged (made by different code: {', '.join(changed[:4])})")
+    return notes
 
 
 def _labels(groups: Sequence[Sequence[Result]]) -> list[str]:

@@ -9,7 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from experiments.store.documents import Manifest, Start
+from experiments.config.signatures import source_file
+from experiments.store.code_digests import CodeNow
+from experiments.store.documents import Manifest, Record, Start
 from experiments.store.paths import StepFolder
 from experiments.store.records import PipelineRecord, PipelineStep, effective_config, records
 from experiments.store.scores import Score, read_scores
@@ -37,6 +39,7 @@ class Result:
     params: Options  # the sweep's values
     scores: tuple[Score, ...]
     upstream: tuple[Path, ...] = field(default=())  # folders of everything it was made from
+    code: tuple[str, ...] = field(default=())  # `module digest` of code, own and upstream, that is not what it is now
 
     def score(self, key: str, protocol: str | None = None) -> Score | None:
         """The score with this key (`fid`, `fid/real_images`), if any; of the first protocol where none is named."""
@@ -102,6 +105,7 @@ def _number(value: object) -> float | None:
 def collect(store: Path, kinds: Sequence[str] = KINDS, experiment: str | None = None) -> list[Result]:
     """All finished evaluations, newest execution first, each step once."""
     found: dict[str, Result] = {}
+    code = CodeNow(source_file)
     for record in records(store):
         if experiment is not None and record.experiment != experiment:
             continue
@@ -109,14 +113,14 @@ def collect(store: Path, kinds: Sequence[str] = KINDS, experiment: str | None = 
             key = f"{record.experiment}/{entry.fingerprint}"
             if entry.kind not in kinds:
                 continue
-            if key not in found and (result := _result(store, record, entry)):
+            if key not in found and (result := _result(store, record, entry, code)):
                 found[key] = result
             elif key in found and len(entry.params) < len(found[key].params):
                 found[key] = replace(found[key], params=entry.params)  # also run on its own
     return list(found.values())
 
 
-def _result(store: Path, record: PipelineRecord, entry: PipelineStep) -> Result | None:
+def _result(store: Path, record: PipelineRecord, entry: PipelineStep, code: CodeNow) -> Result | None:
     folder = store / entry.folder
     manifest = Manifest.read(folder)
     if manifest is None:
@@ -138,7 +142,16 @@ def _result(store: Path, record: PipelineRecord, entry: PipelineStep) -> Result 
         params=entry.params,
         scores=tuple(read_scores(attempt.files, manifest.headline)),
         upstream=tuple(upstream),
+        code=tuple(sorted({line for place in (folder, *upstream) for line in _other_code(place, code)})),
     )
+
+
+def _other_code(folder: Path, code: CodeNow) -> list[str]:
+    """The modules that made a step and have changed since, each with the digest it had."""
+    record = Record.read(folder)
+    science = record.science_files if record else {}
+    return [f"{name} {science[name] if isinstance(science[name], str) else science[name]['code']}"
+            for name in code.changed(science)]  # fmt: skip
 
 
 def select(results: Iterable[Result], filters: Sequence[Filter]) -> list[Result]:
@@ -183,8 +196,8 @@ class Spread:
 
 
 def by_seed(results: Iterable[Result]) -> list[list[Result]]:
-    """Results grouped so that those of one group differ only in the sweep's seeds."""
+    """Results grouped so that those of one group differ only in the sweep's seeds and were made by the same code."""
     groups: dict[tuple[object, ...], list[Result]] = {}
     for result in results:
-        groups.setdefault((result.experiment, result.step, *result.without_seeds), []).append(result)
+        groups.setdefault((result.experiment, result.step, result.code, *result.without_seeds), []).append(result)
     return list(groups.values())

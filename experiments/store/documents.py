@@ -75,6 +75,7 @@ class Code(Document):
     dirty: bool = False
     diff: str = field(default="", metadata=OPTIONAL)
     diff_sha256: str | None = None
+    source_sha256: str | None = field(default=None, metadata=OPTIONAL)  # where no repository tracks the code
     digest: str | None = field(default=None, metadata=OPTIONAL)  # of a frozen copy, as are these:
     time: float | None = field(default=None, metadata=OPTIONAL)
     files: int | None = field(default=None, metadata=OPTIONAL)

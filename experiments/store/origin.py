@@ -106,6 +106,9 @@ def _value(value: object) -> str:
 def code_difference(then: Code) -> str:
     """How the code here differs from the one behind a run; empty where it is the same."""
     now = provenance.code_state()
+    if then.source_sha256:
+        same = then.source_sha256 == (now.source_sha256 or provenance.source_digest())
+        return "" if same else "the code here is not the installed package's that made the run"
     if not then.commit:
         return "its commit is unknown"
     if then.commit != now.commit:

@@ -14,9 +14,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from experiments.store.documents import Code
+from maskgit_core.files import sha256_of
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ("torch", "torchvision", "numpy", "hydra-core", "submitit", "mlflow", "accelerate", "einops", "webdataset",
+SOURCES = ("maskgit_core", "experiments", "launchers", "conf")
+PACKAGES = ("maskgit-experiments",
+            "torch", "torchvision", "numpy", "hydra-core", "submitit", "mlflow", "accelerate", "einops", "webdataset",
             "torchmetrics", "huggingface_hub", "safetensors", "pillow")  # fmt: skip
 
 
@@ -40,6 +43,8 @@ def code_state() -> Code:
     """Commit and working difference of the project's checkout; of a frozen copy, those it was made from."""
     if (frozen := Code.read(ROOT)) is not None:
         return frozen
+    if _git("ls-files", "--error-unmatch", str(Path(__file__).relative_to(ROOT))) is None:
+        return Code(source_sha256=source_digest())  # installed: a repository around it tracks other files
     commit = _git("rev-parse", "HEAD")
     difference = _git("diff", "HEAD", "--", "*.py", "*.yaml", "*.toml") or ""
     return Code(
@@ -48,6 +53,15 @@ def code_state() -> Code:
         diff=difference[:1_000_000],
         diff_sha256=hashlib.sha256(difference.encode()).hexdigest() if difference.strip() else None,
     )
+
+
+def source_digest() -> str:
+    """sha256 (hex) of all Python and YAML files of the packages as they are installed, by relative path."""
+    digest = hashlib.sha256()
+    for package in SOURCES:
+        for path in sorted(p for p in (ROOT / package).rglob("*") if p.suffix in (".py", ".yaml")):
+            digest.update(f"{path.relative_to(ROOT).as_posix()}\0{sha256_of(path)}\n".encode())
+    return digest.hexdigest()
 
 
 def packages() -> dict[str, str]:

@@ -85,7 +85,8 @@ class Fetched:
                 pieces.append(piece)
                 size -= len(piece)
         except _FAILURES as error:
-            raise self._told(error) from error
+            told = TimeoutError(f"no byte came for {self._stall_s:.0f} s") if self._hung else error
+            raise self._told(told) from error
         return b"".join(pieces)
 
     def _read_some(self, size: int) -> bytes:
@@ -104,7 +105,13 @@ class Fetched:
         return data
 
     def _end(self, process: Any) -> None:
+        """Ends the shell and what it started, whose end of the pipe would stay open."""
+        import psutil
+
         self._hung = True
+        with contextlib.suppress(psutil.Error, OSError):
+            for child in psutil.Process(process.pid).children(recursive=True):
+                child.kill()
         with contextlib.suppress(OSError):
             process.kill()
 

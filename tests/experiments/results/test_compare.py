@@ -10,6 +10,7 @@ from experiments.commands import compare as command
 from experiments.results.comparison import as_rows, chart_of, compare, page
 from experiments.results.plots import Line, Mark, panels, pareto_front, thin
 from experiments.results.results import Filter, Spread, by_seed, collect, select
+from experiments.store.documents import Launch, Record, Request
 from maskgit_core.errors import ConfigError
 
 
@@ -54,6 +55,19 @@ def test_runs_that_differ_only_in_seeds_are_one_side_with_their_spread(store):
     assert (spread.count, round(spread.mean, 6), round(spread.std, 6)) == (2, 9.05, 0.070711)
     each = compare(collect(store.root), group_seeds=False)
     assert len(each.sides) == 6 and "train.seed" in each.differing
+
+
+def test_runs_of_different_code_are_never_averaged(store):
+    (entry,) = [e for e in store.steps if e["name"] == "evaluate[1.0,1]"]
+    folder = store.root / entry["folder"]
+    launch = Launch(name="evaluate", step="evaluate", experiment="toy", pipeline=store.uid)
+    science = {"maskgit_core.samplers.halton": {"sha256": "0" * 64, "code": "0" * 64}}
+    request = Request.needed(folder)
+    Record(request=request, launch=launch, science_files=science, started=0.0, ended=1.0).write(folder)
+    found = compare(collect(store.root))
+    assert sorted(len(side.results) for side in found.sides) == [1, 1, 2, 2]
+    (note,) = found.refused
+    assert note.endswith("not averaged (made by different code: maskgit_core.samplers.halton)")
 
 
 def test_numbers_of_different_protocols_are_not_lined_up(store):
