@@ -137,8 +137,6 @@ def test_lpips_without_its_backbone_says_what_to_put_where(maskgit: Maskgit, tmp
     (tmp_path / "mine" / "experiment" / "one.yaml").write_text(text)
     asked = ["experiment=one", f"dataset.root={tmp_path / 'pictures'}", "eval_tokenizer.lpips_backbone=lpips/vgg16"]
     torch.save({"state_dict": {}}, tmp_path / "some.ckpt")
-    done = maskgit(
-        "plan", *asked, f"tokenizer.weights={tmp_path / 'some.ckpt'}", "--config-dir", str(tmp_path / "mine")
-    )
+    done = maskgit("run", *asked, f"tokenizer.weights={tmp_path / 'some.ckpt'}", "--config-dir", str(tmp_path / "mine"))
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stdout + done.stderr
     assert "lpips/vgg16" in done.stderr and "vgg16-397923af.pth" in done.stderr and "put " in done.stderr, done.stderr

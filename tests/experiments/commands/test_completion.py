@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import re
@@ -11,10 +12,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 from conftest import ROOT
+
+from experiments.store.records import PipelineRecord, PipelineStep
 
 SHELLS = {"bash": ["bash", "--norc", "-i"], "zsh": ["zsh", "-f", "-i"]}
 
@@ -95,8 +99,8 @@ def test_the_rest_of_a_word_is_typed(terminal: Terminal, typed: str, completed: 
 
 def test_steps_of_the_store_complete(terminal: Terminal, tmp_path: Path) -> None:
     (tmp_path / "runs" / "pipelines").mkdir(parents=True)
-    steps = '[{"name": "train", "step": "train", "folder": "train/x", "fingerprint": "0"}]'
-    record = f'{{"uid": "1", "experiment": "garments", "steps": {steps}}}'
-    (tmp_path / "runs" / "pipelines" / "1.json").write_text(record)
+    step = PipelineStep(name="train", step="train", stage="train", kind="model", fingerprint="0" * 64, folder="train/x")
+    record = PipelineRecord(uid="1", experiment="garments", time=0.0, steps=(step,))
+    (tmp_path / "runs" / "pipelines" / "1.json").write_text(json.dumps(asdict(record), default=list))
     terminal.type("maskgit logs garments/\t")
     terminal.wait_for("garments/train")

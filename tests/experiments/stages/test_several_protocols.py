@@ -23,7 +23,11 @@ columns:
   first: {metric: fd_coarse, protocol: toy, digits: 3}
   fine: {metric: fd_coarse, protocol: toy_fine, digits: 3}
 rows:
-  - {name: noise, published: {first: 1.0, fine: 2.0}, run: {experiment: evaluate_samples}}
+  - name: noise
+    published: {first: 1.0, fine: 2.0}
+    run:
+      experiment: evaluate_samples
+      overrides: ["protocol=[toy,toy_neighbours,toy_fine]", "plugins=[toylab]", "reference_statistics.num_images=60"]
 """
 TOYS = ["plugins=[toylab]", "reference_statistics.num_images=60"]
 

@@ -20,6 +20,7 @@ from experiments.config.specs import ModelSpec
 from experiments.running.attempt import Attempt, Stopped
 from experiments.running.signals import StopFlag
 from experiments.stages import train
+from experiments.store.documents import Request
 from experiments.store.journal import read_points
 from experiments.store.kept import kept_steps
 from experiments.training.run import TrainingRun
@@ -58,6 +59,8 @@ def trained(folder: Path, cache: Path, *, number: int = 1, stop_at: int | None =
             stop.signal = signal.SIGTERM
         original(self, pieces)
 
+    module = "experiments.stages.train"
+    Request(fingerprint="f" * 64, stage="train", module=module, version=1, kind="model", config={}).write(folder)
     attempt = Attempt(folder, number, stop=stop)
     model = ModelSpec("prenorm", {"dim": 16, "num_layers": 1, "num_heads": 2, "dropout": 0.1})
     with pytest.MonkeyPatch.context() as patched:

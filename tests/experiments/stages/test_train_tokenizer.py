@@ -109,7 +109,7 @@ def test_a_vqgan_is_trained_drawn_and_exported(tmp_path, pictures):
         attempt.close()
         assert (attempt.files / "reconstructions" / "step-000000002.png").is_file()
         (tmp_path / name / "files").symlink_to(attempt.files)
-        network = load_tokenizer(Input("t", "tokenizer", tmp_path / name, "f" * 64, attempt.notes["facts"], {}))
+        network = load_tokenizer(Input("t", "tokenizer", tmp_path / name, "f" * 64, attempt.notes.facts, {}))
         saved = torch.load(attempt.files / name, weights_only=True)
         tensors = saved["model" if normalised else "state_dict"]
         assert torch.equal(tensors["quantize.embedding.weight"], network.quantize.embedding.weight)

@@ -44,8 +44,10 @@ def test_a_table_that_cannot_be_meant_is_one_line(maskgit, tmp_path, change, sai
 
 
 def test_an_unreachable_server_is_one_line(maskgit, store):
+    line = refusal(maskgit("sync", "--uri", "http://127.0.0.1:9"))
+    assert line.startswith("error: tracking.uri: http://127.0.0.1:9: cannot be reached; start the server")
     line = refusal(maskgit("sync", "--uri", "http://ada:secret@127.0.0.1:9"))
-    assert line.startswith("error: tracking.uri: http://ada:***@127.0.0.1:9: cannot be reached; start the server")
+    assert line.startswith("error: tracking.uri: http://ada:***@127.0.0.1:9: a password here would be recorded")
     assert not list(store.glob("*/*/note.json")) and "secret" not in line
 
 

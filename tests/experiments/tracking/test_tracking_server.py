@@ -16,6 +16,7 @@ from lossy_proxy import LossyProxy
 from mlflow_server import POSTGRES, Postgres, Server, empty_database, free_port
 from tracked_store import T0, TrackedStore, lines, write_scores
 
+from experiments.store.documents import Launch
 from experiments.store.journal import read_points
 from experiments.tracking.live import Forwarder, live_uri
 from experiments.tracking.mlflow_store import ship
@@ -400,9 +401,10 @@ def test_64_forwarders_that_meet_on_a_fresh_server(tmp_path):
 def test_a_job_without_a_tracking_server_starts_no_forwarder(tmp_path):
     store = TrackedStore(tmp_path)
     folder = store.step("train", "train", "model", {})
-    assert Forwarder.start(folder, {"pipeline": store.uid, "name": "train"}) is None
+    launch = Launch(name="train", step="train", experiment="x", pipeline=store.uid)
+    assert Forwarder.start(folder, launch) is None
     store.write(settings={"tracking": {"uri": f"sqlite:///{tmp_path}/x.db"}})
-    assert Forwarder.start(folder, {"pipeline": store.uid, "name": "train"}) is None
+    assert Forwarder.start(folder, launch) is None
     assert not (folder / "logs").exists()
 
 
