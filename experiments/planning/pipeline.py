@@ -88,15 +88,9 @@ def build(
         refuse_unreaching(keys, lambda key: first_with(key, PROBE), checker, requests[0])
     if check is not None:
         check(settings)
-    left_out: Sequence[str] = ()
     told = [line for config, steps in zip(resolved, requests, strict=True) if "toy" in config
             for line in toys.make(config["toy"], steps.values())]  # fmt: skip
-    if resolved[0]["pipeline"].get("optional"):
-        try:
-            requests, left_out = _without_weights(requests, digest)
-        except WeightsError:  # no step is left
-            if not allow_absent:
-                raise
+    requests, left_out = _possible(requests, resolved[0], digest, allow_absent)
     chosen, outside = (part or Part()).select(requests[0])
     requests = [{name: r for name, r in steps.items() if name in chosen | outside} for steps in requests]
     absent: list[str] = []
@@ -115,6 +109,20 @@ def build(
         notes=tuple(dict.fromkeys(line for config in resolved for line in config.get("found") or ())),
         configs=tuple(resolved),
     )
+
+
+def _possible(
+    requests: list[Mapping[str, StepRequest]], config: Mapping[str, Any], digest: Digest, allow_absent: bool
+) -> tuple[list[Mapping[str, StepRequest]], Sequence[str]]:
+    """The steps whose weights there are, where the pipeline's steps are optional, else all; and what is left out."""
+    if not config["pipeline"].get("optional"):
+        return requests, ()
+    try:
+        return _without_weights(requests, digest)
+    except WeightsError:  # no step is left
+        if not allow_absent:
+            raise
+        return requests, ()
 
 
 def _noting(digest: Digest, absent: list[str]) -> Digest:
