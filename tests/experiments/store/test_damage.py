@@ -94,6 +94,13 @@ def test_verify_finds_changes_that_kept_size_and_time(store, ran, capsys):
     assert main(["verify", "chain/numbers", "--deep", *at]) == 0
 
 
+@pytest.mark.parametrize("name", ["digits", "deep", "latin", "null", "list"])
+def test_damaged_notes_about_inputs_only_drop_unfinished_work(store, ran, name):
+    path = step(store, "total") / "made_from.json"
+    path.write_bytes(MUTATIONS[name](path.read_bytes(), random.Random(0)))
+    assert main(["run", *ran, "--redo", "total"]) == 0 and json.loads(path.read_text())
+
+
 def test_verify_repairs_on_request(store, ran, capsys):
     path = step(store, "total") / Manifest.FILE
     path.write_text(path.read_text().replace("4", "\0", 1))
