@@ -104,7 +104,7 @@ def test_a_hidden_job_is_not_superseded(site: Cluster, store: Path, on_slurm: Ru
     on_slurm("experiment=chain", *SLOW)
     folder = running(store)
     claim = json.loads((folder / "claim.json").read_text())
-    assert claim["cluster"] == "strict" and claim["beat_s"] > 0
+    assert claim["cluster"] == "strict"
     assert "numbers" not in tool("squeue", "-h", "-o", "%j", "-u", "nobody")
     shown = as_nobody("status", "chain")
     assert re.search(r"numbers +running", shown.stdout), shown
