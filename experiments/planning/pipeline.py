@@ -79,21 +79,17 @@ def build(
     settings = checked(resolved[0])
     store = Store(Path(settings["paths"].get("store", "runs")))
     checker = Checker(settings["plugins"], configs.groups(config_dirs))
-    if digest is None:
-        from experiments.store.content_digests import Outside
-
-        digest = Outside(store.root, fetch)
+    digest = digest or _outside(store.root, fetch)
     requests: list[Mapping[str, StepRequest]] = [checker.steps(config) for config in resolved]
     if "toy" not in resolved[0]:  # a toy replaces values that were typed
         refuse_unreaching(keys, lambda key: first_with(key, PROBE), checker, requests[0])
     if check is not None:
         check(settings)
-    left_out: Sequence[str] = ()
-    told = [line for config, steps in zip(resolved, requests, strict=True) if "toy" in config
-            for line in toys.make(config["toy"], steps.values())]  # fmt: skip
+    left_out = toys.make_all(resolved, requests)
     if resolved[0]["pipeline"].get("optional"):
         try:
-            requests, left_out = _without_weights(requests, digest)
+            requests, without = _without_weights(requests, digest)
+            left_out += without
         except WeightsError:  # no step is left
             if not allow_absent:
                 raise
@@ -111,10 +107,16 @@ def build(
         overrides=tuple(arguments),
         outside=tuple(sorted(outside)),
         absent=tuple(absent),
-        left_out=tuple(dict.fromkeys([*told, *left_out])),
+        left_out=tuple(left_out),
         notes=tuple(dict.fromkeys(line for config in resolved for line in config.get("found") or ())),
         configs=tuple(resolved),
     )
+
+
+def _outside(root: Path, fetch: Callable[[str], object] | None) -> Digest:
+    from experiments.store.content_digests import Outside
+
+    return Outside(root, fetch)
 
 
 def _noting(digest: Digest, absent: list[str]) -> Digest:

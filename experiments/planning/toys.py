@@ -10,7 +10,7 @@ import os
 import shutil
 import struct
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,12 @@ from maskgit_core.errors import DataError
 
 #: Splits are all taken, however few class folders are.
 _SPLITS = ("train", "val", "test", "validation")
+
+
+def make_all(configs: Sequence[Mapping[str, Any]], requests: Sequence[Mapping[str, StepRequest]]) -> list[str]:
+    """What `make` says of every point of a request, each line once; nothing where no toy is asked for."""
+    pairs = [(config["toy"], steps) for config, steps in zip(configs, requests, strict=True) if "toy" in config]
+    return list(dict.fromkeys(line for toy, steps in pairs for line in make(toy, steps.values())))
 
 
 def make(toy: Mapping[str, Any], requests: Iterable[StepRequest]) -> list[str]:
