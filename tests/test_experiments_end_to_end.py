@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 from PIL import Image
-from toy_data import write_ffhq, write_ilsvrc, write_samples, write_torch_statistics, write_virtual
+from toy_data import write_cifar10, write_ffhq, write_ilsvrc, write_samples, write_torch_statistics, write_virtual
 
 from experiments.cli import main
 from experiments.config.compose import group_names
@@ -41,6 +41,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("toys")
     return {
         "IMAGENET": str(write_ilsvrc(folder / "imagenet")),
+        "FOLDER": str(write_cifar10(folder / "cifar10")),
         "FFHQ": str(write_ffhq(folder / "ffhq")),
         "SAMPLES": str(write_samples(folder / "samples.npz")),
         "VIRTUAL": str(write_virtual(folder / "virtual.npz")),

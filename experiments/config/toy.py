@@ -20,7 +20,7 @@ from experiments.config.sources import FOLDERS
 from maskgit_core.errors import ConfigError, WeightsError
 
 #: Data sets of which a toy can be made.
-PICTURES = ("image_folder", "imagenet", "ffhq", "celeba_hq", "fashion_mnist")
+PICTURES = ("image_folder", "imagenet", "ffhq", "celeba_hq", "fashion_mnist", "cifar10")
 _KEPT = re.compile(r"^(.*@)(\d+)$")
 T = TypeVar("T")
 
@@ -115,8 +115,11 @@ class _Shrinker:
         for key, param in signature.params.items():
             value = said.get(key, MISSING)
             if isinstance(value, Mapping) and (base := _base(param)) is not None:
-                inherited = _mapping(top.get(key)) if key in top else {}
-                changed[key] = self._component(base, {**inherited, **value})
+                whole = {**_mapping(top.get(key)), **value}
+                found = self._component(base, whole)
+                # only what changes: the rest may still have to be chosen (`auto`) where it is written
+                differs = {k: v for k, v in found.items() if k == "name" or k not in whole or whole[k] != v}
+                changed[key] = {**_mapping(own.get(key)), **differs}
             elif isinstance(value, Mapping) and (entry := param.entry()) is not None:
                 base = str(_base(entry))
                 changed[key] = {inner: self._component(base, _mapping(spec)) for inner, spec in value.items()}

@@ -79,17 +79,13 @@ def build(
     settings = checked(resolved[0])
     store = Store(Path(settings["paths"].get("store", "runs")))
     checker = Checker(settings["plugins"], configs.groups(config_dirs))
-    if digest is None:
-        from experiments.store.content_digests import Outside
-
-        digest = Outside(store.root, fetch)
+    digest = digest or _outside(store.root, fetch)
     requests: list[Mapping[str, StepRequest]] = [checker.steps(config) for config in resolved]
     if "toy" not in resolved[0]:  # a toy replaces values that were typed
         refuse_unreaching(keys, lambda key: first_with(key, PROBE), checker, requests[0])
     if check is not None:
         check(settings)
-    told = [line for config, steps in zip(resolved, requests, strict=True) if "toy" in config
-            for line in toys.make(config["toy"], steps.values())]  # fmt: skip
+    told = toys.make_all(resolved, requests)
     requests, left_out = _possible(requests, resolved[0], digest, allow_absent)
     chosen, outside = (part or Part()).select(requests[0])
     requests = [{name: r for name, r in steps.items() if name in chosen | outside} for steps in requests]
@@ -105,7 +101,7 @@ def build(
         overrides=tuple(arguments),
         outside=tuple(sorted(outside)),
         absent=tuple(absent),
-        left_out=tuple(dict.fromkeys([*told, *left_out])),
+        left_out=(*told, *left_out),
         notes=tuple(dict.fromkeys(line for config in resolved for line in config.get("found") or ())),
         configs=tuple(resolved),
     )
@@ -123,6 +119,12 @@ def _possible(
         if not allow_absent:
             raise
         return requests, ()
+
+
+def _outside(root: Path, fetch: Callable[[str], object] | None) -> Digest:
+    from experiments.store.content_digests import Outside
+
+    return Outside(root, fetch)
 
 
 def _noting(digest: Digest, absent: list[str]) -> Digest:

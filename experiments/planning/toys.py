@@ -10,7 +10,7 @@ import os
 import shutil
 import struct
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,12 @@ from maskgit_core.errors import DataError
 
 #: Splits are all taken, however few class folders are.
 _SPLITS = ("train", "val", "test", "validation")
+
+
+def make_all(configs: Sequence[Mapping[str, Any]], requests: Sequence[Mapping[str, StepRequest]]) -> list[str]:
+    """What `make` says of every point of a request, each line once; nothing where no toy is asked for."""
+    pairs = [(config["toy"], steps) for config, steps in zip(configs, requests, strict=True) if "toy" in config]
+    return list(dict.fromkeys(line for toy, steps in pairs for line in make(toy, steps.values())))
 
 
 def make(toy: Mapping[str, Any], requests: Iterable[StepRequest]) -> list[str]:
@@ -81,12 +87,19 @@ def write_pictures(target: Path, *, name: str, root: Any, split: str) -> str:
         write_idx(source, target, 40, 20)
         return f"the first 40 + 20 of {source}"
     target.mkdir(parents=True)
+    if name == "cifar10":
+        folders, files = 10, 2  # all of its classes must be there
     if source is not None and source.is_dir() and _copy_some(source, target, folders, files):
         return f"some of {source}"
     where = "" if root in (None, "???") else f" ({root} is not there, or not in folders)"
     if name == "imagenet":
         for part in ("train", "val"):
             _make_up(target / part, [f"n{10_000_000 + i}" for i in range(folders)], files)
+    elif name == "cifar10":
+        from maskgit_core.datasets.cifar10 import CLASS_NAMES
+
+        for part in ("train", "test"):
+            _make_up(target / part, CLASS_NAMES, files)
     elif name == "image_folder":
         _make_up(target / split, [f"class_{i}" for i in range(folders)], files)
     else:

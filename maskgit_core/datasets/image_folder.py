@@ -16,7 +16,7 @@ from maskgit_core.images.pictures import EXTENSIONS, check_headers, read_picture
 from maskgit_core.images.transforms import IndexCrop
 
 #: Names of folders that are splits of a data set.
-SPLITS = ("train", "training", "val", "valid", "validation", "test")
+_SPLIT_NAMES = ("train", "training", "val", "valid", "validation", "test")
 
 
 class Dataset:
@@ -123,7 +123,7 @@ def refuse_splits(folder: Path, class_names: list[str]) -> None:
     Raises:
         DataError: says how to choose one of them.
     """
-    splits = [name for name in class_names if name.lower() in SPLITS]
+    splits = [name for name in class_names if name.lower() in _SPLIT_NAMES]
     if len(splits) > 1 or (splits and splits == class_names):  # a single `train` among others may be the vehicle
         raise DataError(
             f"{folder}: its folders [{', '.join(splits)}] are splits, not classes; set the data set's root to "

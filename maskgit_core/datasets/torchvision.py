@@ -20,7 +20,7 @@ Which = Literal[
     "OxfordIIITPet", "Food101", "DTD", "FGVCAircraft",
 ]  # fmt: skip
 #: Set -> its splits as torchvision calls them; (True, False) where it asks `train=`.
-SPLITS: dict[str, dict[str, Any]] = {
+_SPLIT_NAMES: dict[str, dict[str, Any]] = {
     **{name: {"train": True, "test": False} for name in ("CIFAR10", "CIFAR100", "MNIST", "FashionMNIST", "KMNIST")},
     "SVHN": {name: name for name in ("train", "test", "extra")},
     "STL10": {name: name for name in ("train", "test", "unlabeled", "train+unlabeled")},
@@ -115,7 +115,7 @@ def opened(folder: Path, which: str, split: str, download: bool = False) -> Any:
     """
     import torchvision.datasets as sets
 
-    splits = SPLITS[which]
+    splits = _SPLIT_NAMES[which]
     if split not in splits:
         raise DataError(f"split: {which} has no {split!r}; one of [{', '.join(splits)}]")
     value = splits[split]
@@ -142,8 +142,8 @@ def labels_of(data: Any) -> list[int]:
 
 def main(arguments: list[str]) -> int:
     """Downloads all splits of a set that a training and its test need."""
-    if len(arguments) != 2 or arguments[0] not in SPLITS:
-        print(f"write NAME FOLDER; NAME is one of [{', '.join(SPLITS)}]", file=sys.stderr)
+    if len(arguments) != 2 or arguments[0] not in _SPLIT_NAMES:
+        print(f"write NAME FOLDER; NAME is one of [{', '.join(_SPLIT_NAMES)}]", file=sys.stderr)
         return 2
     which, folder = arguments[0], Path(arguments[1])
     folder.mkdir(parents=True, exist_ok=True)

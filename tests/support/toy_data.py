@@ -55,6 +55,20 @@ def write_ffhq(root: Path, count: int = 20) -> Path:
     return root
 
 
+def write_cifar10(root: Path, train: int = 3, test: int = 2) -> Path:
+    """`train/<class>/*.jpg` and `test/<class>/*.jpg`, so many of each of CIFAR-10's classes."""
+    from maskgit_core.datasets.cifar10 import CLASS_NAMES
+
+    draws = np.random.default_rng(0)
+    for split, count in (("train", train), ("test", test)):
+        for name in CLASS_NAMES:
+            (root / split / name).mkdir(parents=True)
+            for index in range(count):
+                pixels = draws.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+                (root / split / name / f"{index:04d}.jpg").write_bytes(jpeg(pixels))
+    return root
+
+
 def write_virtual(path: Path, count: int = 16, seed: int = 0) -> Path:
     """ADM's reference file: moments of Inception's features and spatial features, and images."""
     draws = np.random.default_rng(seed)

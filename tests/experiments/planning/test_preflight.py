@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from experiments.config.signatures import MISSING
+from experiments.config.compose import group_names, read_choice
+from experiments.config.signatures import MISSING, read_component
 from experiments.planning import preflight
 from experiments.planning.graph import Graph
 from experiments.planning.pipeline import build
@@ -155,3 +156,11 @@ def test_what_only_a_removed_step_would_read_is_no_mistake(tmp_path: Path) -> No
 def test_edits_that_cannot_work_are_refused(tmp_path: Path, asked: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         planned(tmp_path, "experiment=edit", asked)
+
+
+@pytest.mark.parametrize("name", group_names("dataset"))
+def test_constants_of_data_sets_are_no_facts_of_models(name: str) -> None:
+    """A constant in capitals is a fact of the component (`NUM_CLASSES`); `SPLITS` would be taken for token groups."""
+    config = read_choice("dataset", name)
+    constants = read_component(f"maskgit_core.datasets.{config['name']}", "Dataset", "dataset").constants
+    assert not {"SPLITS", "NUM_TOKENS", "CODEBOOK_SIZE"} & set(constants)
