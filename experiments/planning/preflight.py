@@ -70,8 +70,8 @@ def _check_sampling(node: Node, known_facts: KnownFacts) -> None:
             refusals.check_classes(f"{step}.label", [config["label"]], num_classes)
         refusals.check_guidance(sampler.get("guidance_scale", 1.0), num_classes)
     if num_tokens is not MISSING:
-        splits = known_facts.fact(model, "splits")
-        refusals.check_steps(sampler.get("num_steps", 1), num_tokens * (1 if splits is MISSING else splits))
+        splits = known_facts.fact(model, "splits")  # a data set's SPLITS are names, not a model's number of groups
+        refusals.check_steps(sampler.get("num_steps", 1), num_tokens * (splits if isinstance(splits, int) else 1))
     known, codebook_size = (
         known_facts.fact(model, "codebook_size"),
         known_facts.of_param(node, "tokenizer", "codebook_size"),
