@@ -13,7 +13,11 @@ from maskgit_core.errors import DataError, WeightsError
 
 @pytest.mark.parametrize("name", group_names("experiment"))
 def test_every_experiment_composes_and_passes_the_door(name: str) -> None:
-    _, resolved = plan_configs([f"experiment={name}"])
+    try:
+        _, resolved = plan_configs([f"experiment={name}"])
+    except DataError as error:  # its sizes follow from a folder that it lacks
+        assert len(str(error).splitlines()) == 1
+        return
     for config in resolved[:50]:
         assert Checker((), groups()).steps(resolve(config))
 

@@ -74,6 +74,8 @@ def at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_every_experiment_runs_to_its_end(
     experiment: str, places: dict[str, str], at_home: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    if experiment == "own_images":  # pictures in class folders, without splits
+        places = {**places, "FOLDER": f"{places['FOLDER']}/train"}
     arguments = [*filled_in(command(experiment), places), "toy=true"]
     assert main(["run", *arguments]) == 0, capfd.readouterr()
     store = at_home / "runs-toy"

@@ -225,7 +225,7 @@ def test_jobs_do_not_notice_edits(cluster: Cluster, store: Path, undisturbed, tm
     for command in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "x"]):
         subprocess.run([*git, *command], check=True)
     stage = project / "lab" / "toylab" / "stages" / "numbers.py"
-    job = project / "experiments" / "job.py"
+    job = project / "experiments" / "running" / "job.py"
     blocker = tool("sbatch", "--parsable", "-o", "/dev/null", "-N", "4", "--exclusive", "--wrap", "sleep 60").strip()
     done = subprocess.run(
         [sys.executable, "-m", "experiments.cli", "run", "launcher=dev_cluster", "tracking.ship=false",

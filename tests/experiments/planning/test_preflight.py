@@ -162,5 +162,6 @@ def test_edits_that_cannot_work_are_refused(tmp_path: Path, asked: str, said: st
 def test_constants_of_data_sets_are_no_facts_of_models(name: str) -> None:
     """A constant in capitals is a fact of the component (`NUM_CLASSES`); `SPLITS` would be taken for token groups."""
     config = read_choice("dataset", name)
+    config = config.get("dataset", config)
     constants = read_component(f"maskgit_core.datasets.{config['name']}", "Dataset", "dataset").constants
     assert not {"SPLITS", "NUM_TOKENS", "CODEBOOK_SIZE"} & set(constants)

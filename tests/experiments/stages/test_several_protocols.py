@@ -85,7 +85,7 @@ def test_one_override_reports_every_protocol_and_passes_each_network_once(
     lines = {(m["metric"], m["protocol"]) for m in compared["metrics"]}
     assert {p for _, p in lines if p.startswith("toy")} >= {f"{p}, {COUNT} images" for p in ("toy", "toy_fine")}
 
-    alone = maskgit("run", *asked, "protocol=toy_fine", "name=alone", *lab)
+    alone = maskgit("run", *asked, "protocol=toy_fine", *lab)
     assert alone.returncode == 0, alone.stdout + alone.stderr
     assert len(list(store.glob("reference_statistics/*/manifest.json"))) == 3, "the protocol alone finds its reference"
     both = [json.loads(p.read_text()) for p in store.glob("evaluate/*/files/scores.json")]

@@ -133,7 +133,7 @@ def test_a_shard_that_comes_damaged_is_named_and_not_kept(source, tmp_path, dama
 
 
 def test_addresses_that_cannot_be_read_say_so(server, tmp_path):
-    with pytest.raises(DataError, match="pipe is not a way to fetch shards"):
+    with pytest.raises(DataError, match="pipe: is not a way to fetch shards"):
         RemoteShards("pipe://echo", tmp_path)
     with pytest.raises(DataError, match=r"nowhere/manifest\.json: cannot be fetched"):
         RemoteShards(str(tmp_path / "nowhere"), tmp_path)
