@@ -186,8 +186,9 @@ def test_images_on_the_fly_give_the_same_losses(tmp_path: Path, undisturbed: Pat
 
     store = tmp_path / "store"
     shutil.copytree(undisturbed, store, symlinks=True)
+    asked = [word for word in TINY if not word.startswith("cache_tokens.")]  # there is no such step then
     done = subprocess.run(
-        [sys.executable, "-m", "experiments.cli", "run", *TINY, f"paths.store={store}", "data=images"],
+        [sys.executable, "-m", "experiments.cli", "run", *asked, f"paths.store={store}", "data=images"],
         capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr

@@ -65,4 +65,4 @@ def test_foreign_work_is_used_and_shown_but_never_cancelled(cluster, store: Path
     assert owners == {0, NOBODY}
     shutil.rmtree(store / "experiments")
     kept = other("gc", "--delete")
-    assert kept.stdout.count("belongs to another user") == 2 and len(digests(store)) == 2, kept.stdout
+    assert "nothing to delete" in kept.stdout and len(digests(store)) == 4, "recorded runs keep what they made"
