@@ -94,7 +94,7 @@ def terminal(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Termina
 )
 def test_the_rest_of_a_word_is_typed(terminal: Terminal, typed: str, completed: str) -> None:
     terminal.type(typed)
-    terminal.wait_for(completed)
+    assert terminal.wait_for(completed)
 
 
 def test_steps_of_the_store_complete(terminal: Terminal, tmp_path: Path) -> None:
@@ -103,4 +103,4 @@ def test_steps_of_the_store_complete(terminal: Terminal, tmp_path: Path) -> None
     record = PipelineRecord(uid="1", experiment="garments", time=0.0, steps=(step,))
     (tmp_path / "runs" / "pipelines" / "1.json").write_text(json.dumps(asdict(record), default=list))
     terminal.type("maskgit logs garments/\t")
-    terminal.wait_for("garments/train")
+    assert terminal.wait_for("garments/train")
