@@ -6,7 +6,8 @@ import re
 from collections.abc import Sequence
 from functools import cached_property
 
-from experiments.config.signatures import Signature, read_component, read_stage, source_file
+from experiments.config.schema.params import Signature
+from experiments.config.schema.signatures import read_component, read_stage, source_file
 from maskgit_core.errors import unknown_name
 from maskgit_core.models import RENAMED, present_module
 
