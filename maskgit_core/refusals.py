@@ -30,7 +30,9 @@ def check_weights(step: str, has_model: bool, has_tokens: bool, untrained: bool)
         raise ConfigError(f"pipeline.steps.{step}.needs: no step that makes a model; add one, such as train")
     if has_model == has_tokens:
         wrong = "both a model and tokens" if has_model else "neither a model nor tokens"
-        raise ConfigError(f"pipeline.steps.{step}.needs: {wrong}; {step} takes one of them (tokens with untrained=true)")
+        raise ConfigError(
+            f"pipeline.steps.{step}.needs: {wrong}; {step} takes one of them (tokens with untrained=true)"
+        )
 
 
 def check_steps(num_steps: int, num_tokens: int, key: str = "sampler.num_steps") -> None:

@@ -176,7 +176,9 @@ def make_optimizer(
         "adamax": torch.optim.Adamax,
     }
     if recipe.optimizer not in relatives:
-        raise ConfigError(f"optimizer: there is no optimizer {recipe.optimizer!r}; adamw, adam, muon, {', '.join(relatives)}")
+        raise ConfigError(
+            f"optimizer: there is no optimizer {recipe.optimizer!r}; adamw, adam, muon, {', '.join(relatives)}"
+        )
     made: torch.optim.Optimizer = relatives[recipe.optimizer](groups, lr=recipe.lr, betas=betas, eps=recipe.adam_eps)
     return made
 

@@ -45,7 +45,9 @@ def test_matrices_move_by_muon_and_the_rest_by_adamw() -> None:
     weight.grad, bias.grad = torch.randn(6, 10), torch.randn(6)
     optimizer.step()
     moved = (before[0] - weight.detach()) / (0.1 * 0.2 * 10**0.5)
-    assert torch.allclose(moved, orthogonalised(weight.grad[None])[0], atol=1e-4)  # the first momentum is the gradient's
+    assert torch.allclose(
+        moved, orthogonalised(weight.grad[None])[0], atol=1e-4
+    )  # the first momentum is the gradient's
     assert torch.allclose((before[1] - bias.detach()).abs(), torch.full((6,), 0.1), atol=1e-4)
     assert set(optimizer.state[weight]) == {"momentum"} and "exp_avg" in optimizer.state[bias]
 
