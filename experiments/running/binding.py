@@ -99,9 +99,7 @@ def _shaped(param: Param, value: Any) -> Any:
 
 
 def _spec(param: Param, path: str, value: Options, request: Request, outside: Options) -> Any:
-    hints = param.hint.args if param.hint.form == "union" else (param.hint,)
-    base = next(h.args[0] for h in hints if h.form == "spec")
-    cls = SPECS[f"{base}Spec"]
+    cls = SPECS[f"{param.base}Spec"]
     module = request.modules[path]
     options = _options(cls.class_name, module, path, value, request, outside)
     return cls(name=str(value["name"]), options=options, module=module)
