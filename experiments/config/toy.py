@@ -145,8 +145,8 @@ class _Shrinker:
             elif isinstance(value, Mapping) and (entry := param.entry()) is not None:
                 base = str(_base(entry))
                 changed[key] = {inner: self._component(base, _mapping(spec)) for inner, spec in value.items()}
-            elif isinstance(value, str) and param.kind is not None and (kept := _KEPT.match(value)):
-                changed[key] = f"{kept[1]}{self._scaled(int(kept[2]))}"
+            elif isinstance(value, str) and param.kind is not None and (at := _KEPT.match(value)):
+                changed[key] = f"{at[1]}{self._scaled(int(at[2]))}"
             elif "weights" in param.marks and not (key == "lpips_backbone" and said.get("lpips", "none") == "none"):
                 changed |= self._stage_weights(stage, key, said)
         self.config[name] = {**own, **changed}
