@@ -20,7 +20,7 @@ from experiments.config.sources import FOLDERS
 from maskgit_core.errors import ConfigError, WeightsError
 from maskgit_core.weights.registry import fixed_image_size
 
-#: Data sets of which a toy can be made.
+#: Datasets of which a toy can be made.
 PICTURES = ("image_folder", "imagenet", "ffhq", "celeba_hq", "fashion_mnist", "cifar10")
 #: What stays as it is where a network takes one size of images.
 _SIZES = ("image_size", "crop_size", "image_crop_size")
@@ -33,8 +33,8 @@ def rules() -> dict[str, Any]:
     """`conf/toy.yaml`."""
     import yaml
 
-    found: dict[str, Any] = yaml.safe_load((CONF / "toy.yaml").read_text())
-    return found
+    read: dict[str, Any] = yaml.safe_load((CONF / "toy.yaml").read_text())
+    return read
 
 
 def is_asked(config: Mapping[str, Any]) -> bool:
@@ -138,9 +138,9 @@ class _Shrinker:
             value = said.get(key, MISSING)
             if isinstance(value, Mapping) and (base := _base(param)) is not None:
                 whole = {**_mapping(top.get(key)), **value}
-                found = self._component(base, whole, kept)
+                shrunk = self._component(base, whole, kept)
                 # only what changes: the rest may still have to be chosen (`auto`) where it is written
-                differs = {k: v for k, v in found.items() if k == "name" or k not in whole or whole[k] != v}
+                differs = {k: v for k, v in shrunk.items() if k == "name" or k not in whole or whole[k] != v}
                 changed[key] = {**_mapping(own.get(key)), **differs}
             elif isinstance(value, Mapping) and (entry := param.entry()) is not None:
                 base = str(_base(entry))
@@ -202,15 +202,15 @@ class _Shrinker:
         if signature is None:
             return dict(spec)
         smaller = _smaller(spec, signature, rules()["components"].get(FOLDERS[base], {}))
-        found = {**spec, **{key: value for key, value in smaller.items() if key not in kept}}
+        shrunk = {**spec, **{key: value for key, value in smaller.items() if key not in kept}}
         if base == "Dataset" and name in PICTURES:
-            found["root"] = self._pictures(name, spec.get("root"), str(spec.get("split", "")))
+            shrunk["root"] = self._pictures(name, spec.get("root"), str(spec.get("split", "")))
         if "weights" in signature.params and _is_absent(spec, signature):
             if "random_seed" in signature.params:
-                found |= {"weights": None, "random_seed": 0}
+                shrunk |= {"weights": None, "random_seed": 0}
             elif base == "Tokenizer":
-                found["weights"] = self._weights(_default(spec, signature, "weights"), "small")
-        return found
+                shrunk["weights"] = self._weights(_default(spec, signature, "weights"), "small")
+        return shrunk
 
     def _pictures(self, name: str, root: Any, split: str) -> str:
         mark = hashlib.sha256(json.dumps([name, root], sort_keys=True, default=str).encode()).hexdigest()[:8]

@@ -1,4 +1,4 @@
-"""The files that a toy reads (`toy=true`): a few pictures in the data set's own layout, random weights where needed.
+"""The files that a toy reads (`toy=true`): a few pictures in the dataset's own layout, random weights where needed.
 
 Made once in `<store>-toy/.toy/`, before anything is digested; a finished file is never written again.
 """
@@ -25,7 +25,7 @@ _SPLITS = ("train", "val", "test", "validation")
 
 
 def make_all(configs: Sequence[Mapping[str, Any]], requests: Sequence[Mapping[str, StepRequest]]) -> list[str]:
-    """What `make` says of every point of a request, each line once; nothing where no toy is asked for."""
+    """The lines of `make` for every point of a request, each once; none where no toy is asked for."""
     pairs = [(config["toy"], steps) for config, steps in zip(configs, requests, strict=True) if "toy" in config]
     return list(dict.fromkeys(line for toy, steps in pairs for line in make(toy, steps.values())))
 
@@ -79,7 +79,7 @@ def _origin(place: Path) -> str:
 
 # -- pictures ---------------------------------------------------------------------------------------------------------
 def write_pictures(target: Path, *, name: str, root: Any, split: str) -> str:
-    """A small data set in the layout of `name`: of the pictures at `root`, else made up; says which."""
+    """A small dataset in the layout of `name`: of the pictures at `root`, else made up; says which."""
     folders, files = int(rules()["pictures"]["folders"]), int(rules()["pictures"]["files"])
     try:
         source: Path | None = resolve(root) if root not in (None, "???") else None

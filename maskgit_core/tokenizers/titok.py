@@ -126,9 +126,9 @@ def small_layout(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, 
 def _shape(tensors: Mapping[str, Tensor], name: str, dims: int, source: str) -> tuple[int, ...]:
     tensor = tensors.get(name)
     if tensor is None or tensor.ndim != dims:
-        found = "lacks it" if tensor is None else f"has shape {list(tensor.shape)}"
+        fault = "lacks it" if tensor is None else f"has shape {list(tensor.shape)}"
         raise WeightsError(
-            f"{source}: {name} should have {dims} dimensions but the file {found}; "
+            f"{source}: {name} should have {dims} dimensions but the file {fault}; "
             "these weights belong to another model"
         )
     return tuple(tensor.shape)

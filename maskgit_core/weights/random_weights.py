@@ -25,11 +25,11 @@ _SPARE = 4096
 
 def layout(name: str) -> dict[str, tuple[int, ...]]:
     """Published names and shapes of a file in `layouts/`, by the name of that file."""
-    found = {}
+    shapes = {}
     for line in (LAYOUTS / f"{name}.txt").read_text().splitlines():
         if match := re.match(r"([^#\s]\S*) \[([\d, ]*)\]", line):
-            found[match[1]] = tuple(int(n) for n in match[2].split(",") if n.strip())
-    return found
+            shapes[match[1]] = tuple(int(n) for n in match[2].split(",") if n.strip())
+    return shapes
 
 
 def write_tokenizer(registered: str, path: Path, seed: int = 0, *, small: bool = False) -> None:
