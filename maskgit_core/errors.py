@@ -6,7 +6,7 @@ it without a traceback and exits with code 2. Anything else that escapes is a bu
 
     MaskgitError
     ├── ConfigError      a key of the config: unknown, missing, mistyped, out of range, derived
-    ├── DataError        images, data sets, token shards
+    ├── DataError        images, datasets, token shards
     ├── WeightsError     published or trained weights: missing, damaged, of another model
     ├── ArtifactError    a finished or running step's folder
     ├── LaunchError      a launcher cannot do what was asked
@@ -29,7 +29,7 @@ class ConfigError(MaskgitError):
 
 
 class DataError(MaskgitError):
-    """Images, a data set or token shards are missing, damaged or of the wrong form; names the file."""
+    """Images, a dataset or token shards are missing, damaged or of the wrong form; names the file."""
 
 
 class WeightsError(MaskgitError):
@@ -106,4 +106,4 @@ def _close(name: str, names: Sequence[str], count: int, cutoff: float) -> list[s
     lower: dict[str, str] = {}
     for known in names:
         lower.setdefault(known.lower(), known)
-    return [lower[found] for found in difflib.get_close_matches(name.lower(), lower, n=count, cutoff=cutoff)]
+    return [lower[match] for match in difflib.get_close_matches(name.lower(), lower, n=count, cutoff=cutoff)]

@@ -56,8 +56,8 @@ def newest_log(folder: Path, rank: int) -> Path | None:
     """The newest log file of a rank."""
     tail = f".rank{rank}"
     logs = [p for p in (folder / "logs").glob("*") if p.is_file()]
-    found = [p for p in logs if (p.stem.endswith(tail) if rank else ".rank" not in p.stem)]
-    return max(found, key=lambda p: p.stat().st_mtime, default=None)
+    own = [p for p in logs if (p.stem.endswith(tail) if rank else ".rank" not in p.stem)]
+    return max(own, key=lambda p: p.stat().st_mtime, default=None)
 
 
 def _job_output(folder: Path, store: Path) -> Path | None:

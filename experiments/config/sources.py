@@ -9,6 +9,7 @@ from typing import Any
 
 from experiments.config.signatures import Signature, read_component, read_stage, source_file
 from maskgit_core.errors import SYNONYMS, unknown_name
+from maskgit_core.models import RENAMED, present_module
 
 #: Class of a component -> its folder.
 FOLDERS = {
@@ -19,6 +20,11 @@ FOLDERS = {
     "Extractor": "extractors",
     "Metric": "metrics",
 }
+
+
+def present_name(base: str, name: object) -> object:
+    """The name that a component of class `base` has now, whichever of its names is given."""
+    return RENAMED.get(str(name), name) if base == "Model" else name
 
 
 class Sources:
@@ -51,7 +57,7 @@ class Sources:
         """
         if re.fullmatch(r"[A-Za-z0-9_]+(/[A-Za-z0-9_]+)*", name):
             for package in ("maskgit_core", *self._plugins):
-                module = f"{package}.{FOLDERS[base]}.{name.replace('/', '.')}"
+                module = present_module(f"{package}.{FOLDERS[base]}.{name.replace('/', '.')}")
                 if source_file(module) is not None:
                     return read_component(module, base, key)
         raise unknown_name(f"{key}.name", name, self.components(base), base.lower())

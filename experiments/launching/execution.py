@@ -128,7 +128,7 @@ def set_aside(planned: Sequence[PlannedStep]) -> None:
 
 
 def check_datasets(planned: Sequence[PlannedStep]) -> None:
-    """Looks at the pictures of every data set that a step to run reads, before anything is started.
+    """Looks at the pictures of every dataset that a step to run reads, before anything is started.
 
     Raises:
         DataError: unreadable pictures, named and counted.
@@ -157,7 +157,7 @@ def check_datasets(planned: Sequence[PlannedStep]) -> None:
 
 
 def _splits(request: StepRequest) -> list[dict[str, Any]]:
-    """The splits that a step reads of its data set, where its stage and not the data set chooses them."""
+    """The splits that a step reads of its dataset, where its stage and not the dataset chooses them."""
     config = request.config
     if request.module == "experiments.stages.evaluate":
         names = ["test_split", *(["train_split"] if config["classifier_steps"] else [])]

@@ -33,7 +33,7 @@ class Cadence:
     Args:
         log_every, checkpoint_every: steps between journal points, and between checkpoints.
         pictures_every: steps between pictures of reconstructions; 0: only at the end.
-        num_workers: threads that read images ahead; 0 suits data sets that are in memory.
+        num_workers: threads that read images ahead; 0 suits datasets that are in memory.
         compile: compile the networks.
     """
 
@@ -109,8 +109,8 @@ class TokenizerRun:
             return
         with trainer.averaged() as tokenizer:
             if scores:
-                found = held_out_scores(tokenizer, self.held_BCHW)
-                self.attempt.log({f"held_out_{name}": value for name, value in found.items()}, step=step)
+                measured = held_out_scores(tokenizer, self.held_BCHW)
+                self.attempt.log({f"held_out_{name}": value for name, value in measured.items()}, step=step)
             if pictures:
                 path = self.attempt.parts / "reconstructions" / f"step-{step:09d}.png"
                 path.parent.mkdir(exist_ok=True)
