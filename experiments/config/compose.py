@@ -126,8 +126,8 @@ def with_experiment(arguments: Sequence[str], config_dirs: Sequence[Path] = ()) 
             found.append(f"experiment={argument}")
         else:
             raise ConfigError(
-                f"{argument}: not understood; {suggestion(argument, names)}write key=value or an experiment's name, as in "
-                "quickstart train.lr=1e-4"
+                f"{argument}: not understood; {suggestion(argument, names)}write key=value or an experiment's name, "
+                "as in quickstart train.lr=1e-4"
             )
     chosen = [argument for argument in found if argument.startswith("experiment=")]
     if len(set(chosen)) > 1 and found != list(arguments):
