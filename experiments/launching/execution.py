@@ -21,7 +21,7 @@ from experiments.planning.plan_table import print_plan
 from experiments.store.records import PipelineRecord, new_uid
 from experiments.store.step_folder import Store
 from experiments.tracking.live import announce
-from launchers.calls import LauncherProtocol
+from launchers.calls import Call, LauncherProtocol, Outcome
 from maskgit_core.errors import MaskgitError
 
 
@@ -62,10 +62,7 @@ def start(
         if voice != "quiet" and not (chosen and launcher.is_detached):
             print_plan(planned)
         if not chosen:
-            queued = "nothing to submit: everything is done, running or queued"
-            print(queued if missing else "nothing to do: every step is done and was not run again")
-            if not missing:
-                next_commands(graph, store.root)
+            _say_nothing_runs(graph, store, is_done=not missing)
             return 0
         if voice != "quiet" and not launcher.is_detached and (said := hint(store.root, graph.experiment)):
             print(coloured(said, "dim"))
@@ -81,7 +78,6 @@ def start(
         context = launch_context(graph, planned, keys, store, uid) if launcher.is_detached else None
         if not launcher.is_detached:
             announce(store.root, uid)
-        shipper = _Shipper(store.root, graph)
         teller = Teller({s.node.fingerprint: s.node.name for s in planned}, launcher.echoes, voice)
         try:
             with teller.shown():
@@ -94,8 +90,21 @@ def start(
         print_plan(planned, jobs={key: outcomes[key].jobs for key in keys})
         _report_submission(graph, len(chosen), uid)
         return 0
+    return _end(graph, store, todo, outcomes)
+
+
+def _say_nothing_runs(graph: Graph, store: Store, *, is_done: bool) -> None:
+    if not is_done:
+        print("nothing to submit: everything is done, running or queued")
+        return
+    print("nothing to do: every step is done and was not run again")
+    next_commands(graph, store.root)
+
+
+def _end(graph: Graph, store: Store, todo: Sequence[Call], outcomes: Mapping[str, Outcome]) -> int:
+    """Prints results, ships them and says what to type next; returns the exit code."""
     code = report(todo, outcomes)
-    shipper.ship()
+    _Shipper(store.root, graph).ship()
     if code in (0, 1):
         next_commands(graph, store.root, [call.name for call in todo if outcomes[call.key].state == "failed"])
     return code
