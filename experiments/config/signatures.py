@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from maskgit_core.errors import ConfigError
+from maskgit_core.models import present_module
 
 SCALARS = ("int", "float", "bool", "str")
 MARKS = {"Derived": "derived", "Execution": "execution", "Content": "content", "Weights": "weights"}
@@ -78,6 +79,12 @@ class Param:
         """The outermost forms the hint allows."""
         return {h.form for h in self.hint.args} if self.hint.form == "union" else {self.hint.form}
 
+    @property
+    def base(self) -> str:
+        """The class of the component that this is (`Model`); empty where it is none."""
+        hints = self.hint.args if self.hint.form == "union" else (self.hint,)
+        return next((str(h.args[0]) for h in hints if h.form == "spec"), "")
+
     def entry(self) -> Param | None:
         """One entry's parameter where this is a mapping of names to components (`dict[str, ExtractorSpec]`)."""
         for hint in self.hint.args if self.hint.form == "union" else (self.hint,):
@@ -111,7 +118,7 @@ def source_file(module: str) -> Path | None:
     """The file of a dotted module, found without importing it; None where there is none."""
     if module in _found:
         return _found[module]
-    package, _, rest = module.partition(".")
+    package, _, rest = present_module(module).partition(".")
     spec = find_spec(package)
     for place in (spec.submodule_search_locations or []) if spec else []:
         path = Path(place, *rest.split(".")).with_suffix(".py")

@@ -174,6 +174,7 @@ def share(attempt: Attempt, maker: Any, num_samples: int, batch_size: int, piece
             attempt.publish(paths[place], partial(write_piece, arrays=arrays))
             attempt.log({"images_per_s": (end - first) / (time.perf_counter() - began)}, step=end)
         progress.update(end - first)
+    progress.close()
     if attempt.is_main:
         for path in iterate(attempt, _waited_for(attempt, paths)):
             read_piece(path)

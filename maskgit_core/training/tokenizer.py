@@ -108,8 +108,8 @@ class Trainer:
         chosen: list[Reconstruction] = []
         self.optimizer.zero_grad(set_to_none=True)
         for part in parts:
-            made, found = self._learn(part, quantised)
-            for name, value in found.items():
+            made, losses = self._learn(part, quantised)
+            for name, value in losses.items():
                 meters[name] = meters[name] + value / len(parts) if name in meters else value / len(parts)
             chosen.append(made)
         self.exchange.average_gradients(self.parameters.values())
@@ -190,7 +190,7 @@ class Trainer:
         assert self.average is not None
         with self._precision():
             latents_ND = self.tokenizer(images_BCHW, quantised=False).latents_ND
-        self.average.found(latents_ND)
+        self.average.initialise(latents_ND)
         if self.ema is not None and "codebook" in self.ema.averages:
             self.ema.averages["codebook"].copy_(self.tokenizer.codebook)
 

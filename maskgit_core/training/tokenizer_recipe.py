@@ -109,7 +109,7 @@ def check_recipe(recipe: Recipe, processes: int, image_size: int, downsample_fac
     Args:
         recipe: what is asked.
         processes: that the training is divided over.
-        image_size: side of the data set's images.
+        image_size: side of the dataset's images.
         downsample_factor: of the tokenizer.
 
     Raises:
