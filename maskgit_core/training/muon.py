@@ -29,7 +29,7 @@ def orthogonalised(matrices_GRC: Tensor, iterations: int = 5) -> Tensor:
     """
     a, b, c = _COEFFICIENTS
     tall = matrices_GRC.shape[1] > matrices_GRC.shape[2]
-    x_GRC = matrices_GRC.mT if tall else matrices_GRC
+    x_GRC: Tensor = matrices_GRC.mT if tall else matrices_GRC
     x_GRC = x_GRC / x_GRC.norm(dim=(1, 2), keepdim=True).clamp_min(1e-7)
     for _ in range(iterations):
         gram_GRR = x_GRC @ x_GRC.mT
@@ -75,7 +75,7 @@ class Muon(torch.optim.AdamW):
             if parameter.grad is not None:
                 alike.setdefault((len(parameter), parameter[0].numel()), []).append(parameter)
         for (rows, columns), parameters in alike.items():
-            gradients = [parameter.grad for parameter in parameters]
+            gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
             momenta = [self._momentum(parameter) for parameter in parameters]
             torch._foreach_lerp_(momenta, gradients, 1 - self.momentum)
             ahead = torch._foreach_lerp(gradients, momenta, self.momentum)

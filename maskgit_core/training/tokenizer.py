@@ -79,7 +79,7 @@ class Trainer:
         ends = [[n for n, p in named.items() if n.startswith(side) and p.dim() == 4] for side in ("encoder", "decoder")]
         inner = {name for names in ends for name in names[1:-1]}
         parts = [[p for name, p in named.items() if (name in inner) == muon] for muon in (False, True)]
-        groups = [{"params": parts[0]}, {"params": parts[1], "muon": True}]
+        groups: list[dict[str, Any]] = [{"params": parts[0]}, {"params": parts[1], "muon": True}]
         return Muon(groups, lr=recipe.lr, betas=betas, weight_decay=recipe.weight_decay)
 
     def _adversary(self, device: torch.device) -> Adversary:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -52,7 +53,7 @@ def forked(folder: Path, number: int, pictures: DatasetSpec, kill_at: int | None
         Trainer.train_step = watched  # type: ignore[method-assign]
         options, values = SWITCHES[switches] if switches else ({}, {})
         if switches:  # long enough for twenty attempts that each get somewhere
-            values = values | {"num_train_steps": 200, "disc_start": 60}
+            values = values | {"num_train_steps": 240, "disc_start": 60}
         spec = TokenizerSpec("vq", {**SPEC.options, **options})
         call(train_tokenizer, Attempt(folder, number), dataset=pictures, tokenizer=spec, **(VALUES | values))
         os._exit(0)
@@ -76,8 +77,13 @@ def pictures(tmp_path: Path) -> DatasetSpec:
     return DatasetSpec("image_folder", {"root": str(tmp_path / "pictures"), "image_size": 16})
 
 
-def reached(path: Path) -> int:
-    return int(torch.load(path, weights_only=True)["step"])
+def newest_step(folder: Path) -> int:
+    """The training step of the newest checkpoint of all attempts; 0 where there is none."""
+    steps = [0]
+    for path in folder.glob("attempts/*/checkpoints/trainer.pt"):
+        with contextlib.suppress(FileNotFoundError):  # the next attempt has just deleted it
+            steps.append(int(torch.load(path, weights_only=True)["step"]))
+    return max(steps)
 
 
 def assert_equal(tmp_path: Path, attempts: int) -> None:
@@ -104,19 +110,18 @@ def test_killed_at_random_steps_it_ends_with_the_same_weights(
 def test_killed_at_any_moment_it_ends_with_the_same_weights(
     tmp_path: Path, pictures: DatasetSpec, switches: str
 ) -> None:
-    began = time.monotonic()
+    """SIGKILL from outside: every fourth while the process begins, the others a while after a checkpoint."""
     assert in_a_child(tmp_path / "whole", 1, pictures, None, switches) == 0
-    whole_s, draws, killed, number = time.monotonic() - began, random.Random(switches), 0, 0
-    while killed < 20:
-        number += 1
+    draws, reached, kills = random.Random(switches), 0, 20
+    for number in range(1, kills + 1):
         child = forked(tmp_path / "cut", number, pictures, None, switches)
-        time.sleep(draws.uniform(0.05, 0.3) * whole_s)
+        wanted = 0 if number % 4 == 0 else reached + draws.randrange(2, 12)
+        while (newest := newest_step(tmp_path / "cut")) < wanted and os.waitpid(child, os.WNOHANG) == (0, 0):
+            time.sleep(0.002)
+        time.sleep(draws.uniform(0.0, 0.05))
         os.kill(child, signal.SIGKILL)
-        if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0:
-            break  # done before it could be killed
-        killed += 1
-        steps = sorted(reached(path) for path in (tmp_path / "cut").glob("attempts/*/checkpoints/trainer.pt"))
-        print(f"{switches}: kill {killed}, newest checkpoint at step {steps[-1] if steps else 'none'}", flush=True)
-    assert killed == 20 or number > 5, "hardly anything was killed"
-    assert in_a_child(tmp_path / "cut", number + 1, pictures, None, switches) == 0
-    assert_equal(tmp_path, number + 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+        reached = newest
+        print(f"{switches}: kill {number}, newest checkpoint at step {newest} of 240", flush=True)
+    assert in_a_child(tmp_path / "cut", kills + 1, pictures, None, switches) == 0
+    assert_equal(tmp_path, kills + 1)
