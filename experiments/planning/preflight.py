@@ -61,7 +61,10 @@ def _check_sampling(node: Node, known_facts: KnownFacts) -> None:
     if node.request.stage == "edit":
         refusals.check_region(config["region"], "mask" in node.request.content, config["left"], config["right"])
         refusals.check_places(f"{step}.tokenizer", known_facts.of_param(node, "tokenizer", "one_dimensional") is True)
-    (model,) = node.inputs["model"]
+    if node.request.stage == "sample":
+        has_model, has_tokens = (bool(node.inputs.get(name)) for name in ("model", "tokens"))
+        refusals.check_weights(step, has_model, has_tokens, config["untrained"])
+    model = (node.inputs.get("model") or node.inputs["tokens"])[0]
     num_classes, num_tokens = (known_facts.fact(model, name) for name in ("num_classes", "num_tokens"))
     sampler = config["sampler"]
     if num_classes is not MISSING:

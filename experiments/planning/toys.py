@@ -47,6 +47,9 @@ def make(toy: Mapping[str, Any], requests: Iterable[StepRequest]) -> list[str]:
             _make_once(Path(place), partial(write_weights, named=named, request=by_weights[place]))
     if toy["made"]:
         told.append("random weights in the place of " + ", ".join(dict.fromkeys(toy["made"].values())))
+    for first in dict.fromkeys(toy["left_out"].values()):
+        names = ", ".join(name for name, other in toy["left_out"].items() if other == first)
+        told.append(f"left out, as only their weights differ from those of {first}: {names}")
     return [f"toy: {line}" for line in dict.fromkeys(told)]
 
 
@@ -90,6 +93,7 @@ def write_pictures(target: Path, *, name: str, root: Any, split: str) -> str:
     if name == "cifar10":
         folders, files = 10, 2  # all of its classes must be there
     if source is not None and source.is_dir() and _copy_some(source, target, folders, files):
+        _repeat(target, int(rules()["pictures"]["at_least"]))
         return f"some of {source}"
     where = "" if root in (None, "???") else f" ({root} is not there, or not in folders)"
     if name == "imagenet":
@@ -122,6 +126,18 @@ def _copy_some(source: Path, target: Path, folders: int, files: int, depth: int 
     return len(pictures[:limit]) + sum(
         _copy_some(Path(e.path), target / e.name, folders, files, depth + 1) for e in inner if depth < 4
     )
+
+
+def _repeat(folder: Path, at_least: int) -> None:
+    """Copies a split's pictures again, under further names, until it has so many."""
+    from maskgit_core.datasets.image_folder import class_folders, pictures_below
+
+    splits = [folder / name for name in class_folders(folder) if name in _SPLITS]
+    for split in splits or [folder]:
+        names = list(pictures_below(split))
+        for number in range(len(names), at_least if names else 0):
+            source = split / names[number % len(names)]
+            shutil.copyfile(source, source.with_name(f"{source.stem}_again{number:03d}{source.suffix}"))
 
 
 def _make_up(folder: Path, classes: list[str], count: int) -> None:
@@ -169,7 +185,7 @@ def write_weights(target: Path, named: str, request: StepRequest) -> None:
     else:
         from maskgit_core.weights.random_weights import write_tokenizer
 
-        write_tokenizer(named, target)
+        write_tokenizer(named, target, small=True)
 
 
 def _write_transformer(target: Path, request: StepRequest) -> None:

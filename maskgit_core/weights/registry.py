@@ -74,6 +74,19 @@ def registry() -> dict[str, Entry]:
     return {n: Entry(name=n, **{**e, "mirrors": tuple(e.get("mirrors", ()))}) for n, e in entries.items()}
 
 
+def fixed_image_size(component: str, weights: str | None) -> int | None:
+    """The one image size that a network takes whatever is asked; None where it takes others too.
+
+    Args:
+        component: as in the registry, for instance `tokenizers/titok`.
+        weights: a name in the registry, else a file: it has the size of all published ones of the component.
+    """
+    entry = registry().get(str(weights))
+    entries = [entry] if entry else [e for e in registry().values() if e.component == component]
+    sizes = {e.facts.get("image_size") for e in entries}
+    return sizes.pop() if len(sizes) == 1 else None
+
+
 def locate(value: str | os.PathLike[str]) -> Path:
     """The file of a registry name, or of a path.
 
