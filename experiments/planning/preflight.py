@@ -26,9 +26,14 @@ from maskgit_core.errors import ArtifactError, DataError
 if TYPE_CHECKING:
     from experiments.planning.graph import Node
 
-#: Folders of components that tell facts, and the class in their files.
-_CLASSES = {"tokenizers": "Tokenizer", "datasets": "Dataset"}
-#: Facts of pictures, not of what encodes them.
+#: Folder of a kind of component -> the class in its files and the facts that it may tell; any other option or constant
+#: of theirs is their own business.
+_TOLD_BY = {
+    "tokenizers": ("Tokenizer", ("codebook_size", "downsample_factor", "one_dimensional", "image_size")),
+    "datasets": ("Dataset", ("num_classes", "image_size")),
+    "models": ("Model", ("splits",)),
+}
+#: Facts of pictures, not of the tokenizer that encodes them.
 _OF_DATA = ("num_classes", "image_size", "num_tokens")
 
 
@@ -74,8 +79,8 @@ def _check_sampling(node: Node, known_facts: KnownFacts) -> None:
             refusals.check_classes(f"{step}.label", [config["label"]], num_classes)
         refusals.check_guidance(sampler.get("guidance_scale", 1.0), num_classes)
     if num_tokens is not MISSING:
-        splits = known_facts.fact(model, "splits")  # a dataset's SPLITS are names, not a model's number of groups
-        refusals.check_steps(sampler.get("num_steps", 1), num_tokens * (splits if isinstance(splits, int) else 1))
+        splits = known_facts.fact(model, "splits")
+        refusals.check_steps(sampler.get("num_steps", 1), num_tokens * (1 if splits is MISSING else splits))
     known, codebook_size = (
         known_facts.fact(model, "codebook_size"),
         known_facts.of_param(node, "tokenizer", "codebook_size"),
@@ -122,7 +127,7 @@ class KnownFacts:
         self._known: dict[tuple[str, str], Any] = {}
 
     def fact(self, fingerprint: str, name: str) -> Any:
-        """`num_classes`, `num_tokens`, `codebook_size`, `image_size` or `downsample_factor` of an artifact."""
+        """`num_tokens` or any fact of `_TOLD_BY` of an artifact."""
         key = (fingerprint, name)
         if key not in self._known:
             self._known[key] = self._found(self._nodes[fingerprint], name)
@@ -178,14 +183,12 @@ def _is_known(value: Any) -> bool:
 def _of_component(node: Node, param: str, name: str) -> Any:
     """A fact of a component of a step's config."""
     component, module = node.request.config[param], node.request.modules.get(param)
-    if module is None:
+    class_name, told = _TOLD_BY.get(module.split(".")[1], ("", ())) if module is not None else ("", ())
+    if module is None or name not in told:
         return MISSING
     if name in component:
         return component[name]
-    folder = module.split(".")[1]
-    if folder not in _CLASSES:
-        return MISSING
-    constants = read_component(module, _CLASSES[folder], param).constants
+    constants = read_component(module, class_name, param).constants
     if name.upper() in constants and not component.get("partial"):  # `partial`: whatever part of a dataset is there
         return constants[name.upper()]
     if (weights := node.request.weights.get(f"{param}.weights")) is not None:
