@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
-from experiments.config.signatures import Signature, read_component, read_stage, source_file
+from experiments.config.schema.params import Signature
+from experiments.config.schema.signatures import read_component, read_stage, source_file
 from maskgit_core.errors import SYNONYMS, unknown_name
 from maskgit_core.models import RENAMED, present_module
 
