@@ -12,7 +12,7 @@ from toy_data import write_torch_statistics, write_virtual
 
 from experiments.planning.graph import Graph
 from experiments.planning.pipeline import build
-from maskgit_core.errors import MaskgitError
+from maskgit_core.errors import DataError, MaskgitError
 
 
 def planned(tmp_path: Path, *arguments: str) -> Graph:
@@ -51,8 +51,8 @@ QUICK = "experiment=quickstart"
         ("metrics=[frechet,kernel_distance] sample.num_samples=40",
          "eval_tokenizer.metrics: 1000 pictures are needed (kernel_distance has subsets of 1000), there are 500; give"),
         ("metrics=[frechet,precision_recall] reference_statistics.num_kept=3 reference_statistics.num_images=3",
-         "eval_tokenizer.metrics: 6 reference pictures are needed (precision_recall looks at 5 neighbours), there are 3"),
-        ("sample.num_samples=1", "evaluate.num_images: 2 samples are needed (a covariance is of at least 2), there are"),
+         "eval_tokenizer.metrics: 6 reference pictures are needed (precision_recall looks at 5 neighbours), there"),
+        ("sample.num_samples=1", "evaluate.num_images: 2 samples are needed (a covariance is of at least 2), there"),
         ("evaluate.samples=bundled:fashion_mnist_subset", "evaluate.samples: given, and a step makes samples too"),
         ("reference_statistics.split=val", "split: Fashion-MNIST has no 'val'; one of [train, test]"),
         ("evaluate.test_split=val", "split: Fashion-MNIST has no 'val'; one of [train, test]"),
@@ -81,6 +81,8 @@ def test_a_network_of_one_image_size(tmp_path: Path) -> None:
 
 def test_samples_of_others(tmp_path: Path) -> None:
     asked = ["experiment=evaluate_samples"]
+    with pytest.raises(DataError, match="^samples: missing; give the file or folder with samples=PATH$"):
+        build([*asked, f"paths.store={tmp_path / 'store'}"])
     assert "there are 1;" in refused(tmp_path, *asked, f"evaluate.samples={npz(tmp_path / 'one.npz', arr_0=images(1))}")
     wrong = npz(tmp_path / "wrong.npz", mu=np.zeros(3))
     assert "wrong.npz: has no array arr_0; it has [mu]" in refused(tmp_path, *asked, f"evaluate.samples={wrong}")
