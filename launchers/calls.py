@@ -116,6 +116,7 @@ class Event:
     call: Call
     message: str = ""
     seconds: float = 0.0
+    outcome: Outcome | None = None  # of a call that has ended
 
 
 @dataclass(frozen=True)

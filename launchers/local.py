@@ -159,7 +159,7 @@ class _Session:
     def _end(self, call: Call, outcome: Outcome) -> None:
         self.outcomes[call.key] = outcome
         kind = {"done": "finished"}.get(outcome.state, outcome.state)
-        self.tell(Event(kind, call, outcome.message, outcome.seconds))
+        self.tell(Event(kind, call, outcome.message, outcome.seconds, outcome))
 
     def _stop(self, requests: list[int]) -> None:
         for process in self.running:

@@ -42,6 +42,9 @@ def main(args: argparse.Namespace) -> int:
     if path is None:
         raise ConfigError(f"{args.step}: has no log of rank {args.rank} yet (looked in {folder / 'logs'})")
     text = path.read_text(errors="replace")
+    if not text:
+        said = "nothing yet" if _is_live(folder) else "nothing"
+        print(f"{args.step}: has printed {said}; its log is empty: {path}", file=sys.stderr)
     lines = text.splitlines(keepends=True)
     sys.stdout.write("".join(lines[-args.lines :] if args.lines else lines))
     if args.follow:

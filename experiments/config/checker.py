@@ -1,7 +1,7 @@
 """Validation: plain composed data in; checked, typed, frozen step requests out.
 
 No other code sees a DictConfig or an unchecked key. Signatures of stages and components are the schema
-(`experiments/config/signatures.py` reads them from source), so checking imports none of them.
+(`experiments/config/schema/signatures.py` reads them from source), so checking imports none of them.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any
 
-from experiments.config.coercion import coerce
 from experiments.config.needs import Need, match_needs, reference
 from experiments.config.resources import step_resources
-from experiments.config.signatures import MISSING, Param, Signature
-from experiments.config.sources import Sources, present_name
+from experiments.config.schema.coercion import coerce
+from experiments.config.schema.params import MISSING, Param, Signature
+from experiments.config.schema.sources import Sources, present_name
 from maskgit_core.errors import ConfigError, unknown_key
 from maskgit_core.models import first_name
 
@@ -142,6 +142,8 @@ class Checker:
         }
         for key in config:
             if key not in allowed and key not in self._sources.all_params:
+                if meant := self._sources.places(str(key), config, signatures)[:3]:
+                    raise ConfigError(f"{key}: unknown key; did you mean {' or '.join(meant)}?")
                 raise unknown_key(str(key), str(key), {*RESERVED, *nodes, *stages, *params})
         resources = config.get("resources") or {}
         if not isinstance(resources, Mapping):

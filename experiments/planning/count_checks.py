@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from experiments.config.signatures import MISSING, read_stage
+from experiments.config.schema.params import MISSING
+from experiments.config.schema.signatures import read_stage
 from experiments.planning.counts import Counts, statistics_path
 from maskgit_core import refusals
 from maskgit_core.errors import ConfigError

@@ -15,7 +15,8 @@ from importlib import import_module
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from experiments.config.signatures import MISSING, read_component
+from experiments.config.schema.params import MISSING
+from experiments.config.schema.signatures import read_component
 from experiments.planning.count_checks import check_counts
 from experiments.planning.counts import Counts
 from experiments.planning.reference_checks import check_reference
@@ -65,7 +66,10 @@ def _check_sampling(node: Node, known_facts: KnownFacts) -> None:
     if node.request.stage == "edit":
         refusals.check_region(config["region"], "mask" in node.request.content, config["left"], config["right"])
         refusals.check_places(f"{step}.tokenizer", known_facts.of_param(node, "tokenizer", "one_dimensional") is True)
-    (model,) = node.inputs["model"]
+    if node.request.stage == "sample":
+        has_model, has_tokens = (bool(node.inputs.get(name)) for name in ("model", "tokens"))
+        refusals.check_weights(step, has_model, has_tokens, config["untrained"])
+    model = (node.inputs.get("model") or node.inputs["tokens"])[0]
     num_classes, num_tokens = (known_facts.fact(model, name) for name in ("num_classes", "num_tokens"))
     sampler = config["sampler"]
     if num_classes is not MISSING:

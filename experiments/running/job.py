@@ -253,7 +253,8 @@ class Job:
             try:
                 write_json(attempt.own / name, plain(end))
             except ArtifactError as error:  # a full disk must not hide why the stage ended
-                say(f"warning: {error}")
+                if "disk is full" not in reason:  # else it was said
+                    say(f"warning: {error}")
         return code
 
     def _note_refusal(self, error: MaskgitError) -> None:

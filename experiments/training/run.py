@@ -297,7 +297,7 @@ class TrainingRun:
         metrics["model_flops_utilisation"] = rate / (self._peak() * trainer.accelerator.num_processes)
         self.attempt.log(metrics, step)
         self._check(metrics["loss"])
-        return {name: metrics[name] for name in ("loss", "lr")}
+        return {name: metrics[name] for name in ("loss", "masked_accuracy", "lr", "tokens_per_s")}
 
     def _check(self, loss: float) -> None:
         """Raises `DivergedError` where the mean loss, or the gradient of this step, has gone wrong."""

@@ -71,7 +71,8 @@ class TokenizerRun:
             step, last = trainer.step, trainer.step == total
             if step % cadence.log_every == 0 or last:
                 now = time.monotonic()
-                self._log(meters, (step - seen) * trainer.recipe.batch_size / max(now - since, 1e-9))
+                rate = (step - seen) * trainer.recipe.batch_size / max(now - since, 1e-9)
+                progress.line(**self._log(meters, rate))
                 since, seen = now, step
             self._look(step, last)
             stops = self.vote.agreed(self.attempt.should_stop, step) and not last
@@ -84,7 +85,8 @@ class TokenizerRun:
         if drawn.is_dir() and self.attempt.is_main:
             shutil.copytree(drawn, self.attempt.files / drawn.name, dirs_exist_ok=True)
 
-    def _log(self, meters: dict[str, Tensor], images_per_s: float) -> None:
+    def _log(self, meters: dict[str, Tensor], images_per_s: float) -> dict[str, float]:
+        """Logs the newest step's meters; returns those that a line of the log shows."""
         point = {name: float(value) for name, value in meters.items()}
         if not all(map(math.isfinite, point.values())):
             wrong = next(name for name, value in point.items() if not math.isfinite(value))
@@ -95,6 +97,8 @@ class TokenizerRun:
         point["psnr"] = 10 * math.log10(4 / max(point.pop("l2"), 1e-10))
         rate = {"lr": self.trainer.optimizer.param_groups[0]["lr"], "images_per_s": images_per_s}
         self.attempt.log({**point, **rate}, self.trainer.step)
+        shown = {"loss": point.get("loss"), "psnr": point["psnr"], **rate}
+        return {name: value for name, value in shown.items() if value is not None}
 
     def _look(self, step: int, last: bool) -> None:
         """Held-out scores and pictures of reconstructions, where they are due."""
