@@ -81,7 +81,7 @@ def test_a_network_of_one_image_size(tmp_path: Path) -> None:
 
 def test_samples_of_others(tmp_path: Path) -> None:
     asked = ["experiment=evaluate_samples"]
-    with pytest.raises(DataError, match="^samples: missing; give the file or folder with samples=PATH$"):
+    with pytest.raises(DataError, match=r"^samples: missing; give the file or folder with samples=PATH"):
         build([*asked, f"paths.store={tmp_path / 'store'}"])
     assert "there are 1;" in refused(tmp_path, *asked, f"evaluate.samples={npz(tmp_path / 'one.npz', arr_0=images(1))}")
     wrong = npz(tmp_path / "wrong.npz", mu=np.zeros(3))
