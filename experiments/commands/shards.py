@@ -77,7 +77,7 @@ def _info(args: argparse.Namespace) -> int:
     return 0
 
 
-def _flat(value: Any) -> str:
+def _flat(value: object) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key} {_flat(inner)}" for key, inner in value.items() if inner not in (None, {}, []))
     text = str(value)

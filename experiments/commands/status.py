@@ -99,7 +99,7 @@ def _lines(
         yield f"  {len(steps)} {'step' if len(steps) == 1 else 'steps'}: {total}{more}"
 
 
-def folded(steps: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def folded(steps: Sequence[dict[str, object]]) -> list[dict[str, Any]]:
     """The rows of a large sweep with those folded into one that are items of one step in the same state."""
     if len(steps) <= FOLD_ABOVE:
         return list(steps)

@@ -25,7 +25,7 @@ class Measure:
 
 def further_measures(
     extractors: Mapping[str, ExtractorSpec] | None,
-    settings: Mapping[str, Mapping[str, Any]] | None,
+    settings: Mapping[str, Mapping[str, object]] | None,
     references: Sequence[Input],
     *,
     needs_reference: bool,
@@ -50,7 +50,7 @@ def further_measures(
     return measures
 
 
-def _settings(name: str, given: Mapping[str, Any]) -> Settings:
+def _settings(name: str, given: Mapping[str, object]) -> Settings:
     options: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
     try:
         return Settings(**options)

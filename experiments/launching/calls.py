@@ -31,7 +31,7 @@ def launcher_names() -> list[str]:
     return sorted(p.stem for p in here.glob("*.py") if re.search(r"^class Launcher\b", p.read_text(), re.M))
 
 
-def load_launcher(block: Mapping[str, Any] | None) -> LauncherProtocol:
+def load_launcher(block: Mapping[str, object] | None) -> LauncherProtocol:
     """The launcher a config's `launcher:` block names, with its options checked.
 
     Raises:

@@ -18,7 +18,7 @@ PROBE_WAIT_S = 120.0
 IMPORTS = ("torch", "torchvision", "numpy", "accelerate", "webdataset", "torchmetrics", "experiments.running.job")
 
 
-def checks(graph: Any, launcher: Any) -> list[Check]:
+def checks(graph: Any, launcher: object) -> list[Check]:
     """Partition, limits, GPUs, memory; the queue and its accounting; and a small job on a node."""
     return [
         ("cluster", lambda: requests(graph, launcher)),

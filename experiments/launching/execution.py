@@ -165,7 +165,7 @@ def check_datasets(planned: Sequence[PlannedStep]) -> None:
                     data.check()
 
 
-def _splits(request: StepRequest) -> list[dict[str, Any]]:
+def _splits(request: StepRequest) -> list[dict[str, object]]:
     """The splits that a step reads of its dataset, where its stage and not the dataset chooses them."""
     config = request.config
     if request.module == "experiments.stages.evaluate":

@@ -65,7 +65,7 @@ def grouped(failed: Sequence[Failure]) -> list[tuple[tuple[str, str], list[Failu
     return sorted(groups.items(), key=lambda group: -len(group[1]))
 
 
-def job_of(folder: Path, state: Status, note: Mapping[str, Any] | None) -> str:
+def job_of(folder: Path, state: Status, note: Mapping[str, object] | None) -> str:
     """The id of the job that ran a step last, or nothing."""
     if note is not None:
         return str(note["job"])
@@ -75,7 +75,7 @@ def job_of(folder: Path, state: Status, note: Mapping[str, Any] | None) -> str:
     return submitted.links[-1] if submitted else ""
 
 
-def _usage(jobs: Sequence[str]) -> Mapping[str, Any]:
+def _usage(jobs: Sequence[str]) -> Mapping[str, object]:
     if not any(jobs) or not queue.has_queue():
         return {}
     from launchers.cluster.queue import usage

@@ -101,7 +101,7 @@ def queued_steps(folders: dict[str, Path]) -> dict[str, QueueEntry]:
     return {fingerprint: entry for fingerprint, entry in entries.items() if entry is not None}
 
 
-def exit_note(folder: Path, store: Path) -> dict[str, Any] | None:
+def exit_note(folder: Path, store: Path) -> dict[str, object] | None:
     """The note of the job that last ran this step about its end; a rank's own trouble goes first."""
     submitted = queue_hint.submitted(folder)
     request = Request.read(folder)

@@ -26,7 +26,7 @@ from maskgit_core.errors import ConfigError, WeightsError
 from maskgit_core.weights.registry import is_published
 
 #: (dotted key, value, "content" | "weights") -> digest
-Digest = Callable[[str, Any, str], str]
+Digest = Callable[[str, object, str], str]
 
 
 def weights_of(arguments: Sequence[str], step: str, config_dirs: Sequence[Path] = ()) -> list[str]:
@@ -176,7 +176,7 @@ class _Builder:
         self._store = store
         self._digest = digest
         self._nodes: dict[str, Node] = {}
-        self._params: dict[str, dict[str, Any]] = {}
+        self._params: dict[str, dict[str, object]] = {}
 
     def build(
         self, points: Sequence[sweeps.Point], requests: Sequence[Mapping[str, StepRequest]]

@@ -57,7 +57,7 @@ class Planner:
         self._queued = queued or {}
         self._redo = set(redo)
         self._job_alive = job_alive
-        self._siblings: dict[Path, list[tuple[Path, dict[str, Any]]]] = {}
+        self._siblings: dict[Path, list[tuple[Path, dict[str, object]]]] = {}
         self._code = CodeNow(source_file)
         known = {n.request.name for n in graph.nodes.values()} | {n.name for n in graph.nodes.values()}
         for name in self._redo - known:

@@ -150,7 +150,7 @@ class KnownFacts:
 
     def __init__(self, nodes: Mapping[str, Node]) -> None:
         self._nodes = nodes
-        self._known: dict[tuple[str, str], Any] = {}
+        self._known: dict[tuple[str, str], object] = {}
 
     def fact(self, fingerprint: str, name: str) -> Any:
         """`num_tokens` or any fact of `_TOLD_BY` of an artifact."""
@@ -173,7 +173,7 @@ class KnownFacts:
             return int(at)
         return request.config.get("num_train_steps", MISSING)
 
-    def _found(self, node: Node, name: str) -> Any:
+    def _found(self, node: Node, name: str) -> object:
         config = node.request.config
         if name in config and not isinstance(config[name], Mapping):
             return config[name]
@@ -190,7 +190,7 @@ class KnownFacts:
                 fact = manifest.facts.get(name, MISSING) if manifest else MISSING
         return fact
 
-    def _num_tokens(self, node: Node) -> Any:
+    def _num_tokens(self, node: Node) -> object:
         config = node.request.config
         if "grid_height" in config and "grid_width" in config:
             return config["grid_height"] * config["grid_width"]
@@ -202,11 +202,11 @@ class KnownFacts:
         return (size // factor) ** 2
 
 
-def _is_known(value: Any) -> bool:
+def _is_known(value: object) -> bool:
     return value is not MISSING
 
 
-def _of_component(node: Node, param: str, name: str) -> Any:
+def _of_component(node: Node, param: str, name: str) -> object:
     """A fact of a component of a step's config."""
     component, module = node.request.config[param], node.request.modules.get(param)
     class_name, told = _TOLD_BY.get(module.split(".")[1], ("", ())) if module is not None else ("", ())
@@ -227,7 +227,7 @@ def _of_component(node: Node, param: str, name: str) -> Any:
     return MISSING
 
 
-def _counted(node: Node, param: str, module: str) -> Any:
+def _counted(node: Node, param: str, module: str) -> object:
     """The number of classes that a folder of pictures shows."""
     count = getattr(import_module(module), "count_classes", None)
     root = node.request.content.get(f"{param}.root")

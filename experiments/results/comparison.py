@@ -144,7 +144,7 @@ def _value(spread: Spread | None) -> str:
     return number(spread.mean) + (f" ± {number(spread.std)} (n={spread.count})" if spread.std is not None else "")
 
 
-def as_json(comparison: Comparison) -> dict[str, Any]:
+def as_json(comparison: Comparison) -> dict[str, object]:
     """Plain data for scripts."""
     return {
         "sides": [

@@ -67,7 +67,7 @@ class Mark:
     y: float
 
 
-def save(figure: Any, path: Path) -> bytes:
+def save(figure: object, path: Path) -> bytes:
     """Writes a figure as PNG or SVG (by suffix) without time or version in it; returns the bytes."""
     data = rendered(figure, path.suffix[1:])
     path.write_bytes(data)
@@ -85,7 +85,7 @@ def rendered(figure: Any, form: str, *, on_page: bool = False) -> bytes:
     return buffer.getvalue()
 
 
-def _figure(rows: int, columns: int, width: float, height: float) -> tuple[Any, list[Any]]:
+def _figure(rows: int, columns: int, width: float, height: float) -> tuple[object, list[Any]]:
     """A figure without a display or global state, and its axes."""
     import matplotlib as mpl
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -161,7 +161,7 @@ def pareto_front(marks: Sequence[Mark], *, lower_x: bool = True, lower_y: bool =
 
 def scatter_figure(
     groups: Mapping[str, Sequence[Mark]], x: str, y: str, front: Sequence[Mark] = (), *, joined: bool = True
-) -> Any:
+) -> object:
     """Runs as dots: one colour (and line, where `joined`) a group, labels beside them, the Pareto front dashed."""
     import matplotlib as mpl
 

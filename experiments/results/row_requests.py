@@ -113,7 +113,7 @@ def _requests_of(graph: Graph, step: str) -> list[tuple[dict[str, str], set[str]
     return requests
 
 
-def _request(node: Node, config: Mapping[str, Any]) -> Request:
+def _request(node: Node, config: Mapping[str, object]) -> Request:
     asked = node.request
     return Request(fingerprint=node.fingerprint, stage=asked.stage, module=asked.module, version=asked.version,
                    kind=asked.kind, config=dict(config))  # fmt: skip

@@ -103,13 +103,13 @@ class Cell:
 class Requests(Protocol):
     """Requests of a table's rows; see `RowRequests`."""
 
-    def unset(self, run: Mapping[str, Any], /) -> Sequence[str]:
+    def unset(self, run: Mapping[str, object], /) -> Sequence[str]:
         """Keys that the user must set."""
 
-    def absent(self, run: Mapping[str, Any], /) -> Sequence[str]:
+    def absent(self, run: Mapping[str, object], /) -> Sequence[str]:
         """Published weights that are not on this machine."""
 
-    def differences(self, run: Mapping[str, Any], result: Result, /) -> Sequence[str]:
+    def differences(self, run: Mapping[str, object], result: Result, /) -> Sequence[str]:
         """Values by which a result differs from what is asked."""
 
 
@@ -153,7 +153,7 @@ def read_table(name: str, config_dirs: Sequence[Path] = ()) -> Table:
     return Table(name, str(data.get("title") or name), data.get("note"), protocols, columns, rows)
 
 
-def _mapping(value: Any, key: str, allowed: Sequence[str] | None = None) -> dict[str, Any]:
+def _mapping(value: object, key: str, allowed: Sequence[str] | None = None) -> dict[str, Any]:
     if value is None:
         return {}
     if not isinstance(value, Mapping):
@@ -164,7 +164,7 @@ def _mapping(value: Any, key: str, allowed: Sequence[str] | None = None) -> dict
     return {str(k): v for k, v in value.items()}
 
 
-def _column(name: str, value: Any, key: str, protocols: set[str]) -> Column:
+def _column(name: str, value: object, key: str, protocols: set[str]) -> Column:
     block = _mapping(value, key, COLUMN_KEYS)
     if "text" in block:
         return Column(name, str(block["text"]))
@@ -184,7 +184,7 @@ def _column(name: str, value: Any, key: str, protocols: set[str]) -> Column:
                   bool(block.get("published_only")))  # fmt: skip
 
 
-def _row(value: Any, key: str, columns: Sequence[Column], source: Any) -> Row:
+def _row(value: object, key: str, columns: Sequence[Column], source: object) -> Row:
     block = _mapping(value, key, ROW_KEYS)
     names = [c.key for c in columns if c.metric]
     published = _mapping(block.get("published"), f"{key}.published", names)

@@ -160,7 +160,7 @@ class Attempt:
         if self.is_main:
             self.notes.write(self.own, durable=False)
 
-    def progress(self, work: Iterable[Any] | int, unit: str = "it", label: str = "") -> Progress:
+    def progress(self, work: Iterable[object] | int, unit: str = "it", label: str = "") -> Progress:
         """A progress bar over an iterable or a total; iterate it, or call `.update(n)`."""
         return Progress(work, unit=unit, label=label, file=self.own / "progress.json" if self.is_main else None)
 
@@ -193,7 +193,7 @@ def wait_for_file(path: Path, timeout_s: float = 600.0) -> Any:
     return value
 
 
-def iterate(attempt: Attempt, items: Iterable[Any]) -> Iterator[Any]:
+def iterate(attempt: Attempt, items: Iterable[object]) -> Iterator[Any]:
     """Yields items until the attempt is asked to stop, then ends; for work published piece by piece."""
     for item in items:
         if attempt.should_stop:

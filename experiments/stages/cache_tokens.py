@@ -126,7 +126,7 @@ class _Speaker:
 
 def _about(
     attempt: Attempt, network: Any, tokenizer: Any, images: Any, dataset: DatasetSpec, settings: Settings
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """The origin of the tokens for the manifest: no paths, nothing about how it ran."""
     request = Request.read(attempt.folder)
     digests = request.outside if request else {}

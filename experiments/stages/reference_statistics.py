@@ -89,7 +89,7 @@ def _images(
     path: Path | None,
     settings: Settings,
     given: bool,
-) -> tuple[Blocks | None, dict[str, Any]]:
+) -> tuple[Blocks | None, dict[str, object]]:
     """Passes the reference's images through the network; what is stored names these images."""
     if path is not None:
         return _from_file(features, path, num_images, settings, given)
@@ -113,8 +113,8 @@ def _images(
 
 def _from_file(
     features: FeaturePass, path: Path, num_images: int | None, settings: Settings, given: bool
-) -> tuple[Blocks | None, dict[str, Any]]:
-    about: dict[str, Any] = {"file": path.name, "order": "file order"}
+) -> tuple[Blocks | None, dict[str, object]]:
+    about: dict[str, object] = {"file": path.name, "order": "file order"}
     if given and not settings.keeps_features:
         return None, {**about, "statistics": "as in the file"}
     images = open_images(path)

@@ -111,7 +111,7 @@ class Maker:
     def __init__(
         self,
         model: Any,
-        tokenizer: Any,
+        tokenizer: object,
         sampler: Any,
         grid: tuple[int, int],
         classes: list[int] | None,

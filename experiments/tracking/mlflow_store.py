@@ -156,7 +156,7 @@ class MlflowStore:
             # Deleted since it was noted: by hand, or as the twin of a run that another machine's shipper made.
             return self._bring(run, experiment, note, {})
 
-    def _bring(self, run: Run, experiment: str, note: Path, known: Mapping[str, Any]) -> int:
+    def _bring(self, run: Run, experiment: str, note: Path, known: Mapping[str, object]) -> int:
         """Everything MLflow should have of a run; `known` is what this store remembers of it."""
         signature = run.signature()
         run_id, marks = self._find_or_create(run, experiment, known)
@@ -326,7 +326,7 @@ def _uid(uid: str) -> str:
     return hashlib.sha256(uid.encode()).hexdigest()[:32]
 
 
-def _digest(value: Any) -> str:
+def _digest(value: object) -> str:
     return hashlib.sha256(json.dumps(value, default=dict).encode()).hexdigest()
 
 
@@ -344,6 +344,6 @@ def _dataset(use: DatasetUse) -> Any:
     return DatasetInput(data, [InputTag("mlflow.data.context", use.context[:500])])
 
 
-def _chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+def _chunks(items: Sequence[object], size: int) -> Iterator[Sequence[Any]]:
     for start in range(0, len(items), size):
         yield items[start : start + size]

@@ -75,10 +75,10 @@ class Source(Protocol):
     facts: dict[str, Any]
     held_out: HeldOut | None
 
-    def batches(self, **place: Any) -> Any:
+    def batches(self, **place: object) -> Any:
         """Endless batches; `place` is batch_size, seed, rank, world_size and start."""
 
-    def tokenizer(self) -> Any:
+    def tokenizer(self) -> object:
         """The tokenizer that decodes the tokens."""
 
 
