@@ -9,11 +9,11 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from experiments.console import coloured, duration, number, table
 from experiments.monitoring.status import rows_of
 from experiments.store.records import PipelineRecord, latest_records
+from experiments.store.typed_json import Block
 
 HELP = "every step: state, job, time, headline number"
 EPILOG = """\
@@ -78,9 +78,7 @@ def main(args: argparse.Namespace) -> int:
         time.sleep(2)
 
 
-def _lines(
-    rows: Sequence[tuple[PipelineRecord, list[dict[str, Any]]]], store: Path, every_row: bool = False
-) -> Iterator[str]:
+def _lines(rows: Sequence[tuple[PipelineRecord, list[Block]]], store: Path, every_row: bool = False) -> Iterator[str]:
     if not rows:
         yield f"nothing has been run in {store}"
     for record, steps in rows:
@@ -99,11 +97,11 @@ def _lines(
         yield f"  {len(steps)} {'step' if len(steps) == 1 else 'steps'}: {total}{more}"
 
 
-def folded(steps: Sequence[dict[str, object]]) -> list[dict[str, Any]]:
+def folded(steps: Sequence[dict[str, object]]) -> list[Block]:
     """The rows of a large sweep with those folded into one that are items of one step in the same state."""
     if len(steps) <= FOLD_ABOVE:
         return list(steps)
-    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    groups: dict[tuple[str, str, str], list[Block]] = {}
     for step in steps:
         reason = str(step["reason"]) if step["state"] in ("failed", "killed") else ""
         groups.setdefault((str(step["name"]).partition("[")[0], str(step["state"]), reason), []).append(step)
@@ -128,12 +126,12 @@ def folded(steps: Sequence[dict[str, object]]) -> list[dict[str, Any]]:
     return shown
 
 
-def _headline(row: dict[str, Any]) -> str:
+def _headline(row: Block) -> str:
     head = row["headline"]
     return f"{head['name']} {number(head['value'])}" if head else ""
 
 
-def _detail(row: dict[str, Any]) -> str:
+def _detail(row: Block) -> str:
     progress = row["progress"]
     if progress and progress.get("total"):
         rate = progress["rate"] or 0

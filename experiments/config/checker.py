@@ -18,6 +18,7 @@ from experiments.config.resources import step_resources
 from experiments.config.schema.coercion import coerce
 from experiments.config.schema.params import MISSING, Param, Signature
 from experiments.config.schema.sources import Sources, present_name
+from experiments.store.typed_json import Block, Options
 from maskgit_core.errors import ConfigError, unknown_key
 from maskgit_core.models import first_name
 
@@ -36,24 +37,24 @@ class StepRequest:
     module: str
     version: int
     kind: str
-    config: Mapping[str, Any]  # semantic values, canonical; components as {"name": ..., option: ...}
-    identity: Mapping[str, Any]  # config without options at their neutral value: what is hashed
-    execution: Mapping[str, Any]  # dotted key -> how it runs
-    content: Mapping[str, Any]  # dotted key -> path(s) whose content counts
+    config: Options  # semantic values, canonical; components as {"name": ..., option: ...}
+    identity: Options  # config without options at their neutral value: what is hashed
+    execution: Options  # dotted key -> how it runs
+    content: Options  # dotted key -> path(s) whose content counts
     weights: Mapping[str, str]  # dotted key -> registry name or file whose sha256 counts
     modules: Mapping[str, str]  # dotted key of a component -> its module
     needs: Mapping[str, tuple[Need, ...]]  # parameter -> upstream steps
-    resources: Mapping[str, Any] = field(default_factory=dict)
+    resources: Options = field(default_factory=dict)
 
 
 @dataclass
 class _Parts:
     """Accumulates what a step's block turns into."""
 
-    config: dict[str, Any] = field(default_factory=dict)
-    identity: dict[str, Any] = field(default_factory=dict)
-    execution: dict[str, Any] = field(default_factory=dict)
-    content: dict[str, Any] = field(default_factory=dict)
+    config: Block = field(default_factory=dict)
+    identity: Block = field(default_factory=dict)
+    execution: Block = field(default_factory=dict)
+    content: Block = field(default_factory=dict)
     weights: dict[str, str] = field(default_factory=dict)
     modules: dict[str, str] = field(default_factory=dict)
 
@@ -71,7 +72,7 @@ class Checker:
         self.known_groups = tuple(known_groups)
         self._memo: dict[str, StepRequest] = {}
 
-    def steps(self, config: Mapping[str, Any]) -> dict[str, StepRequest]:
+    def steps(self, config: Options) -> dict[str, StepRequest]:
         """The checked requests of every step in `pipeline.steps`, by name, in the order written.
 
         Raises:
@@ -84,7 +85,7 @@ class Checker:
         return {name: self._step(name, node, signatures[name], config, kinds) for name, node in nodes.items()}
 
     # -- the pipeline block ---------------------------------------------------------------------------------------
-    def _nodes(self, config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    def _nodes(self, config: Options) -> dict[str, Block]:
         pipeline = config.get("pipeline")
         if not isinstance(pipeline, Mapping) or not isinstance(pipeline.get("steps"), Mapping):
             raise ConfigError(
@@ -121,9 +122,7 @@ class Checker:
             raise ConfigError(f"pipeline.steps.{step}.stage: {signature.path.name} does not say what it PRODUCES")
         return kind
 
-    def _check_top_level(
-        self, config: Mapping[str, Any], nodes: Mapping[str, Any], signatures: Mapping[str, Signature]
-    ) -> None:
+    def _check_top_level(self, config: Options, nodes: Options, signatures: Mapping[str, Signature]) -> None:
         stages = {node["stage"] for node in nodes.values()}
         # A block for a step that another file removed from the DAG is no mistake.
         named = set(config["pipeline"]["steps"])
@@ -156,9 +155,9 @@ class Checker:
     def _step(
         self,
         name: str,
-        node: Mapping[str, Any],
+        node: Options,
         signature: Signature,
-        config: Mapping[str, Any],
+        config: Options,
         kinds: Mapping[str, str],
     ) -> StepRequest:
         stage = node["stage"]
@@ -228,7 +227,7 @@ class Checker:
         else:
             _store(param, coerce(param, value, key), path, parts, key)
 
-    def _component(self, param: Param, key: str, value: Mapping[str, Any], path: str, parts: _Parts) -> None:
+    def _component(self, param: Param, key: str, value: Options, path: str, parts: _Parts) -> None:
         base, name = param.base, present_name(param.base, value.get("name"))
         if not isinstance(name, str):
             raise ConfigError(f"{key}.name: missing; one of [{', '.join(self._sources.components(base))}]")
@@ -248,9 +247,7 @@ class Checker:
                              (parts.weights, inner.weights), (parts.modules, inner.modules)):  # fmt: skip
             mine.update({f"{path}.{k}": v for k, v in theirs.items()})
 
-    def _refuse_options_of_others(
-        self, base: str, name: str, key: str, value: Mapping[str, Any], signature: Signature
-    ) -> None:
+    def _refuse_options_of_others(self, base: str, name: str, key: str, value: Options, signature: Signature) -> None:
         """Refuses an option that only other components of the kind have, such as one a recipe sets for its model."""
         for option in value:
             if option == "name" or option in signature.params:
@@ -265,7 +262,7 @@ class Checker:
                 )
 
 
-def _present(needs: Any, steps: Mapping[str, Any]) -> Any:
+def _present(needs: Any, steps: Options) -> Any:
     """`needs` without entries that another file took away (null) and optional ones (`train_tokenizer?`) of no step."""
     if not isinstance(needs, Mapping):
         return needs
@@ -305,7 +302,7 @@ def _refuse_unknown(key: str, block: Any, signature: Signature) -> None:
             raise unknown_key(f"{key}.{inner}", str(inner), shown)
 
 
-def _refuse_remainder(param: Param, key: str, values: Mapping[str, Any]) -> None:
+def _refuse_remainder(param: Param, key: str, values: Options) -> None:
     if param.divides is not None and values[param.divides] % values[param.name]:
         raise ConfigError(
             f"{key}.{param.name}: {values[param.name]} does not divide {key}.{param.divides} "
@@ -313,9 +310,7 @@ def _refuse_remainder(param: Param, key: str, values: Mapping[str, Any]) -> None
         )
 
 
-def _find(
-    param: Param, stage: str, blocks: Sequence[str], config: Mapping[str, Any], top: Sequence[str]
-) -> tuple[str, Any]:
+def _find(param: Param, stage: str, blocks: Sequence[str], config: Options, top: Sequence[str]) -> tuple[str, Any]:
     """The place of a stage parameter's value: the step's block over the stage's over the top level."""
     key, value = f"{stage}.{param.name}", MISSING
     if param.name in top:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from experiments.store.typed_json import Options
 from maskgit_core.errors import ConfigError
 
 #: Values in a file and characters in a config, expanded, at most.
@@ -94,7 +95,7 @@ def _defaults(value: Any, group: str) -> list[tuple[str, str]]:
     return files
 
 
-def check_size(config: Mapping[str, Any]) -> None:
+def check_size(config: Options) -> None:
     """Refuses interpolations that would expand to more than is allowed.
 
     Raises:

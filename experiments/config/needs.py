@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from experiments.config.schema.params import Param, Signature
+from experiments.store.typed_json import Options
 from maskgit_core.errors import ConfigError, unknown_key, unknown_name
 
 
@@ -99,7 +100,7 @@ def reference(step: str, param: Param, key: str, text: str, kinds: Mapping[str, 
     return Need(name, at=at)
 
 
-def topological(requests: Mapping[str, Any]) -> list[str]:
+def topological(requests: Options) -> list[str]:
     """Names of step requests, upstream first.
 
     Raises:

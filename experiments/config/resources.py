@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from experiments.config.compose import CONF
+from experiments.store.typed_json import Block, Options
 from maskgit_core.errors import ConfigError, unknown_key
 
 
 @cache
-def stage_defaults(stage: str) -> dict[str, Any]:
+def stage_defaults(stage: str) -> Block:
     """Default resources of a stage (`conf/stage/<stage>.yaml`)."""
     import yaml
 
@@ -28,7 +28,7 @@ RESOURCE_KEYS = (
 )
 
 
-def step_resources(name: str, stage: str, asked: Mapping[str, Any], piecewise: bool = False) -> dict[str, Any]:
+def step_resources(name: str, stage: str, asked: Options, piecewise: bool = False) -> Block:
     """The stage's defaults, under `resources.<stage>`, under `resources.<step>`; refuses unknown keys.
 
     Args:

@@ -13,6 +13,7 @@ from torch import Tensor
 from experiments.config.specs import ExtractorSpec, Input
 from experiments.running.attempt import Attempt
 from experiments.store.paths import StepFolder
+from experiments.store.typed_json import Block
 from maskgit_core.errors import ConfigError
 from maskgit_core.evaluation.blocks import Blocks
 from maskgit_core.evaluation.features import describe_extractor, extract
@@ -96,7 +97,7 @@ class Scores:
 
     def __init__(self, protocol_name: str, protocol: dict[str, object]) -> None:
         self.protocol_name, self.protocol = protocol_name, protocol
-        self.rows: list[dict[str, Any]] = []
+        self.rows: list[Block] = []
 
     def add(self, name: str, of: str, value: float, num_images: int, **more: object) -> None:
         """One number: a metric's name, what was measured, the value and the count it depends on."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from experiments.config.specs import ExtractorSpec, Input
 from experiments.evaluation.feature_pass import FeaturePass
 from experiments.evaluation.set_scores import Settings
 from experiments.running.attempt import Attempt
+from experiments.store.typed_json import Block
 from maskgit_core.errors import ConfigError
 
 
@@ -51,7 +51,7 @@ def further_measures(
 
 
 def _settings(name: str, given: Mapping[str, object]) -> Settings:
-    options: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
+    options: Block = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
     try:
         return Settings(**options)
     except TypeError:

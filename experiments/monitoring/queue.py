@@ -6,11 +6,12 @@ import shutil
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from experiments.monitoring import queue as queue_hint
 from experiments.store.claims import JobAlive
 from experiments.store.documents import Request, Submission
+from experiments.store.typed_json import Block
 from maskgit_core.files import read_json
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ def exit_note(folder: Path, store: Path) -> dict[str, object] | None:
     request = Request.read(folder)
     if submitted is None or request is None:
         return None
-    notes: list[dict[str, Any]] = []
+    notes: list[Block] = []
     for batch in sorted((store / "slurm" / submitted.pipeline).glob("[0-9]*/batch.json")):
         for index, task in enumerate((read_json(batch) or {}).get("tasks", [])):
             for position, call in enumerate(task):

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from experiments.store.records import PipelineRecord, PipelineStep
+from experiments.store.typed_json import Block
 
 
-def rows_of(record: PipelineRecord, store: Path) -> list[dict[str, Any]]:
+def rows_of(record: PipelineRecord, store: Path) -> list[Block]:
     """Every step of an execution with its state as it is now."""
     from experiments.monitoring.queue import job_alive, queued_steps
 
@@ -24,7 +25,7 @@ def rows_of(record: PipelineRecord, store: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def row_of(entry: PipelineStep, store: Path, alive: Any, queued: Any, states: dict[str, str]) -> dict[str, Any]:
+def row_of(entry: PipelineStep, store: Path, alive: Any, queued: Any, states: dict[str, str]) -> Block:
     """One step's state: from its files first, then the queue, then what it waits for."""
     from experiments.monitoring.queue import running_tasks
     from experiments.store.paths import StepFolder

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from experiments.console import duration, table
 from experiments.monitoring import queue
+from experiments.store.typed_json import Options
 
 
-def report(steps: Sequence[Mapping[str, Any]]) -> str:
+def report(steps: Sequence[Options]) -> str:
     """A table of the jobs of these steps (rows of `maskgit status`) that have run; one line without accounting."""
     jobs = {}
     for step in steps:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from experiments.planning.graph import Node
+from experiments.store.typed_json import Options
 
 
 def request_of(node: Node) -> dict[str, object]:
@@ -18,7 +18,7 @@ def request_of(node: Node) -> dict[str, object]:
     }
 
 
-def flat_request(request: Mapping[str, Any]) -> dict[str, object]:
+def flat_request(request: Options) -> dict[str, object]:
     """Dotted key -> value of everything that makes a step's identity."""
     flat: dict[str, object] = {"version": request.get("version")}
 

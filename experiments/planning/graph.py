@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from experiments.config import sweep as sweeps
 from experiments.config.checker import StepRequest
 from experiments.store.step_folder import Store
+from experiments.store.typed_json import Options
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Graph:
     description: str
     nodes: Mapping[str, Node]
     items: tuple[Item, ...]
-    settings: Mapping[str, Any]  # launcher, paths, tracking: how, not what
+    settings: Options  # launcher, paths, tracking: how, not what
     overrides: tuple[str, ...] = ()
     configs: tuple[Mapping[str, object], ...] = field(default=(), repr=False)
     outside: tuple[str, ...] = ()  # steps that are needed but not asked for (`--only`, `--from`): they must be finished

@@ -21,6 +21,7 @@ from experiments.planning.kept_needs import check_is_kept, stored_request
 from experiments.planning.parts import Part
 from experiments.store.kept import INPUT, find_model, kept_fingerprint, kept_folder
 from experiments.store.step_folder import Store
+from experiments.store.typed_json import Options
 from experiments.store.typed_json import fingerprint as fingerprint_of
 from maskgit_core.errors import ConfigError, WeightsError
 from maskgit_core.weights.registry import is_published
@@ -55,7 +56,7 @@ def build(
     arguments: Sequence[str],
     config_dirs: Sequence[Path] = (),
     digest: Digest | None = None,
-    check: Callable[[Mapping[str, Any]], object] | None = None,
+    check: Callable[[Options], object] | None = None,
     fetch: Callable[[str], object] | None = None,
     part: Part | None = None,
     allow_absent: bool = False,
@@ -108,7 +109,7 @@ def build(
 
 
 def _possible(
-    requests: list[Mapping[str, StepRequest]], config: Mapping[str, Any], digest: Digest, allow_absent: bool
+    requests: list[Mapping[str, StepRequest]], config: Options, digest: Digest, allow_absent: bool
 ) -> tuple[list[Mapping[str, StepRequest]], Sequence[str]]:
     """The steps whose weights there are, where the pipeline's steps are optional, else all; and what is left out."""
     if not config["pipeline"].get("optional"):

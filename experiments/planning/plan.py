@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from experiments.config.schema.signatures import source_file
 from experiments.planning.difference import difference, flat_request, request_of
@@ -14,7 +14,7 @@ from experiments.store.claims import JobAlive
 from experiments.store.code_digests import CodeNow
 from experiments.store.documents import Manifest, Record, Request
 from experiments.store.step_folder import Status, check_outputs, status
-from experiments.store.typed_json import plain
+from experiments.store.typed_json import Options, plain
 from maskgit_core.errors import ArtifactError, ConfigError
 
 Action = Literal["done", "running", "queued", "run", "check"]
@@ -51,7 +51,7 @@ class Planner:
         *,
         redo: Collection[str] = (),
         job_alive: JobAlive | None = None,
-        queued: Mapping[str, Any] | None = None,
+        queued: Options | None = None,
     ) -> None:
         self._graph = graph
         self._queued = queued or {}

@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from experiments.config.specs import Input
 from experiments.console import duration
 from experiments.store.documents import Manifest, Record
 from experiments.store.records import PipelineRecord, PipelineStep
+from experiments.store.typed_json import Options
 
 BOX, GAP_X, GAP_Y, HEIGHT, LETTER = 26, 18, 34, 30, 7.2  # of the drawing, in px
 
@@ -86,7 +86,7 @@ def commit_of(record: Record) -> str:
     return (code.commit or "")[:12] + (" + changes" if code.dirty else "")
 
 
-def _machine(facts: Mapping[str, Any]) -> str:
+def _machine(facts: Options) -> str:
     gpus = [str(name) for name in facts.get("gpus") or ()]
     cores = f"{facts['cores']} cores" if facts.get("cores") else ""
     what = [f"{gpus.count(name)} x {name}" for name in dict.fromkeys(gpus)] or ([f"{cores}, no GPU"] if cores else [])

@@ -14,6 +14,7 @@ from experiments.reporting.pictures import strip
 from experiments.results import html
 from experiments.results.plots import Mark, pareto_front, scatter_figure, value_figure
 from experiments.store.scores import Score, describe_metric
+from experiments.store.typed_json import Block
 
 MAX_CARDS = 60
 
@@ -84,7 +85,7 @@ def front(inputs: Sequence[Input]) -> tuple[Any, str] | None:
     return scatter_figure(groups, x.key, y.key, best), f"{y.key} over {x.key}; dashed: the Pareto front"
 
 
-def table(inputs: Sequence[Input]) -> dict[str, Any]:
+def table(inputs: Sequence[Input]) -> Block:
     """A row per item, a column per score; scores of unlike protocols get columns of their own."""
     read = {item.fingerprint: scores_of(item) for item in inputs}
     columns = {s.comparable: s for scores in read.values() for s in scores}

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from experiments.config import compose as configs
 from experiments.planning.graph import Graph, Node
@@ -13,10 +12,11 @@ from experiments.planning.pipeline import build, weights_of
 from experiments.results.results import Result
 from experiments.store.documents import Request
 from experiments.store.records import PipelineStep, step_params
+from experiments.store.typed_json import Options
 from maskgit_core.errors import MaskgitError
 from maskgit_core.weights.download import missing
 
-Run = Mapping[str, Any]  # `run` of a row: experiment, step, where, overrides
+Run = Options  # `run` of a row: experiment, step, where, overrides
 
 
 class RowRequests:

@@ -28,6 +28,7 @@ from typing import Any, Protocol
 from experiments.config.compose import CONF, group_names
 from experiments.results.results import Filter, Result, Spread, collect, select
 from experiments.store.scores import METRICS, PREFIXES, Score, describe_metric, unlike
+from experiments.store.typed_json import Block, Options
 from maskgit_core.errors import ConfigError, suggestion, unknown_key, unknown_name
 
 KEYS = ("title", "note", "source", "protocols", "columns", "rows")
@@ -58,7 +59,7 @@ class Row:
     published: Mapping[str, float]
     source: str | None
     note: str | None
-    run: Mapping[str, Any] | None
+    run: Options | None
 
     def command(self) -> str | None:
         """The command that fills this row, if any experiment does."""
@@ -153,7 +154,7 @@ def read_table(name: str, config_dirs: Sequence[Path] = ()) -> Table:
     return Table(name, str(data.get("title") or name), data.get("note"), protocols, columns, rows)
 
 
-def _mapping(value: object, key: str, allowed: Sequence[str] | None = None) -> dict[str, Any]:
+def _mapping(value: object, key: str, allowed: Sequence[str] | None = None) -> Block:
     if value is None:
         return {}
     if not isinstance(value, Mapping):

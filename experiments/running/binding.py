@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 from experiments.config.schema.params import Param, Signature
 from experiments.config.schema.signatures import read_component, read_stage

@@ -207,7 +207,9 @@ def _about_images(images: Any, name: str, split: str, count: int) -> dict[str, o
     }
 
 
-def _protocol(images: dict[str, object], meter: Meter, network: Network | None, measure: Measure | None) -> dict[str, object]:
+def _protocol(
+    images: dict[str, object], meter: Meter, network: Network | None, measure: Measure | None
+) -> dict[str, object]:
     reference = None if measure is None else measure.reference
     return {
         "images": images,

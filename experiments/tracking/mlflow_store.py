@@ -22,6 +22,7 @@ from experiments.config.settings import resolve_uri, without_password
 from experiments.store.claims import Claim, JobAlive
 from experiments.store.documents import DatasetUse
 from experiments.store.journal import Point
+from experiments.store.typed_json import Options
 from experiments.tracking.address import ShipReport, knock, modules_set_apart, told
 from experiments.tracking.embedded import embedded_lock, prepare_database
 from experiments.tracking.points import first_points, last_points
@@ -202,7 +203,7 @@ class MlflowStore:
             self._experiments[name] = f"{experiment.experiment_id}-{experiment.creation_time}"
         return self._experiments[name]
 
-    def _find_or_create(self, run: Run, experiment: str, known: Mapping[str, Any]) -> tuple[str | None, dict[str, int]]:
+    def _find_or_create(self, run: Run, experiment: str, known: Options) -> tuple[str | None, dict[str, int]]:
         if known.get("run_id") and "marks" in known:
             return str(known["run_id"]), dict(known["marks"])
         present, deleted = self._search(run, experiment)

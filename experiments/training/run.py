@@ -13,6 +13,7 @@ import torch
 from experiments.config.specs import ModelSpec
 from experiments.running.attempt import Attempt
 from experiments.running.components import describe
+from experiments.store.typed_json import Block
 from experiments.training.clock import Clock
 from experiments.training.kept import publish_kept
 from experiments.training.pictures import SampleGrids
@@ -72,7 +73,7 @@ class Cadence:
 class Source(Protocol):
     """Where training batches come from; see the stage."""
 
-    facts: dict[str, Any]
+    facts: Block
     held_out: HeldOut | None
 
     def batches(self, **place: object) -> Any:
@@ -336,7 +337,7 @@ def find_state(files: Path) -> Path:
     return checkpoints[0]
 
 
-def new_model(spec: ModelSpec, facts: dict[str, Any], seed: int) -> Any:
+def new_model(spec: ModelSpec, facts: Block, seed: int) -> Any:
     """A model with fresh weights that are a function of its config and `seed`."""
     known = {name: facts[name] for name in ("codebook_size", "num_tokens", "num_classes")}
     with torch.random.fork_rng(devices=[]):

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from experiments.store.typed_json import Block
+
 MISSING: Any = type("Missing", (), {"__repr__": lambda self: "MISSING"})()
 
 
@@ -81,5 +83,5 @@ class Signature:
     module: str
     path: Path
     params: dict[str, Param]
-    constants: dict[str, Any] = field(default_factory=dict)
+    constants: Block = field(default_factory=dict)
     groups: dict[str, tuple[str, str]] = field(default_factory=dict)  # parameter -> module and name of its dataclass

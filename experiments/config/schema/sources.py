@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any
 
 from experiments.config.schema.params import Signature
 from experiments.config.schema.signatures import read_component, read_stage, source_file
+from experiments.store.typed_json import Options
 from maskgit_core.errors import SYNONYMS, unknown_name
 from maskgit_core.models import RENAMED, present_module
 
@@ -77,7 +77,7 @@ class Sources:
         stages = [self.stage(name, name).params.values() for name in self.stages()]
         return {p.name for params in stages for p in params if "derived" not in p.marks}
 
-    def places(self, key: str, config: Mapping[str, Any], signatures: Mapping[str, Signature]) -> list[str]:
+    def places(self, key: str, config: Options, signatures: Mapping[str, Signature]) -> list[str]:
         """Dotted keys that `key` may mean: options of that name, or of a usual synonym, of what is configured."""
         wanted, found = dict.fromkeys([key, *SYNONYMS.get(key.lower(), ())]), []
         for base in FOLDERS:
