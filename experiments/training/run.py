@@ -54,8 +54,7 @@ class Cadence:
         keep_last: checkpoints kept while training.
         samples_every: a grid of samples of the same seeds every so many steps, `samples/step-*.png`; 0: none.
         samples_classes, samples_guidance: of these grids: a row for each class; None: the first ten.
-        peak_tflops: rate of one device that utilisation is a share of (its data sheet's); None: matrix products are
-            timed.
+        peak_tflops: rate of one device that utilisation is a share of; None: matrix products are timed.
     """
 
     keep_every: Annotated[int | None, Range(1), Neutral(None)] = None

@@ -30,9 +30,6 @@ REQUEST = [
     "evaluate.classifier_steps=10",
     "eval_tokenizer.num_images=40",
     "reference_statistics.num_images=100",
-    # as the quickstart asked then
-    "pipeline.steps.sample_untrained.needs=[train,train_tokenizer]",
-    "~sample_untrained.sampler",
 ]
 
 
