@@ -16,7 +16,7 @@ from typing import Any
 from experiments.config.coercion import coerce
 from experiments.config.needs import Need, match_needs, reference
 from experiments.config.resources import step_resources
-from experiments.config.signatures import MISSING, Param, Signature
+from experiments.config.signatures import MISSING, Hint, Param, Signature
 from experiments.config.sources import Sources, present_name
 from maskgit_core.errors import ConfigError, unknown_key
 from maskgit_core.models import first_name
@@ -44,6 +44,9 @@ class StepRequest:
     modules: Mapping[str, str]  # dotted key of a component -> its module
     needs: Mapping[str, tuple[Need, ...]]  # parameter -> upstream steps
     resources: Mapping[str, Any] = field(default_factory=dict)
+    made_for: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # the model that the sampler's settings were published with
 
 
 @dataclass
@@ -56,6 +59,7 @@ class _Parts:
     content: dict[str, Any] = field(default_factory=dict)
     weights: dict[str, str] = field(default_factory=dict)
     modules: dict[str, str] = field(default_factory=dict)
+    made_for: dict[str, Any] = field(default_factory=dict)
 
 
 class Checker:
@@ -230,6 +234,9 @@ class Checker:
         base, name = param.base, present_name(param.base, value.get("name"))
         if not isinstance(name, str):
             raise ConfigError(f"{key}.name: missing; one of [{', '.join(self._sources.components(base))}]")
+        if base == "Sampler" and "made_for" in value:
+            parts.made_for = self._made_for(f"{key}.made_for", value["made_for"])
+            value = {k: v for k, v in value.items() if k != "made_for"}
         signature = self._sources.component(base, name, key)
         self._refuse_options_of_others(base, name, key, value, signature)
         _refuse_unknown(key, {k: v for k, v in value.items() if k != "name"}, signature)
@@ -245,6 +252,14 @@ class Checker:
         for mine, theirs in ((parts.execution, inner.execution), (parts.content, inner.content),
                              (parts.weights, inner.weights), (parts.modules, inner.modules)):  # fmt: skip
             mine.update({f"{path}.{k}": v for k, v in theirs.items()})
+
+    def _made_for(self, key: str, value: Any) -> dict[str, Any]:
+        """The model that a sampler's settings were made for: its name, and options that tell its size."""
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{key}: found {value!r}; it must be a mapping with the `name` of a model")
+        parts = _Parts()
+        self._component(Param("model", Hint("spec", ("Model",))), key, value, "model", parts)
+        return {option: parts.config["model"].get(option) for option in value}
 
     def _refuse_options_of_others(
         self, base: str, name: str, key: str, value: Mapping[str, Any], signature: Signature
