@@ -15,8 +15,8 @@ ORDER = ("run", "plan", "status", "logs", "cancel", "retry", "failures", "config
 
 def command_names() -> list[str]:
     """The verbs there are, in the order people meet them."""
-    found = [p.stem for p in COMMANDS.glob("*.py") if not p.stem.startswith("_")]
-    return sorted(found, key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name))
+    names = [p.stem for p in COMMANDS.glob("*.py") if not p.stem.startswith("_")]
+    return sorted(names, key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name))
 
 
 def help_line(name: str) -> str:

@@ -146,6 +146,8 @@ class Checker:
         }
         for key in config:
             if key not in allowed and key not in self._sources.all_params:
+                if meant := self._sources.places(str(key), config, signatures)[:3]:
+                    raise ConfigError(f"{key}: unknown key; did you mean {' or '.join(meant)}?")
                 raise unknown_key(str(key), str(key), {*RESERVED, *nodes, *stages, *params})
         resources = config.get("resources") or {}
         if not isinstance(resources, Mapping):

@@ -64,7 +64,7 @@ class SamplerSpec(Spec):
 
 
 class DatasetSpec(Spec):
-    """Config of a data set: `.build()` gives a sequence of `Sample(key, image, label)`."""
+    """Config of a dataset: `.build()` gives a sequence of `Sample(key, image, label)`."""
 
     folder, class_name = "datasets", "Dataset"
 

@@ -4,7 +4,7 @@ A class that the model will never know must not wait for the end of a week's tra
 classes, tokens, codebook entries) follow from configs: an option of that name (`codebook_size`), a constant of the
 component's file (`NUM_CLASSES`, `DOWNSAMPLE_FACTOR`), the registry's facts of published weights; else from the manifest
 of what is finished; else they are unknown, and the stage itself refuses when it starts. Nothing is imported but
-data sets, which are light.
+datasets, which are light.
 """
 
 from __future__ import annotations
@@ -60,7 +60,10 @@ def _check_sampling(node: Node, known_facts: KnownFacts) -> None:
     if node.request.stage == "edit":
         refusals.check_region(config["region"], "mask" in node.request.content, config["left"], config["right"])
         refusals.check_places(f"{step}.tokenizer", known_facts.of_param(node, "tokenizer", "one_dimensional") is True)
-    (model,) = node.inputs["model"]
+    if node.request.stage == "sample":
+        has_model, has_tokens = (bool(node.inputs.get(name)) for name in ("model", "tokens"))
+        refusals.check_weights(step, has_model, has_tokens, config["untrained"])
+    model = (node.inputs.get("model") or node.inputs["tokens"])[0]
     num_classes, num_tokens = (known_facts.fact(model, name) for name in ("num_classes", "num_tokens"))
     sampler = config["sampler"]
     if num_classes is not MISSING:
@@ -70,7 +73,7 @@ def _check_sampling(node: Node, known_facts: KnownFacts) -> None:
             refusals.check_classes(f"{step}.label", [config["label"]], num_classes)
         refusals.check_guidance(sampler.get("guidance_scale", 1.0), num_classes)
     if num_tokens is not MISSING:
-        splits = known_facts.fact(model, "splits")  # a data set's SPLITS are names, not a model's number of groups
+        splits = known_facts.fact(model, "splits")  # a dataset's SPLITS are names, not a model's number of groups
         refusals.check_steps(sampler.get("num_steps", 1), num_tokens * (splits if isinstance(splits, int) else 1))
     known, codebook_size = (
         known_facts.fact(model, "codebook_size"),
@@ -182,7 +185,7 @@ def _of_component(node: Node, param: str, name: str) -> Any:
     if folder not in _CLASSES:
         return MISSING
     constants = read_component(module, _CLASSES[folder], param).constants
-    if name.upper() in constants and not component.get("partial"):  # `partial`: whatever part of a data set is there
+    if name.upper() in constants and not component.get("partial"):  # `partial`: whatever part of a dataset is there
         return constants[name.upper()]
     if (weights := node.request.weights.get(f"{param}.weights")) is not None:
         from maskgit_core.weights.registry import registry

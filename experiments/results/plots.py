@@ -87,16 +87,16 @@ def panels(runs: Mapping[str, Sequence[Point]]) -> dict[str, list[Line]]:
 
     Metrics of the machine and those with a single point are left out.
     """
-    found: dict[str, list[Line]] = {}
+    by_panel: dict[str, list[Line]] = {}
     for run, points in runs.items():
         for metric, line in curves(points).items():
             if metric.startswith(SYSTEM_PREFIX) or len(line) < 2:
                 continue
             panel, _, inner = metric.partition("/")
             label = " ".join(part for part in (run if len(runs) > 1 else "", inner) if part)
-            found.setdefault(panel, []).append(Line(label, thin([(p.step, p.value) for p in line])))
-    names = sorted(found, key=lambda n: (not n.startswith("loss"), n))
-    return {name: found[name] for name in names[:MAX_PANELS]}
+            by_panel.setdefault(panel, []).append(Line(label, thin([(p.step, p.value) for p in line])))
+    names = sorted(by_panel, key=lambda n: (not n.startswith("loss"), n))
+    return {name: by_panel[name] for name in names[:MAX_PANELS]}
 
 
 def curve_figure(arranged: Mapping[str, Sequence[Line]], x: str = "step") -> Any | None:

@@ -64,8 +64,8 @@ def arguments(request: Request, launch: Launch, inputs: Mapping[str, list[Input]
             built[name] = inputs[name] if param.hint.form == "list" else inputs[name][0]
         elif entry is not None:
             keys = [key for key in request.config if key.startswith(f"{name}.")]
-            found = {k.partition(".")[2]: _spec(entry, k, request.config[k], request, outside) for k in keys}
-            built[name] = found or (None if param.required else param.default)
+            specs = {k.partition(".")[2]: _spec(entry, k, request.config[k], request, outside) for k in keys}
+            built[name] = specs or (None if param.required else param.default)
         elif name in request.config:
             value = request.config[name]
             is_spec = "spec" in param.forms() and isinstance(value, Mapping)

@@ -196,10 +196,10 @@ def _read(item: Input) -> list[Score]:
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    flat: dict[str, Any] = {}
     for key, inner in value.items():
         if isinstance(inner, Mapping):
-            found |= _flat(inner, f"{prefix}{key}.")
+            flat |= _flat(inner, f"{prefix}{key}.")
         else:
-            found[f"{prefix}{key}"] = inner
-    return found
+            flat[f"{prefix}{key}"] = inner
+    return flat

@@ -1,4 +1,4 @@
-"""Digests of what comes from outside: data sets, samples, weights. Their content counts, never their paths."""
+"""Content digests of datasets, samples and weights: their bytes enter a fingerprint, never their paths."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 
-class Outside:
+class ContentDigests:
     """Digests contents, each once; remembers file hashes by (path, size, mtime) in the store.
 
     Args:

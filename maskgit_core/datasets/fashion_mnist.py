@@ -120,12 +120,12 @@ def _read(folder: Path, name: str, shape: tuple[int, ...]) -> np.ndarray:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             data = file.read()
     except FileNotFoundError:
-        raise DataError(f"{folder / name}: missing; get the data set again") from None
+        raise DataError(f"{folder / name}: missing; get the dataset again") from None
     except (OSError, EOFError) as error:
-        raise DataError(f"{path}: cannot be read ({error}); get the data set again") from error
+        raise DataError(f"{path}: cannot be read ({error}); get the dataset again") from error
     rank = 1 + len(shape)
     if len(data) < 4 + 4 * rank or data[:4] != bytes((0, 0, 8, rank)):
-        raise DataError(f"{path}: not an idx file of bytes with {rank} dimension(s); get the data set again")
+        raise DataError(f"{path}: not an idx file of bytes with {rank} dimension(s); get the dataset again")
     sizes = struct.unpack(f">{rank}I", data[4 : 4 + 4 * rank])
     count = 1
     for size in sizes:

@@ -86,8 +86,8 @@ class FolderImages:
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
-        found = (p for p in self.path.rglob("*") if p.suffix.lower() in EXTENSIONS and not p.name.startswith("."))
-        self._files = sorted(found, key=lambda p: p.relative_to(self.path).as_posix())
+        pictures = (p for p in self.path.rglob("*") if p.suffix.lower() in EXTENSIONS and not p.name.startswith("."))
+        self._files = sorted(pictures, key=lambda p: p.relative_to(self.path).as_posix())
         if not self._files:
             raise DataError(f"{path}: no pictures here; give a folder of PNGs or an .npz with arr_0")
         self.image_size = int(read_picture(self._files[0]).shape[0])
@@ -111,8 +111,10 @@ class TarImages:
         if not self._pictures:
             raise DataError(f"{path}: no pictures in this tar; give one of PNGs, a folder, or an .npz with arr_0")
         classes = {m.name.removesuffix(".cls"): read_member(self.path, m) for m in members if m.name.endswith(".cls")}
-        found = [classes.get(m.name.rpartition(".")[0], b"") for m in self._pictures]
-        self.labels = np.array([int(f) for f in found], dtype=np.int64) if all(f.isdigit() for f in found) else None
+        classes_read = [classes.get(m.name.rpartition(".")[0], b"") for m in self._pictures]
+        self.labels = (
+            np.array([int(f) for f in classes_read], dtype=np.int64) if all(f.isdigit() for f in classes_read) else None
+        )
         self.image_size = int(self.read([0]).shape[1])
 
     def __len__(self) -> int:
