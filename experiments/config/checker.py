@@ -17,7 +17,7 @@ from experiments.config.coercion import coerce
 from experiments.config.needs import Need, match_needs, reference
 from experiments.config.resources import step_resources
 from experiments.config.signatures import MISSING, Hint, Param, Signature
-from experiments.config.sources import Sources, present_name
+from experiments.config.sources import Sources, find_value, present_name
 from maskgit_core.errors import ConfigError, unknown_key
 from maskgit_core.models import first_name
 
@@ -179,7 +179,7 @@ class Checker:
             for block in blocks:
                 _refuse_unknown(block, config[block], signature)
             for param in signature.params.values():
-                key, value = _find(param, stage, blocks, config, top)
+                key, value = find_value(param, stage, blocks, config, top)
                 if param.kind is not None and isinstance(value, str):
                     needs[param.name], value = (reference(name, param, key, value, kinds),), MISSING
                 self._take(param, key, value, param.name, parts, param.name in needs)
@@ -326,28 +326,3 @@ def _refuse_remainder(param: Param, key: str, values: Mapping[str, Any]) -> None
             f"{key}.{param.name}: {values[param.name]} does not divide {key}.{param.divides} "
             f"({values[param.divides]}); give a divisor of it"
         )
-
-
-def _find(
-    param: Param, stage: str, blocks: Sequence[str], config: Mapping[str, Any], top: Sequence[str]
-) -> tuple[str, Any]:
-    """The place of a stage parameter's value: the step's block over the stage's over the top level."""
-    key, value = f"{stage}.{param.name}", MISSING
-    if param.name in top:
-        key, value = param.name, config[param.name]
-    for block in blocks:
-        if param.name in config[block]:
-            inner = config[block][param.name]
-            if param.base and _is_same_component(param.base, value, inner):
-                value = {**value, **inner}
-            else:
-                value = inner
-            key = f"{block}.{param.name}"
-    return key, value
-
-
-def _is_same_component(base: str, above: Any, inner: Any) -> bool:
-    """True where options of one block go over those of another: both mean the component of one name."""
-    if not isinstance(inner, Mapping) or not isinstance(above, Mapping):
-        return False
-    return "name" not in inner or present_name(base, inner["name"]) == present_name(base, above.get("name"))
