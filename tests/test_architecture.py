@@ -36,6 +36,7 @@ FLOORS: dict[str, int] = {
     "experiments.store": 6,
     "experiments.store.upkeep": 6,
     "experiments.config": 7,
+    "experiments.config.schema": 7,
     "experiments.planning": 8,
     "experiments.monitoring": 8,
     "experiments.tracking": 8,

@@ -1,7 +1,7 @@
 """Validation: plain composed data in; checked, typed, frozen step requests out.
 
 No other code sees a DictConfig or an unchecked key. Signatures of stages and components are the schema
-(`experiments/config/signatures.py` reads them from source), so checking imports none of them.
+(`experiments/config/schema/signatures.py` reads them from source), so checking imports none of them.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any
 
-from experiments.config.coercion import coerce
 from experiments.config.needs import Need, match_needs, reference
 from experiments.config.resources import step_resources
-from experiments.config.signatures import MISSING, Hint, Param, Signature
-from experiments.config.sources import Sources, find_value, present_name
+from experiments.config.schema.coercion import coerce
+from experiments.config.schema.params import MISSING, Hint, Param, Signature
+from experiments.config.schema.sources import Sources, find_value, present_name
 from maskgit_core.errors import ConfigError, unknown_key
 from maskgit_core.models import first_name
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.config.file_checks import check_files, check_size
-from experiments.config.signatures import source_file
+from experiments.config.schema.signatures import source_file
 from maskgit_core.errors import ConfigError, suggestion, unknown_name
 
 CONF = Path(__file__).resolve().parents[2] / "conf"

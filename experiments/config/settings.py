@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from experiments.config.coercion import coerce
-from experiments.config.signatures import Hint, Param
+from experiments.config.schema.coercion import coerce
+from experiments.config.schema.params import Hint, Param
 from maskgit_core.errors import ConfigError, TrackingError, unknown_key
 
 #: A `tracking.uri` that means the address in MLFLOW_TRACKING_URI, so that it is recorded nowhere.

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from experiments.config.compose import CONF
-from experiments.config.signatures import MISSING, Param, Signature, read_component, read_stage, source_file
-from experiments.config.sources import FOLDERS
+from experiments.config.schema.params import MISSING, Param, Signature
+from experiments.config.schema.signatures import read_component, read_stage, source_file
+from experiments.config.schema.sources import FOLDERS
 from maskgit_core.errors import ConfigError, WeightsError
 from maskgit_core.weights.registry import fixed_image_size
 

@@ -15,7 +15,8 @@ from importlib import import_module
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from experiments.config.signatures import MISSING, read_component
+from experiments.config.schema.params import MISSING
+from experiments.config.schema.signatures import read_component
 from experiments.planning.reference_checks import check_reference
 from experiments.store.documents import Manifest
 from maskgit_core import refusals

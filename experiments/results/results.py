@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from experiments.config.signatures import source_file
+from experiments.config.schema.signatures import source_file
 from experiments.store.code_digests import CodeNow
 from experiments.store.documents import Manifest, Record, Start
 from experiments.store.paths import StepFolder

@@ -7,7 +7,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from experiments.config.signatures import Param, Signature, read_component, read_stage
+from experiments.config.schema.params import Param, Signature
+from experiments.config.schema.signatures import read_component, read_stage
 from experiments.config.specs import SPECS, Input
 from experiments.store.documents import Launch, Manifest, Request
 from experiments.store.step_folder import check_outputs

@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from experiments.config.compose import group_names, read_choice
-from experiments.config.signatures import MISSING, read_component
+from experiments.config.schema.params import MISSING
+from experiments.config.schema.signatures import read_component
 from experiments.planning import preflight
 from experiments.planning.graph import Graph
 from experiments.planning.pipeline import build
