@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from experiments.config.sources import present_name
+from experiments.config.schema.sources import present_name
 
 if TYPE_CHECKING:
     from experiments.planning.graph import Node

@@ -7,12 +7,8 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
-<<<<<<< HEAD:experiments/config/sources.py
-from experiments.config.signatures import MISSING, Param, Signature, read_component, read_stage, source_file
-=======
-from experiments.config.schema.params import Signature
+from experiments.config.schema.params import MISSING, Param, Signature
 from experiments.config.schema.signatures import read_component, read_stage, source_file
->>>>>>> main:experiments/config/schema/sources.py
 from maskgit_core.errors import SYNONYMS, unknown_name
 from maskgit_core.models import RENAMED, present_module
 
