@@ -17,11 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 from experiments.config.schema.params import MISSING
 from experiments.config.schema.signatures import read_component
+from experiments.planning.count_checks import check_counts
+from experiments.planning.counts import Counts
 from experiments.planning.reference_checks import check_reference
 from experiments.store.documents import Manifest
 from maskgit_core import refusals
 from maskgit_core.content import resolve
 from maskgit_core.errors import ArtifactError, DataError
+from maskgit_core.weights.registry import fixed_image_size, is_published
 
 if TYPE_CHECKING:
     from experiments.planning.graph import Node
@@ -42,7 +45,7 @@ def check(nodes: Mapping[str, Node], *, ranks_count: bool = True) -> None:
     Raises:
         ConfigError: names the key, what was found and what is allowed.
     """
-    known_facts = KnownFacts(nodes)
+    known_facts, counts = KnownFacts(nodes), Counts(nodes)
     for node in nodes.values():
         if node.maker is not None or not node.request.module.startswith("experiments.stages."):
             continue
@@ -54,6 +57,8 @@ def check(nodes: Mapping[str, Node], *, ranks_count: bool = True) -> None:
             check_reference(node, nodes[node.inputs["reference"][0]])
         elif node.request.stage == "train_tokenizer":
             _check_tokenizer_training(node, known_facts, ranks_count)
+        _check_images(node, known_facts)
+        check_counts(node, nodes, counts)
 
 
 def _check_sampling(node: Node, known_facts: KnownFacts) -> None:
@@ -112,6 +117,27 @@ def _check_tokenizer_training(node: Node, known_facts: KnownFacts, ranks_count: 
     )
     if MISSING not in (size, factor):
         refusals.check_crop(config.get("crop_size"), size, factor, step)
+
+
+def _check_images(node: Node, known_facts: KnownFacts) -> None:
+    """The side of what a step encodes, against the tokenizer that encodes it."""
+    step, config, request = node.request.name, node.request.config, node.request
+    tokenizer, images = ("image_tokenizer", "images") if request.stage == "train" else ("tokenizer", "dataset")
+    dataset = config.get(images)
+    if request.stage not in ("eval_tokenizer", "cache_tokens", "train", "edit", "train_tokenizer"):
+        return
+    size = known_facts.of_param(node, images, "image_size")
+    if not isinstance(dataset, Mapping) or not isinstance(size, int):
+        return
+    crop = config.get("image_crop_size" if request.stage == "train" else "crop_size")
+    factor = known_facts.of_param(node, tokenizer, "downsample_factor")
+    spec, module = config.get(tokenizer), request.modules.get(tokenizer, "")
+    only = None
+    weights = request.weights.get(f"{tokenizer}.weights")
+    if isinstance(spec, Mapping) and is_published(weights):  # of a file of one's own the step tells
+        only = fixed_image_size(module.removeprefix("maskgit_core.").replace(".", "/"), weights)
+    key = f"{step}.{'crop_size' if crop else f'{images}.image_size'}"
+    refusals.check_image_size(key, crop or size, factor if isinstance(factor, int) else None, only)
 
 
 class KnownFacts:

@@ -34,6 +34,8 @@ class ContentDigests:
         from maskgit_core.content import digest, resolve
         from maskgit_core.errors import DataError
 
+        if value == "???":
+            raise DataError(f"{key}: missing; give the file or folder with {key}=PATH")
         try:
             return digest(resolve(value), self._cache)
         except DataError as error:

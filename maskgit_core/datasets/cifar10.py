@@ -8,7 +8,7 @@ one over CIFAR-10, and their digests differ.
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -86,6 +86,17 @@ class Dataset:
         """
         if self._files is not None:
             self._files.check()
+
+
+def count_pictures(root: str, options: Mapping[str, Any]) -> int:
+    """The number of pictures of a dataset with these options.
+
+    Raises:
+        DataError: as of the dataset.
+    """
+    if _reader(Path(root)) is not None:
+        return 50_000 if options.get("split", "train") == "train" else 10_000
+    return len(Dataset(root=root, **options))
 
 
 def _reader(root: Path) -> Callable[[str], tuple[np.ndarray, list[int]]] | None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from maskgit_core.content import resolve
 from maskgit_core.datasets import Sample
@@ -134,6 +134,15 @@ def refuse_splits(folder: Path, class_names: list[str]) -> None:
 def count_classes(root: Path, split: str = "") -> int | None:
     """The number of classes of a folder of pictures; None without class folders."""
     return len(class_folders(split_folder(root, split))) or None
+
+
+def count_pictures(root: str, options: Mapping[str, Any]) -> int:
+    """The number of pictures of a dataset with these options.
+
+    Raises:
+        DataError: as of the dataset.
+    """
+    return len(Dataset(root=root, **{**options, "damaged": "refuse"}))
 
 
 def split_folder(root: Path, split: str) -> Path:
