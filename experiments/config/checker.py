@@ -252,7 +252,7 @@ class Checker:
                              (parts.weights, inner.weights), (parts.modules, inner.modules)):  # fmt: skip
             mine.update({f"{path}.{k}": v for k, v in theirs.items()})
 
-    def _made_for(self, key: str, value: Any) -> Block:
+    def _made_for(self, key: str, value: object) -> Block:
         """The model that a sampler's settings were made for: its name, and options that tell its size."""
         if not isinstance(value, Mapping):
             raise ConfigError(f"{key}: found {value!r}; it must be a mapping with the `name` of a model")
@@ -306,7 +306,7 @@ def _identified(param: Param, value: Any) -> Any:
     return f"{value} (revision {param.revision})"
 
 
-def _refuse_unknown(key: str, block: Any, signature: Signature) -> None:
+def _refuse_unknown(key: str, block: object, signature: Signature) -> None:
     if not isinstance(block, Mapping):
         raise ConfigError(f"{key}: found {block!r}; it must be a mapping of [{', '.join(sorted(signature.params))}]")
     for inner in block:

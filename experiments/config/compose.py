@@ -31,9 +31,9 @@ class Overrides:
     """A command line, sorted: what selects files, what sets values, what sweeps."""
 
     choices: tuple[tuple[str, str], ...]
-    values: tuple[tuple[str, Any], ...]
+    values: tuple[tuple[str, object], ...]
     removed: tuple[str, ...]
-    sweeps: tuple[tuple[str, tuple[Any, ...]], ...]
+    sweeps: tuple[tuple[str, tuple[object, ...]], ...]
 
     def choice(self, group: str) -> str | None:
         """The file chosen for a group, if any."""
@@ -162,7 +162,7 @@ def _sweep_values(override: Any, argument: str, config_dirs: Sequence[Path]) -> 
     return [_plain(v) for v in override.sweep_iterator()]
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> Any:
     from hydra.core.override_parser.types import QuotedString
 
     if isinstance(value, QuotedString):
@@ -232,7 +232,7 @@ def read_choice(group: str, name: str, config_dirs: Sequence[Path] = ()) -> Bloc
     return _hydra(place, f"{group}/{name}", [f"hydra.searchpath=[{others}]"])
 
 
-def with_value(config: Options, key: str, value: Any) -> Block:
+def with_value(config: Options, key: str, value: object) -> Block:
     """A copy of `config` with dotted `key` set; only the path to it is copied, the rest is shared."""
     head, _, rest = key.partition(".")
     changed = dict(config)
@@ -257,7 +257,7 @@ def without(config: Options, key: str, above: str = "") -> Block:
     return changed
 
 
-def has_interpolation(value: Any) -> bool:
+def has_interpolation(value: object) -> bool:
     """True where some text in `value` holds `${`."""
     if isinstance(value, str):
         return "${" in value
@@ -289,7 +289,7 @@ def resolve(config: Options) -> Block:
     return {str(k): v for k, v in plain.items()}
 
 
-def _register_resolvers(plugins: Any) -> None:
+def _register_resolvers(plugins: object) -> None:
     """Imports `<plugin>/resolvers.py`, where a package of one's own registers OmegaConf resolvers."""
     for name in plugins if isinstance(plugins, list) else ():
         if isinstance(name, str) and name.isidentifier() and source_file(f"{name}.resolvers") is not None:

@@ -140,19 +140,19 @@ def _with_published(config: Options) -> Block:
     return {**kept, "tokenizer": own, "resources": resources, "pipeline": {**config["pipeline"], "steps": steps}}
 
 
-def _without(needs: Any) -> Any:
+def _without(needs: Any) -> object:
     if isinstance(needs, Mapping):
         return {param: step for param, step in needs.items() if step != "train_tokenizer"}
     return [step for step in needs or [] if step != "train_tokenizer"]
 
 
-def _has_auto(value: Any) -> bool:
+def _has_auto(value: object) -> bool:
     if isinstance(value, Mapping):
         return any(map(_has_auto, value.values()))
     return bool(value == AUTO)
 
 
-def _filled(value: Any, chosen: Options, key: str = "") -> Any:
+def _filled(value: object, chosen: Options, key: str = "") -> Any:
     if isinstance(value, Mapping):
         return {name: _filled(inner, chosen, f"{key}.{name}" if key else str(name)) for name, inner in value.items()}
     if not isinstance(value, str) or value != AUTO:
@@ -186,6 +186,6 @@ def _said(pictures: Pictures, config: Options, published: bool) -> list[str]:
     return lines
 
 
-def _number(value: Any) -> str:
+def _number(value: object) -> str:
     """A number with its thousands apart; what is none (a mistake that the checker names) as it is."""
     return f"{value:,}" if isinstance(value, int) else str(value)

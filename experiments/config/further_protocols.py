@@ -56,11 +56,11 @@ def with_further_protocols(config: Options, read: Read) -> Block:
     return changed
 
 
-def _stage(name: str, node: Any) -> str:
+def _stage(name: str, node: object) -> str:
     return str(node.get("stage", name)) if isinstance(node, Mapping) else name
 
 
-def _mapping(value: Any) -> Block:
+def _mapping(value: object) -> Block:
     return dict(value) if isinstance(value, Mapping) else {}
 
 
@@ -149,7 +149,7 @@ class _Further:
         self.steps[step] = {**node, "needs": _with_references(node.get("needs") or [], made)}
 
 
-def _with_references(needs: Any, made: Mapping[str, str]) -> Any:
+def _with_references(needs: Any, made: Mapping[str, str]) -> object:
     """`needs` with the twins of those reference steps that it names."""
     if isinstance(needs, Mapping):
         named = [str(v) for value in needs.values() for v in (value if isinstance(value, list) else [value])]

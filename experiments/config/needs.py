@@ -69,7 +69,7 @@ def match_needs(step: str, written: Any, signature: Signature, kinds: Mapping[st
     return {name: tuple(needs) for name, needs in matched.items()}
 
 
-def _need(key: str, text: Any, kinds: Mapping[str, str]) -> Need:
+def _need(key: str, text: object, kinds: Mapping[str, str]) -> Need:
     name = str(text)
     step, at = _place(key, name.removesuffix("[*]"))
     if step not in kinds:

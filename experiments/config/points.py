@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from experiments.config import compose as configs
 from experiments.config import sweep as sweeps
@@ -28,7 +28,7 @@ class Points(NamedTuple):
     points: list[sweeps.Point]
     configs: list[Block]
     keys: list[str]  # dotted keys of values that were typed or are swept
-    first_with: Callable[[str, Any], Block]  # the first point's config with another value of a key
+    first_with: Callable[[str, object], Block]  # the first point's config with another value of a key
 
 
 def read_points(asked: configs.Overrides, config_dirs: Sequence[Path]) -> Points:

@@ -32,11 +32,11 @@ class Spec:
         loaded: type = getattr(importlib.import_module(present_module(module)), self.class_name)
         return loaded
 
-    def build(self, **facts: Any) -> Any:
+    def build(self, **facts: object) -> Any:
         """The component, from its options and the derived `facts` that the config may not set."""
         return self.load()(**self.options, **facts)
 
-    def with_options(self, **changed: Any) -> Spec:
+    def with_options(self, **changed: object) -> Spec:
         """The same component with some options replaced."""
         return type(self)(name=self.name, options={**self.options, **changed}, module=self.module)
 

@@ -15,7 +15,6 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from experiments.config.compose import MAX_POINTS
 from experiments.config.file_checks import read_yaml
@@ -26,7 +25,7 @@ KEYS = ("grid", "zip", "list", "exclude", "seeds")
 Point = Block
 
 
-def expand(sweep: Options | None, axes: Sequence[tuple[str, tuple[Any, ...]]] = ()) -> list[Point]:
+def expand(sweep: Options | None, axes: Sequence[tuple[str, tuple[object, ...]]] = ()) -> list[Point]:
     """All points of a sweep file's mapping, crossed with the command line's axes; `[{}]` without a sweep.
 
     Raises:
@@ -65,19 +64,19 @@ def _limit(*counts: int) -> None:
         )
 
 
-def _list(value: Any, key: str) -> list[Any]:
+def _list(value: object, key: str) -> list[object]:
     if value is not None and not isinstance(value, list):
         raise ConfigError(f"{key}: found {value!r}; it must be a list of mappings")
     return value or []
 
 
-def _mapping(value: Any, key: str) -> Options:
+def _mapping(value: object, key: str) -> Options:
     if not isinstance(value, Mapping):
         raise ConfigError(f"{key}: found {value!r}; it must be a mapping of dotted keys to values")
     return {str(k): v for k, v in value.items()}
 
 
-def _axes(value: Any, key: str) -> list[tuple[str, tuple[Any, ...]]]:
+def _axes(value: object, key: str) -> list[tuple[str, tuple[object, ...]]]:
     axes = []
     for name, values in _mapping(value or {}, key).items():
         if not isinstance(values, Sequence) or isinstance(values, str) or not values:
@@ -86,13 +85,13 @@ def _axes(value: Any, key: str) -> list[tuple[str, tuple[Any, ...]]]:
     return axes
 
 
-def _cross(axes: Sequence[tuple[str, tuple[Any, ...]]]) -> list[Point]:
+def _cross(axes: Sequence[tuple[str, tuple[object, ...]]]) -> list[Point]:
     _limit(*(len(values) for _, values in axes))
     names = [name for name, _ in axes]
     return [dict(zip(names, values, strict=True)) for values in itertools.product(*(v for _, v in axes))]
 
 
-def _zip(value: Any) -> list[Point]:
+def _zip(value: object) -> list[Point]:
     axes = _axes(value, "sweep.zip")
     lengths = {name: len(values) for name, values in axes}
     if len(set(lengths.values())) > 1:

@@ -214,7 +214,7 @@ class _Shrinker:
                 shrunk["weights"] = self._weights(_default(spec, signature, "weights"), "small")
         return shrunk
 
-    def _pictures(self, name: str, root: Any, split: str) -> str:
+    def _pictures(self, name: str, root: object, split: str) -> str:
         mark = hashlib.sha256(json.dumps([name, root], sort_keys=True, default=str).encode()).hexdigest()[:8]
         place = str(self.folder / "data" / f"{name}-{mark}")
         self.origins[place] = {"name": name, "root": root, "split": split}
@@ -231,7 +231,7 @@ class _Shrinker:
                 return {key: self._weights(named, "published")}
         return {}
 
-    def _weights(self, named: Any, mark: str) -> str:
+    def _weights(self, named: object, mark: str) -> str:
         place = str(self.folder / "weights" / f"{re.sub(r'[^A-Za-z0-9_.-]', '-', str(named))}-{mark}.pt")
         self.made[place] = str(named)
         return place
@@ -279,5 +279,5 @@ def _is_here(named: str) -> bool:
     return True
 
 
-def _mapping(value: Any) -> Block:
+def _mapping(value: object) -> Block:
     return dict(value) if isinstance(value, Mapping) else {}
