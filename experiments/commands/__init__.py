@@ -9,8 +9,8 @@ from importlib import import_module
 from pathlib import Path
 
 COMMANDS = Path(__file__).resolve().parent
-ORDER = ("run", "plan", "status", "logs", "cancel", "retry", "failures", "config", "compare", "table", "reproduce",
-         "ui", "sync", "adopt", "gc", "doctor", "shards", "weights", "completion")  # fmt: skip
+ORDER = ("run", "plan", "status", "logs", "cancel", "retry", "failures", "config", "report", "compare", "table",
+         "reproduce", "ui", "sync", "adopt", "gc", "doctor", "shards", "weights", "completion")  # fmt: skip
 
 
 def command_names() -> list[str]:

@@ -17,7 +17,7 @@ examples:
 ZSH_START = "(( $+functions[compdef] )) || { autoload -Uz compinit && compinit; }\n"
 #: Arguments that name something in the store, by (verb, argument).
 STEPS = {("logs", "step"), ("cancel", "what"), ("retry", "what"), ("reproduce", "name"), ("compare", "overrides")}
-EXPERIMENTS = {("status", "experiment"), ("failures", "experiment")}
+EXPERIMENTS = {("status", "experiment"), ("report", "experiment"), ("ui", "experiment"), ("failures", "experiment")}
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

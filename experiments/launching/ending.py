@@ -79,6 +79,8 @@ def next_commands(graph: Graph, store: Path, failed: Sequence[str] = ()) -> None
         page = link if link.exists() else node.folder / "files" / "report.html"
         if not failed and page.exists():
             lines.append(("report:", shown(page)))
+    if not failed and not lines and kinds.count("scores") + kinds.count("tokenizer_scores"):
+        lines.append(("report:", f"maskgit report {name}"))
     if failed:
         lines.append(("next:", f"maskgit logs {failed[0]}          all that it printed"))
         lines.append(("", "the same command again     runs what is missing"))
