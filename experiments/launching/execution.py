@@ -20,7 +20,7 @@ from experiments.planning.plan_table import print_plan
 from experiments.store.records import PipelineRecord, new_uid
 from experiments.store.step_folder import Store
 from experiments.tracking.live import announce
-from launchers.calls import Call, Event, LauncherProtocol, Outcome
+from launchers.calls import DISK_FULL, Call, Event, LauncherProtocol, Outcome
 from maskgit_core.errors import MaskgitError
 
 
@@ -185,12 +185,12 @@ def _print_failure(call: Call, outcome: Outcome, echoed: bool) -> bool:
 
     lines = call.log.read_text(errors="replace").splitlines() if call.log.exists() else []
     told = [line for line in lines if line.startswith("error: ")]
-    if "No space left" in outcome.message or (outcome.exit_code == 2 and not told):
+    if "No space left" in outcome.message or (outcome.exit_code in (2, DISK_FULL) and not told):
         # The log itself could not be written.
         end = last_end(Path(call.args[0]))
         reason = (end and end.reason) or f"{call.log.parent}: the disk is full; free some space"
         told = [f"error: {reason}"]
-    if told and (outcome.exit_code == 2 or "No space left" in outcome.message):
+    if told and (outcome.exit_code in (2, DISK_FULL) or "No space left" in outcome.message):
         if not (echoed and told[-1] in lines):
             print(f"{told[-1]} (step {call.name})", file=sys.stderr)
         return True
