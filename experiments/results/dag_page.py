@@ -93,7 +93,7 @@ def _about(record: PipelineRecord, rows: Sequence[Mapping[str, Any]]) -> list[st
 def drawing(
     record: PipelineRecord, rows: Sequence[Mapping[str, Any]]
 ) -> tuple[list[Box], list[str], tuple[float, float]]:
-    """Boxes (one a step name, all items of a sweep together), arrows as SVG paths, and the size; depth grows rightwards."""
+    """A box a step name (all items of a sweep together), arrows as SVG paths, and the size; left to right by depth."""
     step_of = {entry.fingerprint: entry.step for entry in record.steps}
     needs: dict[str, set[str]] = {}
     for entry in record.steps:

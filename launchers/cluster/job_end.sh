@@ -195,7 +195,8 @@ maskgit_end() {  # exit code of the step's processes
     local code=$1 state preempted ran limit node
     trap '' TERM USR2 INT  # a requeue ends this shell and its children with TERM
     maskgit_note "$code"
-    if [ -e "$maskgit_notes/continue/$maskgit_life" ]; then code=75; fi  # srun tells the code of whom it killed
+    # srun tells the code of whom it killed; USR2 may come before Python listens to it
+    if [ -e "$maskgit_notes/continue/$maskgit_life" ] || [ "$code" = 140 ]; then code=75; fi
     maskgit_blame_earlier
     if [ "$code" = 0 ] && [ -e "$maskgit_notes/done/$maskgit_life" ]; then
         maskgit_ended 0
@@ -216,7 +217,10 @@ maskgit_end() {  # exit code of the step's processes
     if [[ $limit == [0-9]* ]]; then limit=$(maskgit_seconds "$limit"); else limit=; fi
     if [[ $preempted == 2* && ! $preempted < $(maskgit_field StartTime) ]]; then
         touch "$maskgit_notes/preempted-$maskgit_life"  # a later life, or status, reads why this one ended
-        case $code in 75 | 137 | 143) [ "$maskgit_preempted" != 1 ] || maskgit_again preempted ;; esac
+        case $code-$(maskgit_why "$code") in
+        75-* | 137-* | 143-* | *-before) [ "$maskgit_preempted" != 1 ] || maskgit_again preempted ;;
+        *) maskgit_mend "$code" ;;
+        esac
         maskgit_give_up "$code"
     fi
     case $state in
