@@ -192,7 +192,7 @@ maskgit_give_up() {  # exit code; no later link of a chain goes on
     exit "$1"
 }
 maskgit_end() {  # exit code of the step's processes
-    local code=$1 state preempted ran limit node
+    local code=$1 state preempted ran limit now
     trap '' TERM USR2 INT  # a requeue ends this shell and its children with TERM
     maskgit_note "$code"
     # srun tells the code of whom it killed; USR2 may come before Python listens to it
@@ -203,7 +203,8 @@ maskgit_end() {  # exit code of the step's processes
         return
     fi
     maskgit_show  # srun ends with 0, too, when its node is lost
-    if [ -n "$maskgit_shown" ] && [ "$(maskgit_field Restarts)" != "$maskgit_restart" ]; then
+    now=$(maskgit_field Restarts)
+    if [ -n "$now" ] && [ "$now" != "$maskgit_restart" ]; then
         exit "$code"  # this is what is left on a lost node; the job has gone on elsewhere
     fi
     if [ "$code" = 0 ]; then
