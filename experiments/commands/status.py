@@ -64,8 +64,8 @@ def main(args: argparse.Namespace) -> int:
         if args.html:
             _write_page(args.html, rows, store, REFRESH_S if args.watch and busy else None)
         if args.json:
-            found = [{"experiment": r.experiment, "uid": r.uid, "steps": s} for r, s in rows]
-            text = json.dumps(found, indent=2)
+            executions = [{"experiment": r.experiment, "uid": r.uid, "steps": s} for r, s in rows]
+            text = json.dumps(executions, indent=2)
         else:
             text = "\n".join(_lines(rows, store, args.all))
             text += "\nsqueue does not answer: states are from files alone" if is_silent() else ""
