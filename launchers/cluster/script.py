@@ -83,20 +83,24 @@ def script(
         array_parallelism=min(launcher.max_parallel, len(batch.tasks)),
         stderr_to_stdout=True,
         wckey=None,
-        srun_args=[
-            "--export=ALL",
-            "--kill-on-bad-exit=1",
-            f"--cpu-bind={_cpu_bind(launcher, wanted)}",
-            f"--cpus-per-task={wanted.cpus_per_task}",  # since 22.05 srun does not take it over from sbatch
-            *(launcher.container.srun_args(needed) if launcher.container else ()),
-            *launcher.srun_args,
-        ],
+        srun_args=_srun_args(launcher, wanted, needed),
         additional_parameters=_additional(launcher, wanted),
     )
     try:
         return executor.text(len(batch.tasks))
     except (TypeError, ValueError) as error:
         raise LaunchError(f"launcher.sbatch: {error}") from error
+
+
+def _srun_args(launcher: Profile, wanted: Resources, needed: Sequence[Path]) -> list[str]:
+    return [
+        "--export=ALL",
+        "--kill-on-bad-exit=1",
+        f"--cpu-bind={_cpu_bind(launcher, wanted)}",
+        f"--cpus-per-task={wanted.cpus_per_task}",  # since 22.05 srun does not take it over from sbatch
+        *(launcher.container.srun_args(needed) if launcher.container else ()),
+        *launcher.srun_args,
+    ]
 
 
 def _additional(launcher: Profile, wanted: Resources) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from mlflow_server import Server
 from slurm_cluster import LAB, ROOT, Cluster, digests, new_cluster, wait_until
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
-pytestmark = [pytest.mark.slurm, pytest.mark.slow]
+pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(5400)]
 
 PARTITIONS = (
     "PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE PriorityTier=5 PreemptMode=OFF",
@@ -247,7 +247,7 @@ def test_faults_change_nothing(faulty: Cluster, small_store: Path, lab: Run, tmp
                 drawn.pop()
             time.sleep(faults.random.uniform(0.1, 0.8))
         faults.beside.join()
-        wait_until(is_idle, 1800)
+        wait_until(is_idle, 3600)
         follower.send_signal(signal.SIGTERM)
         follower.wait(120)
         report(faults, wanted, small_store, time.time() - began, seed)
