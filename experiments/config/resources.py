@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from experiments.config.compose import CONF
 from experiments.store.typed_json import Block, Options
+from launchers.retry import Retry
 from maskgit_core.errors import ConfigError, unknown_key
 
 
@@ -25,6 +27,7 @@ PLACE_KEYS = ("partition", "qos", "account", "constraint", "gpu_type")
 RESOURCE_KEYS = (
     *("ranks", "nodes", "cpus_per_task", "gpus_per_task", "mem_gb", "timeout_min", "pack", "num_tasks"),
     *PLACE_KEYS,
+    "retry",
 )
 
 
@@ -42,6 +45,9 @@ def step_resources(name: str, stage: str, asked: Options, piecewise: bool = Fals
         for inner, value in block.items():
             if inner not in RESOURCE_KEYS:
                 raise unknown_key(f"resources.{key}.{inner}", str(inner), RESOURCE_KEYS)
+            if inner == "retry":
+                merged[inner] = _retry(merged.get(inner), value, f"resources.{key}.retry")
+                continue
             if inner in PLACE_KEYS:
                 merged[inner] = None if value is None else str(value)  # a GPU's type may look like a number: 3090
                 continue
@@ -58,3 +64,9 @@ def step_resources(name: str, stage: str, asked: Options, piecewise: bool = Fals
                 )
             merged[inner] = value
     return merged
+
+
+def _retry(known: Any, block: Any, where: str) -> Block | None:
+    """A checked `retry` block; what it leaves out is kept from the stage's."""
+    Retry.read(block, where)
+    return {**(known or {}), **block} if block is not None else None

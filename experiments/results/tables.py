@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from experiments.config.compose import CONF, group_names
+from experiments.results.fill_commands import fill_arguments
 from experiments.results.results import Filter, Result, Spread, collect, select
 from experiments.store.scores import METRICS, PREFIXES, Score, describe_metric, unlike
 from experiments.store.typed_json import Block, Options
@@ -65,7 +66,7 @@ class Row:
         """The command that fills this row, if any experiment does."""
         if self.run is None:
             return None
-        return " ".join(["maskgit run", f"experiment={self.run['experiment']}", *self.run.get("overrides", ())])
+        return " ".join(["maskgit run", *fill_arguments(self.run["experiment"], self.run.get("overrides", ()))])
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,7 @@ class Cell:
     source: str | None = None
     reproduced: Spread | None = None
     results: tuple[Result, ...] = ()
+    scores: tuple[Score, ...] = ()  # one of each result
     missing: str | None = None  # why, and the command that would fill it
     differs: str | None = None  # by what the runs there are differ from what the row asks for
     command: str | None = None
@@ -104,13 +106,13 @@ class Cell:
 class Requests(Protocol):
     """Requests of a table's rows; see `RowRequests`."""
 
-    def unset(self, run: Mapping[str, object], /) -> Sequence[str]:
-        """Keys that the user must set."""
+    def command(self, run: Options, /) -> str:
+        """The whole command, with a word in capitals or `...` for what the user must give."""
 
-    def absent(self, run: Mapping[str, object], /) -> Sequence[str]:
+    def absent(self, run: Options, /) -> Sequence[str]:
         """Published weights that are not on this machine."""
 
-    def differences(self, run: Mapping[str, object], result: Result, /) -> Sequence[str]:
+    def differences(self, run: Options, result: Result, /) -> Sequence[str]:
         """Values by which a result differs from what is asked."""
 
 
@@ -154,7 +156,7 @@ def read_table(name: str, config_dirs: Sequence[Path] = ()) -> Table:
     return Table(name, str(data.get("title") or name), data.get("note"), protocols, columns, rows)
 
 
-def _mapping(value: object, key: str, allowed: Sequence[str] | None = None) -> Block:
+def _mapping(value: Any, key: str, allowed: Sequence[str] | None = None) -> Block:
     if value is None:
         return {}
     if not isinstance(value, Mapping):
@@ -165,7 +167,7 @@ def _mapping(value: object, key: str, allowed: Sequence[str] | None = None) -> B
     return {str(k): v for k, v in value.items()}
 
 
-def _column(name: str, value: object, key: str, protocols: set[str]) -> Column:
+def _column(name: str, value: Any, key: str, protocols: set[str]) -> Column:
     block = _mapping(value, key, COLUMN_KEYS)
     if "text" in block:
         return Column(name, str(block["text"]))
@@ -185,7 +187,7 @@ def _column(name: str, value: object, key: str, protocols: set[str]) -> Column:
                   bool(block.get("published_only")))  # fmt: skip
 
 
-def _row(value: object, key: str, columns: Sequence[Column], source: object) -> Row:
+def _row(value: Any, key: str, columns: Sequence[Column], source: Any) -> Row:
     block = _mapping(value, key, ROW_KEYS)
     names = [c.key for c in columns if c.metric]
     published = _mapping(block.get("published"), f"{key}.published", names)
@@ -260,7 +262,7 @@ def _cell(row: Row, column: Column, results: Sequence[Result], requests: Request
         return Cell(text=row.facts.get(column.key))
     published, command = row.published.get(column.key), None if column.published_only else row.command()
     if command is not None and requests is not None and row.run is not None:
-        command = " ".join([command, *(f"{key}=..." for key in requests.unset(row.run))])
+        command = requests.command(row.run)
     base = Cell(published, row.source if published is not None else None, command=command)
     if command is None or row.run is None:
         return base
@@ -282,9 +284,8 @@ def _cell(row: Row, column: Column, results: Sequence[Result], requests: Request
             base,
             missing=f"{column.title} of {row.name}: {len(fitting)} runs match and differ in {keys}; narrow run.where",
         )
-    return _with(
-        base, reproduced=Spread.of([s.value for _, s in fitting]), results=tuple(r for r, _ in fitting), command=command
-    )
+    results, scores = (tuple(some) for some in zip(*fitting, strict=True))
+    return _with(base, reproduced=Spread.of([s.value for s in scores]), results=results, scores=scores, command=command)
 
 
 def _with(cell: Cell, **changed: Any) -> Cell:

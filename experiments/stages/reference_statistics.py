@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +13,7 @@ from experiments.config.specs import DatasetSpec, ExtractorSpec
 from experiments.evaluation.feature_pass import FeaturePass
 from experiments.evaluation.set_scores import MetricName, Settings
 from experiments.running.attempt import Attempt
+from experiments.store.typed_json import Block
 from maskgit_core.content import resolve
 from maskgit_core.errors import ConfigError
 from maskgit_core.evaluation.blocks import Blocks
@@ -89,7 +91,7 @@ def _images(
     path: Path | None,
     settings: Settings,
     given: bool,
-) -> tuple[Blocks | None, dict[str, object]]:
+) -> tuple[Blocks | None, Block]:
     """Passes the reference's images through the network; what is stored names these images."""
     if path is not None:
         return _from_file(features, path, num_images, settings, given)
@@ -113,8 +115,11 @@ def _images(
 
 def _from_file(
     features: FeaturePass, path: Path, num_images: int | None, settings: Settings, given: bool
-) -> tuple[Blocks | None, dict[str, object]]:
-    about: dict[str, object] = {"file": path.name, "order": "file order"}
+) -> tuple[Blocks | None, Block]:
+    about: Block = {"file": path.name, "order": "file order"}
+    if path.is_file():
+        with path.open("rb") as file:
+            about["sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
     if given and not settings.keeps_features:
         return None, {**about, "statistics": "as in the file"}
     images = open_images(path)
