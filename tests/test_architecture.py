@@ -157,7 +157,7 @@ def test_few_values_are_of_any_type() -> None:
     """`Any` in `experiments/`, imports included: a mapping that really is free-form is `Options`, a value that is only
     passed on is `object`. Lower the number when it falls; raise it for nothing."""
     words = sum(len(re.findall(r"\bAny\b", p.read_text())) for p in (ROOT / "experiments").rglob("*.py"))
-    assert words < 200
+    assert words <= 180
 
 
 def test_no_vague_names() -> None:

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from experiments.store.records import PipelineRecord, PipelineStep
 from experiments.store.typed_json import Block
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from experiments.store.claims import JobAlive
+    from launchers.cluster.queue import QueueEntry
 
 
 def rows_of(record: PipelineRecord, store: Path) -> list[Block]:
@@ -25,7 +31,9 @@ def rows_of(record: PipelineRecord, store: Path) -> list[Block]:
     return rows
 
 
-def row_of(entry: PipelineStep, store: Path, alive: Any, queued: Any, states: dict[str, str]) -> Block:
+def row_of(
+    entry: PipelineStep, store: Path, alive: JobAlive | None, queued: Mapping[str, QueueEntry], states: dict[str, str]
+) -> Block:
     """One step's state: from its files first, then the queue, then what it waits for."""
     from experiments.monitoring.queue import retried, running_tasks
     from experiments.store.paths import StepFolder

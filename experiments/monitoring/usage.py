@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from experiments.console import duration, table
 from experiments.monitoring import queue
 from experiments.store.typed_json import Options
+
+if TYPE_CHECKING:
+    from launchers.cluster.queue import Usage
 
 
 def report(steps: Sequence[Options]) -> str:
@@ -31,7 +34,7 @@ def report(steps: Sequence[Options]) -> str:
     return table(rows)
 
 
-def _row(name: str, used: Any) -> list[str]:
+def _row(name: str, used: Usage) -> list[str]:
     share = used.cpu_share
     return [
         name,
