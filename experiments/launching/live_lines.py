@@ -84,7 +84,7 @@ class LiveLines:
 
 
 def _note(call: Call, since: float) -> Block | None:
-    """What the newest attempt said of how far it is; None before it said anything in this launch."""
+    """The progress note of the newest attempt; None before it wrote one in this launch."""
     attempts = StepFolder(Path(call.args[0])).attempts()
     found = read_json(attempts[-1].progress) if attempts else None
     return found if isinstance(found, dict) and found.get("time", 0) >= since else None
