@@ -8,53 +8,18 @@ differs from the undisturbed one although no command has named the damage. Print
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
 import json
 import os
 import random
 import shutil
 import tempfile
-import time
-import traceback
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
-LAB = Path(__file__).resolve().parents[2] / "tests" / "toylab" / "conf"
+from tools.fuzz.commands import LAB, ask, results
+
 REQUEST = ["experiment=chain", "launcher=inline", "tracking.ship=false", "--config-dir", str(LAB)]
-LIMIT_S = 20.0
-
-
-@dataclass(frozen=True)
-class Answer:
-    """Exit code, everything printed, seconds, and the traceback where one escaped."""
-
-    code: int
-    text: str
-    seconds: float
-    trace: str = ""
-
-
-def ask(*arguments: str) -> Answer:
-    """Runs a command in this process."""
-    from experiments.cli import main
-
-    out = io.StringIO()
-    began = time.monotonic()
-    code, trace = -1, ""
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
-        try:
-            code = main(list(arguments))
-        except SystemExit as ended:
-            code = int(ended.code or 0)
-        except BaseException:
-            trace = traceback.format_exc()
-    text = out.getvalue()
-    if not trace and "Traceback (most recent call last)" in text:
-        trace = text
-    return Answer(code, text, time.monotonic() - began, trace)
 
 
 def _flip(data: bytes, rng: random.Random) -> bytes:
@@ -108,11 +73,6 @@ MUTATIONS: dict[str, Callable[[bytes, random.Random], bytes]] = {
 }
 
 
-def results(store: Path) -> dict[str, str]:
-    """The outputs that count, by path."""
-    return {str(p.relative_to(store)): p.read_text(errors="replace") for p in sorted(store.glob("*/*/files/*.json"))}
-
-
 def attack(made: Path, store: Path, target: Path, name: str, rng: random.Random) -> tuple[str, list[str]]:
     """One mutation: how it was taken (`named`, `harmless`), and what went wrong."""
     shutil.rmtree(store, ignore_errors=True)
@@ -135,11 +95,7 @@ def attack(made: Path, store: Path, target: Path, name: str, rng: random.Random)
         "again": ask("run", *asked),
     }
     named = any(target.name in answer.text for answer in answers.values())
-    wrong = [f"{verb}: traceback {answer.trace.strip().splitlines()[-1]}" for verb, answer in answers.items()
-             if answer.trace]  # fmt: skip
-    wrong += [f"{verb}: {answer.seconds:.0f} s" for verb, answer in answers.items() if answer.seconds > LIMIT_S]
-    wrong += [f"{verb}: several lines with code 2" for verb, answer in answers.items()
-              if answer.code == 2 and answer.text.count("error: ") != 1]  # fmt: skip
+    wrong = [f"{verb}: {text}" for verb, answer in answers.items() for text in answer.wrong()]
     if answers["again"].code not in (0, 2) or (answers["again"].code == 2 and not named):
         wrong.append(f"again: code {answers['again'].code} and {target.name} is not named")
     same = results(store) == results(made)
