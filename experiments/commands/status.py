@@ -32,6 +32,7 @@ COLOURS = {
     "queued": "blue",
     "failed": "red",
     "killed": "red",
+    "damaged": "red",
     "cancelled": "yellow",
     "blocked": "yellow",
     "stopped": "yellow",
@@ -54,9 +55,15 @@ def main(args: argparse.Namespace) -> int:
     from experiments.store.find import default_store
 
     store = args.store.expanduser().absolute() if args.store else default_store()
-    before = ""
+    before, warned = "", set[str]()
+
+    def warn(text: str) -> None:
+        if text not in warned:
+            print(f"warning: {text}", file=sys.stderr)
+        warned.add(text)
+
     while True:
-        rows = [(record, rows_of(record, store)) for record in latest_records(store, args.experiment)]
+        rows = [(record, rows_of(record, store)) for record in latest_records(store, args.experiment, warn)]
         if args.json:
             found = [{"experiment": r.experiment, "uid": r.uid, "steps": s} for r, s in rows]
             text = json.dumps(found, indent=2)

@@ -31,8 +31,8 @@ def fetch_weights(name: str) -> None:
     fetch_missing([name], lambda line: print(line, flush=True))
 
 
-def start(graph: Graph, launcher: LauncherProtocol, *, redo: Collection[str] = (), only: Collection[str] | None = None
-          ) -> int:  # fmt: skip
+def start(graph: Graph, launcher: LauncherProtocol, *, redo: Collection[str] = (), only: Collection[str] | None = None,
+          reuse_old_code: bool = False) -> int:  # fmt: skip
     """Plans, prepares and launches whatever is missing; returns the exit code.
 
     Inline and local launches are reported when all has ended, launches into a queue when all is submitted.
@@ -40,6 +40,7 @@ def start(graph: Graph, launcher: LauncherProtocol, *, redo: Collection[str] = (
     Args:
         redo: names of steps to run again although they are done.
         only: fingerprints; nothing else is run but what these need. None: the whole graph.
+        reuse_old_code: see `Planner`.
 
     Raises:
         MaskgitError: it cannot be done; nothing runs or stays in a queue.
@@ -48,7 +49,8 @@ def start(graph: Graph, launcher: LauncherProtocol, *, redo: Collection[str] = (
     with _one_at_a_time(store) if launcher.is_detached else nullcontext():
         for line in mend(graph, store):
             print(coloured(f"warning: {line}", "yellow"), file=sys.stderr)
-        planned = restricted(plan(graph, redo, with_queue=launcher.is_detached), only)
+        planned = plan(graph, redo, with_queue=launcher.is_detached, reuse_old_code=reuse_old_code)
+        planned = restricted(planned, only)
         missing = [s for s in planned if s.action != "done" and s.node.maker is None]
         chosen = to_submit(planned) if launcher.is_detached else missing
         if not chosen or not launcher.is_detached:
@@ -107,7 +109,7 @@ def set_aside(planned: Sequence[PlannedStep]) -> None:
     from experiments.store.step_folder import retire
 
     for step in planned:
-        if step.action == "run" and step.status.manifest is not None and "--redo" in step.reason:
+        if step.again and step.status.manifest is not None:
             retire(step.node.folder, step.status.manifest)
         StepFolder(step.node.folder).cancelled.unlink(missing_ok=True)
 

@@ -176,4 +176,5 @@ def _step_entry(step: PlannedStep, store: Store) -> PipelineStep:
         needs=tuple(node.upstream),
         action=step.action,
         reason=step.reason,
+        old_code=step.old_code,
     )

@@ -20,15 +20,19 @@ from maskgit_core.files import write_json
 _PATIENCE_S = 600.0
 
 
-def plan(graph: Graph, redo: Collection[str] = (), *, with_queue: bool = True) -> list[PlannedStep]:
+def plan(
+    graph: Graph, redo: Collection[str] = (), *, with_queue: bool = True, reuse_old_code: bool = False
+) -> list[PlannedStep]:
     """The plan as it is.
 
     Args:
         with_queue: steps that somebody has submitted count as queued; a launch on this machine runs them nevertheless.
+        reuse_old_code: see `Planner`.
     """
     folders = {fingerprint: node.folder for fingerprint, node in graph.nodes.items()}
     queued = queue.queued_steps(folders) if with_queue else {}
-    return Planner(graph, redo=redo, job_alive=queue.job_alive(), queued=queued).plan()
+    planner = Planner(graph, redo=redo, job_alive=queue.job_alive(), queued=queued, reuse_old_code=reuse_old_code)
+    return planner.plan()
 
 
 def restricted(planned: list[PlannedStep], only: Collection[str] | None) -> list[PlannedStep]:

@@ -57,8 +57,11 @@ class Notes:
 
 
 def origin(cell: Cell) -> str:
-    """Run uids and commits behind a reproduced cell."""
-    return ", ".join(f"{r.run} at {r.commit[:12] or 'no commit'}" for r in cell.results)
+    """Run uids and commits behind a reproduced cell, and what of the code that made it has changed since."""
+    runs = ", ".join(f"{r.run} at {r.commit[:12] or 'no commit'}" for r in cell.results)
+    changed = cell.results[0].old_code if cell.results else ()
+    more = " ..." if len(changed) > 3 else ""
+    return runs + (f"; by code that has changed since ({', '.join(changed[:3])}{more})" if changed else "")
 
 
 def _note_of(cell: Cell) -> str | None:
@@ -73,9 +76,11 @@ def _legend(filled: Filled) -> list[str]:
         f"{name}: {filled.table.protocols.get(str(name), 'conf/protocol/' + str(name) + '.yaml')}" for name in shown
     ]
     both = any(c.published is not None and c.command for row in filled.cells for c in row.values())
+    codes = {r.code for row in filled.cells for c in row.values() for r in c.results}
     sources = list(dict.fromkeys(str(r.source) for r in filled.table.rows if r.published and r.source))
     return [
         *(["published / reproduced (difference); ± is one standard deviation over seeds"] if both else []),
+        *(["not all numbers were made by the same code; the notes name what has changed"] if len(codes) > 1 else []),
         *(f"source: {s}" for s in sources),
         *(f"protocol {text}" for text in about),
         *([filled.table.note] if filled.table.note else []),
@@ -161,6 +166,7 @@ def records(filled: Filled) -> list[dict[str, Any]]:
                     "difference": cell.difference,
                     "runs": [r.run for r in cell.results],
                     "commits": sorted({r.commit for r in cell.results}),
+                    "old_code": sorted({module for r in cell.results for module in r.old_code}),
                     "missing": cell.missing,
                     "differs": cell.differs,
                     "command": cell.command,

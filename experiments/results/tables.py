@@ -281,6 +281,13 @@ def _cell(row: Row, column: Column, results: Sequence[Result], requests: Request
             base,
             missing=f"{column.title} of {row.name}: {len(fitting)} runs match and differ in {keys}; narrow run.where",
         )
+    if len({r.code for r, _ in fitting}) > 1:
+        changed = sorted({module for r, _ in fitting for module in r.old_code})
+        return _with(
+            base,
+            missing=f"{column.title} of {row.name}: {len(fitting)} runs were made by different code "
+            f"({_few(changed)}), so they are not averaged; {command}",
+        )
     return _with(
         base, reproduced=Spread.of([s.value for _, s in fitting]), results=tuple(r for r, _ in fitting), command=command
     )

@@ -17,6 +17,7 @@ from experiments.config.specs import Input
 from experiments.results import html
 from experiments.results.plots import Mark, curve_figure, panels, pareto_front, rendered, scatter_figure
 from experiments.running.attempt import Attempt
+from experiments.store.code_digests import unlike_code
 from experiments.store.documents import Code, Manifest, Record
 from experiments.store.journal import Point, read_points
 from experiments.store.scores import Score, describe_metric, read_scores
@@ -72,7 +73,7 @@ def _scores(inputs: Sequence[Input]) -> dict[str, Any] | None:
     if not rows:
         return None
     header = ["step", "score", "of", "value", "images", "protocol"]
-    note = "Comparable are numbers of one protocol over equally many images."
+    note = "Comparable are numbers of one protocol over equally many images." + _other_code(inputs)
     return {"header": header, "rows": rows, "numbers": [3, 4], "note": note, "front": None}
 
 
@@ -88,7 +89,15 @@ def _sweep(attempt: Attempt, inputs: Sequence[Input]) -> dict[str, Any]:
     header = ["", *(f"{s.key} ({s.num_images} images)" for s in columns.values())]
     varying = [c for c in columns if len({r[1 + i] for i, c2 in enumerate(columns) for r in rows if c2 == c}) > 1]
     front = _front(attempt, inputs, read, columns[varying[1]], columns[varying[0]]) if len(varying) > 1 else None
-    return {"header": header, "rows": rows, "numbers": range(1, len(header)), "note": None, "front": front}
+    return {"header": header, "rows": rows, "numbers": range(1, len(header)), "note": _other_code(inputs) or None,
+            "front": front}  # fmt: skip
+
+
+def _other_code(inputs: Sequence[Input]) -> str:
+    """A sentence where scores were made by different code; empty where all were made by the same."""
+    records = (Record.read(item.folder) for item in inputs)
+    changed = unlike_code(record.science_files for record in records if record is not None)
+    return f" Not comparable: made by different code ({', '.join(changed[:4])})." if changed else ""
 
 
 def _front(

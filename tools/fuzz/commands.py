@@ -1,4 +1,4 @@
-"""Commands under attack: in this process, or in forks of it that can be killed, given a faulty disk or run side by side.
+"""Commands under attack: in this process, or in forks of it that can be killed, given a faulty disk, run side by side.
 
 A fork of a process that has imported everything starts in milliseconds, which is what makes hundreds of kills cheap.
 Nothing but imports may have happened in the process that forks: no threads, no open database.

@@ -1,9 +1,9 @@
 """Kills commands at random moments and asks whether anything was lost: `python -m tools.fuzz.kills`.
 
 `[--count 100] [--seed 0]`: SIGKILL to `run`, `sync` (into a database that is there), `gc --delete`, `adopt`, the first
-shipping of a store, and `verify --repair`, in turn, each a random while after its begin. Then the same command is given again. Wrong is: a
-traceback, more than 20 s, a second command that does not end well, a result that differs from the undisturbed one,
-a finished step that is gone, a point that MLflow has twice or not at all, a leftover that stays.
+shipping of a store, and `verify --repair`, in turn, each a random while after its begin. Then the same command is given
+again. Wrong is: a traceback, more than 20 s, a second command that does not end well, a result that differs from the
+undisturbed one, a finished step that is gone, a point that MLflow has twice or not at all, a leftover that stays.
 """
 
 from __future__ import annotations
