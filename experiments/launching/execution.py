@@ -203,6 +203,20 @@ def _print_failure(call: Call, outcome: Outcome, echoed: bool) -> bool:
     return False
 
 
+def _reason(call: Call) -> str:
+    """Why a call failed, in one line: what its step noted, or why it could not begin; empty where it could not say."""
+    from experiments.store.documents import Refusal
+    from experiments.store.step_folder import last_end
+
+    try:
+        folder = Path(call.args[0])
+        end, refusal = last_end(folder), Refusal.read(folder)
+    except (MaskgitError, IndexError):
+        return ""
+    told = end.reason if end is not None and end.state == "failed" else refusal.reason if refusal is not None else ""
+    return " ".join(told.split())[:300]
+
+
 class _Teller:
     """Prints what happens to steps as it happens."""
 
@@ -214,6 +228,8 @@ class _Teller:
         colour = {"finished": "green", "failed": "red", "blocked": "yellow"}.get(event.kind)
         took = f" in {duration(event.seconds)}" if event.seconds else ""
         said = " ".join(self._names.get(word, word) for word in event.message.split())
+        if event.kind == "failed" and (reason := _reason(event.call)):
+            said = f"{said}: {reason}" if said else reason
         message = f": {said}" if said and event.kind != "finished" else ""
         at = duration(time.monotonic() - self._began)
         print(coloured(f"[{at:>6}] {event.call.name} {event.kind}{took}{message}", colour), flush=True)
