@@ -63,8 +63,10 @@ def fewer_images(nodes: Mapping[str, Node]) -> list[str]:
         for source in (nodes[fingerprint].request for fingerprint in made if node.request.stage == "evaluate"):
             there = source.config.get("num_samples")
             if isinstance(wanted, int) and isinstance(there, int) and wanted > there:
-                lines.append(f"warning: {node.request.name}.num_images: {wanted} asked for, {source.name}.num_samples is "
-                             f"{there}; {there} are used")  # fmt: skip
+                lines.append(
+                    f"warning: {node.request.name}.num_images: {wanted} asked for, {source.name}.num_samples is "
+                    f"{there}; {there} are used"
+                )
     return lines
 
 

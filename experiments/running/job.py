@@ -125,11 +125,8 @@ class Job:
             write_json(agreed, {"attempt": None})
             return None
         self._set_aside_old_work(inputs)
-        for place in (
-            self.folder,
-            self.folder / "launches",
-            *(p for a in self.step.attempts() for p in (a.path, a.files)),
-        ):
+        attempts = (place for attempt in self.step.attempts() for place in (attempt.path, attempt.files))
+        for place in (self.folder, self.folder / "launches", *attempts):
             sweep_leftovers(place, 0.0)  # the claim is ours: whoever wrote here is dead
         sweep_leftovers(self.step.parts)
         number = new_attempt(self.folder)

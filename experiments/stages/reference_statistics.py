@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from experiments.config.specs import DatasetSpec, ExtractorSpec
-from experiments.evaluation.measures import counted
 from experiments.evaluation.feature_pass import FeaturePass
+from experiments.evaluation.measures import counted
 from experiments.evaluation.set_scores import MetricName, Settings
 from experiments.running.attempt import Attempt
 from maskgit_core.content import resolve

@@ -40,13 +40,18 @@ class Answer:
         found = []
         if self.trace:
             found.append(f"traceback: {self.trace.strip().splitlines()[-1][:300]}")
-        if self.seconds > limit_s:
+        if self.seconds > limit_s * patience():
             found.append(f"{self.seconds:.0f} s")
         if not self.trace and self.code == 2 and self.text.count("error: ") != 1:
             found.append(f"code 2 with {self.text.count('error: ')} lines of error: {self.text[-300:]!r}")
         if not self.trace and self.code not in (0, 1, 2, 130, 143, -signal.SIGKILL):
             found.append(f"code {self.code}: {self.text[-300:]!r}")
         return found
+
+
+def patience() -> float:
+    """How much longer than on an idle machine everything takes now: processes that want to run, for each core."""
+    return max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
 
 
 def _answer(code: int, text: str, seconds: float, trace: str = "") -> Answer:
