@@ -18,14 +18,14 @@ from typing import Any
 from maskgit_core.errors import ArtifactError
 
 
-def _read_umask() -> int:
+def read_umask() -> int:
     """The process's umask; it can only be read by setting it."""
     mask = os.umask(0o022)
     os.umask(mask)
     return mask
 
 
-_UMASK = _read_umask()
+_UMASK = read_umask()
 
 
 def write_for_group(root: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,7 +10,7 @@ from pathlib import Path
 from experiments.monitoring import queue
 from experiments.planning.graph import Graph
 from experiments.planning.plan import PlannedStep, Planner
-from experiments.store.claims import Claim
+from experiments.store.claims import Claim, user_name
 from experiments.store.step_folder import Store
 from launchers.calls import LaunchContext
 from maskgit_core.errors import LaunchError
@@ -152,7 +151,7 @@ def _note(
 ) -> None:
     from experiments.launching.calls import step_key
 
-    user = getpass.getuser()
+    user = user_name()
     tasks: dict[str, list[str]] = {}
     for key, jobs in links.items():
         if (owner := step_key(key)) != key:
