@@ -16,7 +16,7 @@ from typing import Protocol
 import numpy as np
 from numpy.lib import format as npy_format
 
-from maskgit_core.errors import DataError
+from maskgit_core.errors import DataError, refused_as
 from maskgit_core.images.pictures import EXTENSIONS, decode, open_picture, read_picture
 from maskgit_core.images.tar_index import index_of, read_member
 from maskgit_core.images.transforms import to_pil
@@ -161,11 +161,9 @@ def encode_png(image: np.ndarray) -> bytes:
 
 def decode_bytes(data: bytes, name: str) -> np.ndarray:
     """uint8 HWC RGB of an encoded picture; a failure names it."""
-    try:
-        with open_picture(io.BytesIO(data)) as picture:
-            return decode(picture, 3)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{name}: the picture cannot be decoded ({error}); remove or replace it") from error
+    told = f"{name}: the picture cannot be decoded ({{reason}}); remove or replace it"
+    with refused_as(DataError, told), open_picture(io.BytesIO(data)) as picture:
+        return decode(picture, 3)
 
 
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
@@ -186,11 +184,9 @@ def _stacked(images: Sequence[np.ndarray], names: Sequence[str]) -> np.ndarray:
 
 def npz_names(path: Path) -> list[str]:
     """The names of the arrays in an `.npz`."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return [name.removesuffix(".npy") for name in archive.namelist()]
-    except (OSError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path}: not an .npz file ({error}); give one with arr_0 or a folder of pictures") from error
+    told = f"{path}: not an .npz file ({{reason}}); give one with arr_0 or a folder of pictures"
+    with refused_as(DataError, told), zipfile.ZipFile(path) as archive:
+        return [name.removesuffix(".npy") for name in archive.namelist()]
 
 
 def npz_array(path: Path, name: str) -> np.ndarray:
@@ -201,7 +197,8 @@ def npz_array(path: Path, name: str) -> np.ndarray:
     """
     if name not in (there := npz_names(path)):
         raise DataError(f"{path}: has no array {name}; it has [{', '.join(there[:8])}]")
-    try:
+    told = f"{path}: {name} cannot be read ({{reason}}); the file is damaged, make or fetch it again"
+    with refused_as(DataError, told):
         with zipfile.ZipFile(path) as archive:
             entry = archive.getinfo(f"{name}.npy")
             with archive.open(entry) as member:
@@ -218,10 +215,6 @@ def npz_array(path: Path, name: str) -> np.ndarray:
                     loaded: np.ndarray = arrays[name]
                     return loaded
         return np.memmap(path, dtype=dtype, mode="r", shape=shape, offset=_data_offset(path, entry) + header)
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
-        raise DataError(
-            f"{path}: {name} cannot be read ({error}); the file is damaged, make or fetch it again"
-        ) from error
 
 
 def _data_offset(path: Path, entry: zipfile.ZipInfo) -> int:

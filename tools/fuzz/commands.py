@@ -54,7 +54,8 @@ def patience() -> float:
     return max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
 
 
-def _answer(code: int, text: str, seconds: float, trace: str = "") -> Answer:
+def answered(code: int, text: str, seconds: float, trace: str = "") -> Answer:
+    """An answer, with the traceback that its text may hold."""
     if not trace and "Traceback (most recent call last)" in text:
         trace = text
     return Answer(code, text, seconds, trace)
@@ -74,7 +75,7 @@ def ask(*arguments: str) -> Answer:
             code = int(ended.code or 0)
         except BaseException:
             trace = traceback.format_exc()
-    return _answer(code, out.getvalue(), time.monotonic() - began, trace)
+    return answered(code, out.getvalue(), time.monotonic() - began, trace)
 
 
 class Fork:
@@ -124,7 +125,7 @@ class Fork:
         seconds = time.monotonic() - self.began
         text = self._output.read_text(errors="replace")
         self._output.unlink()
-        return _answer(code, text, seconds)
+        return answered(code, text, seconds)
 
 
 def _become(handle: int, arguments: list[str], environment: Mapping[str, str], before: Callable[[], object] | None

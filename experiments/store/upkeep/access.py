@@ -95,17 +95,14 @@ def access(root: Path) -> str:
     several = [user_name(uid) for uid, _ in found.owners.most_common() if uid != info.st_uid]
     if not info.st_mode & stat.S_IWGRP:
         if several:
-            raise MaskgitError(
-                f"{root}: holds work of {', '.join(several[:5])} too, but only {user_name(info.st_uid)} may write here; "
-                f"{_remedy(root, group)}"
-            )
+            told = f"holds work of {', '.join(several[:5])} too, but only {user_name(info.st_uid)} may write here"
+            raise MaskgitError(f"{root}: {told}; {_remedy(root, group)}")
         alone = f"for {user_name(info.st_uid)} alone (mode {stat.S_IMODE(info.st_mode):04o}, umask {read_umask():04o})"
         return f"{alone}; to share it with a group: chgrp GROUP {root} && chmod 2775 {root}"
     if found.problems:
         told = "; ".join(f"{len(paths)} {problem} ({paths[0]})" for problem, paths in found.problems.items())
-        raise MaskgitError(
-            f"{root}: group {group}{_members(info.st_gid)} is locked out: {told}; {_remedy(root, group)}"
-        )
+        who = f"group {group}{_members(info.st_gid)}"
+        raise MaskgitError(f"{root}: {who} is locked out: {told}; {_remedy(root, group)}")
     return f"shared with group {group}{_members(info.st_gid)}: all {found.entries} files and folders are open to it"
 
 
