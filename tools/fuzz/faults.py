@@ -26,7 +26,7 @@ from tools.fuzz.kills import Drill, manifests
 SOURCE = Path(__file__).with_name("faulty_disk.c")
 ERRORS = (errno.EIO, errno.ENOSPC, errno.ESTALE, errno.EDQUOT, errno.EROFS)
 CALLS = "write,fsync,rename,open,link,mkdir,read"
-ATTACKS = ("run", "sync", "gc", "adopt", "first ship", "repair", "status", "verify")
+ATTACKS = ("run", "gc", "adopt", "repair", "status", "verify", "sync", "first ship")
 
 
 def compiled(place: Path) -> Path | None:
@@ -46,16 +46,11 @@ class FaultDrill(Drill):
         super().__init__(place)
         self.calls: dict[str, Counter[str]] = {}
 
-    def commands(self) -> dict[str, tuple[Path, list[str]]]:
-        """Also commands that only read."""
-        at = ["--store", str(self.store)]
-        return {**super().commands(), "status": (self.made, ["status", *at]), "verify": (self.made, ["verify", *at])}
-
     def undisturbed(self, name: str) -> float:
         """Also counts the calls that may fail."""
         if name not in self.usual:
             super().undisturbed(name)
-            source, command = self.commands()[name]
+            source, command = self.command(name)
             self.fresh(source)
             told = self.place / "calls.txt"
             told.unlink(missing_ok=True)
@@ -67,7 +62,7 @@ class FaultDrill(Drill):
 
     def attack(self, name: str, draw: random.Random) -> tuple[str, list[str]]:
         """One fault: what failed (empty where the command was over before), and what went wrong."""
-        source, command = self.commands()[name]
+        source, command = self.command(name)
         self.undisturbed(name)
         self.fresh(source)
         before = manifests(self.store)
@@ -120,7 +115,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", help="one of the attacks")
+    parser.add_argument("--only", choices=ATTACKS, help="one of the attacks")
+    parser.add_argument("--kinds", type=int, default=len(ATTACKS), help="only the first so many attacks")
     args = parser.parse_args()
     if "FAULT_LIBRARY" not in os.environ:
         with tempfile.TemporaryDirectory() as place:
@@ -131,11 +127,11 @@ def main() -> int:
                            "PYTHONPATH": str(ROOT)}  # fmt: skip
             call = [sys.executable, "-m", "tools.fuzz.faults", *sys.argv[1:]]
             return subprocess.run(call, env=environment, check=False).returncode
-    preload(*HEAVY)
+    names = [args.only] if args.only else ATTACKS[: args.kinds]
+    preload(*(HEAVY if {*names} & {"sync", "first ship"} else ()))
     draw, counts = random.Random(args.seed), Counter[str]()
     with tempfile.TemporaryDirectory() as place:
         drill = FaultDrill(Path(place))
-        names = [args.only] if args.only else ATTACKS
         for number in range(args.count):
             name = names[number % len(names)]
             call, wrong = drill.attack(name, draw)
