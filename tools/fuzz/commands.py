@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import copy
 import importlib
 import io
 import os
@@ -16,9 +17,10 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 LAB = ROOT / "tests" / "toylab" / "conf"
@@ -172,6 +174,26 @@ def preload(*more: str) -> None:
                  "experiments.launching.execution", "experiments.running.job", "launchers.inline",
                  "experiments.tracking.mlflow_store", *more):  # fmt: skip
         importlib.import_module(name)
+
+
+@contextlib.contextmanager
+def composed_once() -> Iterator[None]:
+    """Hydra composes equal choices only once in the block: hundreds of commands ask for the same experiment."""
+    from experiments.config import compose as composing
+
+    compose, known = composing.compose, {}
+
+    def once(choices: Any, config_dirs: Any = ()) -> Any:
+        key = (tuple(choices), tuple(config_dirs))
+        if key not in known:
+            known[key] = compose(choices, config_dirs)
+        return copy.deepcopy(known[key])
+
+    composing.compose = once  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        composing.compose = compose
 
 
 def request(store: Path, experiment: str = "chain", *overrides: str) -> list[str]:
