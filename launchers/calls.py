@@ -116,6 +116,7 @@ class Event:
     call: Call
     message: str = ""
     seconds: float = 0.0
+    outcome: Outcome | None = None  # of a call that has ended
 
 
 @dataclass(frozen=True)
@@ -224,12 +225,12 @@ def resolve(target: str) -> Callable[..., int | None]:
     """
     module_name, _, function_name = target.partition(":")
     try:
-        found = getattr(importlib.import_module(module_name), function_name)
+        function = getattr(importlib.import_module(module_name), function_name)
     except (ModuleNotFoundError, AttributeError, ValueError) as error:
         raise LaunchError(f"{target}: no such function ({error}); write it as module:function") from error
-    if not callable(found):
+    if not callable(function):
         raise LaunchError(f"{target}: this is not a function; write it as module:function")
-    return found  # type: ignore[no-any-return]
+    return function  # type: ignore[no-any-return]
 
 
 def rank_log(log: Path, rank: int) -> Path:

@@ -42,11 +42,11 @@ def main(args: argparse.Namespace) -> int:
     def warn(text: str) -> None:
         print(f"warning: {text}", file=sys.stderr)
 
-    found = [f for record in latest_records(store, args.experiment, warn) for f in failures(record, store)]
+    failed = [f for record in latest_records(store, args.experiment, warn) for f in failures(record, store)]
     if args.nodes:
-        print(",".join(sorted({f.node for f in found if f.node and f.reason in BY_NODE})))
+        print(",".join(sorted({f.node for f in failed if f.node and f.reason in BY_NODE})))
         return 0
-    groups = grouped(found)
+    groups = grouped(failed)
     if args.json:
         print(json.dumps([{"reason": r, "line": line, "steps": [vars(f) for f in g]} for (r, line), g in groups]))
         return 0

@@ -65,8 +65,8 @@ def main(args: argparse.Namespace) -> int:
     while True:
         rows = [(record, rows_of(record, store)) for record in latest_records(store, args.experiment, warn)]
         if args.json:
-            found = [{"experiment": r.experiment, "uid": r.uid, "steps": s} for r, s in rows]
-            text = json.dumps(found, indent=2)
+            executions = [{"experiment": r.experiment, "uid": r.uid, "steps": s} for r, s in rows]
+            text = json.dumps(executions, indent=2)
         else:
             text = "\n".join(_lines(rows, store, args.all))
             text += "\nsqueue does not answer: states are from files alone" if is_silent() else ""

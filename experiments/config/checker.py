@@ -1,7 +1,7 @@
 """Validation: plain composed data in; checked, typed, frozen step requests out.
 
 No other code sees a DictConfig or an unchecked key. Signatures of stages and components are the schema
-(`experiments/config/signatures.py` reads them from source), so checking imports none of them.
+(`experiments/config/schema/signatures.py` reads them from source), so checking imports none of them.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any
 
-from experiments.config.coercion import coerce
 from experiments.config.needs import Need, match_needs, reference
 from experiments.config.resources import step_resources
-from experiments.config.signatures import MISSING, Param, Signature
-from experiments.config.sources import Sources
+from experiments.config.schema.coercion import coerce
+from experiments.config.schema.params import MISSING, Param, Signature
+from experiments.config.schema.sources import Sources, present_name
 from maskgit_core.errors import ConfigError, unknown_key
+from maskgit_core.models import first_name
 
 RESERVED = (
     *("name", "description", "pipeline", "resources", "launcher"),
@@ -141,6 +142,8 @@ class Checker:
         }
         for key in config:
             if key not in allowed and key not in self._sources.all_params:
+                if meant := self._sources.places(str(key), config, signatures)[:3]:
+                    raise ConfigError(f"{key}: unknown key; did you mean {' or '.join(meant)}?")
                 raise unknown_key(str(key), str(key), {*RESERVED, *nodes, *stages, *params})
         resources = config.get("resources") or {}
         if not isinstance(resources, Mapping):
@@ -226,15 +229,13 @@ class Checker:
             _store(param, coerce(param, value, key), path, parts, key)
 
     def _component(self, param: Param, key: str, value: Mapping[str, Any], path: str, parts: _Parts) -> None:
-        hints = param.hint.args if param.hint.form == "union" else (param.hint,)
-        base = next(h.args[0] for h in hints if h.form == "spec")
-        name = value.get("name")
+        base, name = param.base, present_name(param.base, value.get("name"))
         if not isinstance(name, str):
             raise ConfigError(f"{key}.name: missing; one of [{', '.join(self._sources.components(base))}]")
         signature = self._sources.component(base, name, key)
         self._refuse_options_of_others(base, name, key, value, signature)
         _refuse_unknown(key, {k: v for k, v in value.items() if k != "name"}, signature)
-        inner = _Parts(config={"name": name}, identity={"name": name})
+        inner = _Parts(config={"name": name}, identity={"name": first_name(signature.module, name)})
         if (version := int(signature.constants.get("VERSION", 1))) != 1:
             inner.identity["version"] = version
         for option in signature.params.values():
@@ -322,10 +323,16 @@ def _find(
     for block in blocks:
         if param.name in config[block]:
             inner = config[block][param.name]
-            merges = "spec" in param.forms() and isinstance(inner, Mapping) and isinstance(value, Mapping)
-            if merges and inner.get("name", value.get("name")) == value.get("name"):
+            if param.base and _is_same_component(param.base, value, inner):
                 value = {**value, **inner}
             else:
                 value = inner
             key = f"{block}.{param.name}"
     return key, value
+
+
+def _is_same_component(base: str, above: Any, inner: Any) -> bool:
+    """True where options of one block go over those of another: both mean the component of one name."""
+    if not isinstance(inner, Mapping) or not isinstance(above, Mapping):
+        return False
+    return "name" not in inner or present_name(base, inner["name"]) == present_name(base, above.get("name"))

@@ -9,8 +9,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from experiments.config.coercion import coerce
-from experiments.config.signatures import MISSING, read_component, source_file
+from experiments.config.schema.coercion import coerce
+from experiments.config.schema.params import MISSING
+from experiments.config.schema.signatures import read_component, source_file
 from experiments.planning.graph import Graph
 from experiments.planning.plan import PlannedStep
 from launchers.calls import Call, LauncherProtocol, Resources

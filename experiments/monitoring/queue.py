@@ -81,8 +81,8 @@ def running_tasks(folder: Path) -> str | None:
     """The progress of a step's array tasks, in words, while one of them executes; else None."""
     submission = submitted(folder)
     tasks = submission.tasks if submission else ()
-    found = [queue().find(job) for job in tasks] if has_queue() else []
-    live = [entry for entry in found if entry is not None and entry.is_live]
+    entries = [queue().find(job) for job in tasks] if has_queue() else []
+    live = [entry for entry in entries if entry is not None and entry.is_live]
     running = [entry for entry in live if not entry.waits_again]
     return f"{len(running)} of {len(tasks)} tasks run, {len(tasks) - len(live)} have ended" if running else None
 
@@ -113,9 +113,9 @@ def exit_note(folder: Path, store: Path) -> dict[str, Any] | None:
             for position, call in enumerate(task):
                 if call["key"] == request.fingerprint:
                     ends = batch.parent / "ends"
-                    found = [*ends.glob(f"{index}-{position}.*json"), *ends.glob(f"{index}.script.json")]
+                    paths = [*ends.glob(f"{index}-{position}.*json"), *ends.glob(f"{index}.script.json")]
                     preempted = any(batch.parent.glob(f"preempted-{index}-*"))
-                    notes += [{**note, "preempted": preempted} for p in found if (note := read_json(p))]
+                    notes += [{**note, "preempted": preempted} for p in paths if (note := read_json(p))]
     if bad := [note for note in notes if note["code"] not in (0, 75, 130, 143)]:
         # The first to break takes the others with it; a killed process is the cause of exceptions elsewhere.
         return min(bad, key=lambda note: (note["code"] >= 0, note["time"]))

@@ -46,9 +46,9 @@ def row_of(entry: PipelineStep, store: Path, alive: Any, queued: Any, states: di
     from maskgit_core.files import read_json
 
     folder = store / entry.folder
-    found = status(folder, alive)
-    state, job = str(found.state), found.owner.job if found.owner else None
-    reason = found.reason
+    step = status(folder, alive)
+    state, job = str(step.state), step.owner.job if step.owner else None
+    reason = step.reason
     waiting = queued.get(entry.fingerprint)
     if waiting is not None and (state not in ("done", "running") or (state == "running" and waiting.waits_again)):
         job, reason, state = waiting.job, waiting.reason, "queued"
@@ -60,18 +60,18 @@ def row_of(entry: PipelineStep, store: Path, alive: Any, queued: Any, states: di
         reason = "something it needs did not finish" if blockers else reason
     if state == "killed" or (state == "waiting" and waiting is None):
         state, reason, job = ended_outside(folder, store, state, reason, job)
-    manifest = found.manifest
+    manifest = step.manifest
     seconds = manifest.seconds if manifest else None
-    if state == "running" and found.start is not None:
-        seconds = time.time() - found.start.time
-    progress = read_json(StepFolder(folder).attempt(found.attempt).progress) if state == "running" else None
+    if state == "running" and step.start is not None:
+        seconds = time.time() - step.start.time
+    progress = read_json(StepFolder(folder).attempt(step.attempt).progress) if state == "running" else None
     return {
         "name": entry.name,
         "stage": entry.stage,
         "state": state,
         "job": job,
-        "owner": found.owner.where() if found.owner and state == "running" else None,
-        "attempt": found.attempt,
+        "owner": step.owner.where() if step.owner and state == "running" else None,
+        "attempt": step.attempt,
         "seconds": seconds,
         "headline": plain(manifest.headline) if manifest else None,
         "reason": reason if state != "done" else "",

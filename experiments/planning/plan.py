@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from experiments.config.signatures import source_file
+from experiments.config.schema.signatures import source_file
 from experiments.planning.difference import difference, flat_request, request_of
 from experiments.planning.graph import Graph, Node
 from experiments.store.claims import JobAlive

@@ -1,4 +1,4 @@
-"""What the row of a table asks for, so that a cell is filled only by a run of just that."""
+"""Requests of a table's rows, so that a cell is filled only by a run of just that request."""
 
 from __future__ import annotations
 
@@ -78,22 +78,22 @@ def _unset(experiment: str, overrides: tuple[str, ...], dirs: tuple[Path, ...]) 
         return []
     for key, value in asked.values:
         config = configs.with_value(config, key, value)
-    found: list[str] = []
+    keys: list[str] = []
 
     def walk(prefix: str, value: object) -> None:
         if isinstance(value, Mapping):
             for key, inner in value.items():
                 walk(f"{prefix}.{key}" if prefix else str(key), inner)
         elif value == "???":
-            found.append(prefix)
+            keys.append(prefix)
 
     walk("", config)
-    return found
+    return keys
 
 
 def _requests_of(graph: Graph, step: str) -> list[tuple[dict[str, str], set[str]]]:
     """For every point's step of that name: its config with that upstream, and the keys that count in fingerprints."""
-    found = []
+    requests = []
     for first in (node for node in graph.nodes.values() if node.request.name == step):
         config: dict[str, str] = {}
         counted: set[str] = set()
@@ -109,8 +109,8 @@ def _requests_of(graph: Graph, step: str) -> list[tuple[dict[str, str], set[str]
             config = {**step_params(entry, _request(node, request.config)), **config}
             counted |= set(step_params(entry, _request(node, request.identity)))
             queue += [graph.nodes[f] for f in node.upstream if f in graph.nodes]
-        found.append((config, counted))
-    return found
+        requests.append((config, counted))
+    return requests
 
 
 def _request(node: Node, config: Mapping[str, Any]) -> Request:

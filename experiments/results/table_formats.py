@@ -145,14 +145,14 @@ def latex(filled: Filled) -> str:
 
 def records(filled: Filled) -> list[dict[str, Any]]:
     """One plain record a cell of numbers."""
-    found = []
+    rows = []
     for row, cells in zip(filled.table.rows, filled.cells, strict=True):
         for column in filled.table.columns:
             cell = cells[column.key]
             if column.metric is None or (cell.published is None and cell.command is None):
                 continue
             spread = cell.reproduced
-            found.append(
+            rows.append(
                 {
                     "row": row.name,
                     "column": column.key,
@@ -172,7 +172,7 @@ def records(filled: Filled) -> list[dict[str, Any]]:
                     "command": cell.command,
                 }
             )
-    return found
+    return rows
 
 
 def as_csv(filled: Filled) -> str:

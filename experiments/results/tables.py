@@ -101,7 +101,7 @@ class Cell:
 
 
 class Requests(Protocol):
-    """What the rows of a table ask for; see `RowRequests`."""
+    """Requests of a table's rows; see `RowRequests`."""
 
     def unset(self, run: Mapping[str, Any], /) -> Sequence[str]:
         """Keys that the user must set."""
@@ -228,8 +228,8 @@ def fill(table: Table, store: Path, requests: Requests | None = None) -> Filled:
             judged = [(requests.differences(row.run, result), result) for result in candidates]
             candidates = [result for differences, result in judged if not differences]
             differs = None if candidates else f"differs: {_few(min((d for d, _ in judged), key=len))}"
-        found = _plain(row, candidates)
-        cells.append({c.key: _cell(row, c, found, requests, differs) for c in table.columns})
+        chosen = _plain(row, candidates)
+        cells.append({c.key: _cell(row, c, chosen, requests, differs) for c in table.columns})
     for column in table.columns:
         _refuse_unlike(table, column, [row[column.key] for row in cells])
     return Filled(table, tuple(cells))
@@ -243,9 +243,9 @@ def _results_of(row: Row, results: Sequence[Result]) -> list[Result]:
     if row.run is None:
         return []
     step = row.run.get("step", "evaluate")
-    found = [r for r in results if r.experiment == row.run["experiment"] and r.step == step]
+    own = [r for r in results if r.experiment == row.run["experiment"] and r.step == step]
     where = [Filter(str(k), "=", str(v)) for k, v in (row.run.get("where") or {}).items()]
-    return [r for r in found if all(f.matches(r) for f in where)]
+    return [r for r in own if all(f.matches(r) for f in where)]
 
 
 def _plain(row: Row, results: Sequence[Result]) -> Sequence[Result]:
@@ -301,8 +301,8 @@ def _with(cell: Cell, **changed: Any) -> Cell:
 
 def _differing(results: Sequence[Result]) -> str:
     keys = sorted({k for r in results for k, _ in r.without_seeds})
-    found = [k for k in keys if len({dict(r.without_seeds).get(k) for r in results}) > 1]
-    return ", ".join(found[:4])
+    differing = [k for k in keys if len({dict(r.without_seeds).get(k) for r in results}) > 1]
+    return ", ".join(differing[:4])
 
 
 def _refuse_unlike(table: Table, column: Column, cells: Sequence[Cell]) -> None:

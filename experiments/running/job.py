@@ -105,8 +105,8 @@ class Job:
         """Rank 0 takes the claim and a number, the others wait to hear it; None where someone else finished it."""
         agreed = self.folder / "launches" / f"{self.launch_id}.json"
         if self.rank != 0:
-            found = wait_for_file(agreed)
-            number: int | None = found["attempt"]
+            agreement = wait_for_file(agreed)
+            number: int | None = agreement["attempt"]
             return number
         said = silent = False
         while (owner := self.claim.take()) is not None:
@@ -257,7 +257,8 @@ class Job:
             try:
                 write_json(attempt.own / name, plain(end))
             except ArtifactError as error:  # a full disk must not hide why the stage ended
-                say(f"warning: {error}")
+                if "disk is full" not in reason:  # else it was said
+                    say(f"warning: {error}")
         return code
 
     def _note_refusal(self, error: MaskgitError) -> None:

@@ -84,12 +84,12 @@ class Processes:
         return [self._me]
 
     def _cpu_seconds(self, family: Sequence[Any]) -> dict[int, float]:
-        found = {}
+        seconds = {}
         for process in family:
             with suppress(self._psutil.Error):
                 times = process.cpu_times()
-                found[process.pid] = times.user + times.system
-        return found
+                seconds[process.pid] = times.user + times.system
+        return seconds
 
     def sample(self) -> dict[str, float]:
         """`system/cpu_cores` (cores in use since the last sample), `system/memory_gb` (resident, 10^9 bytes)."""
@@ -146,13 +146,13 @@ class Gpus:
 
     def sample(self) -> dict[str, float]:
         """`system/gpu_<n>_percent`, `_memory_gb`, `_power_w`, `n` counting the job's own GPUs from 0."""
-        found: dict[str, float] = {}
+        values: dict[str, float] = {}
         for number, handle in enumerate(self._handles):
             name = f"{SYSTEM_PREFIX}gpu_{number}"
             with suppress(Exception):  # a MIG slice has no utilization, some boards no power
-                found[f"{name}_memory_gb"] = self._nvml.nvmlDeviceGetMemoryInfo(handle).used / 1e9
+                values[f"{name}_memory_gb"] = self._nvml.nvmlDeviceGetMemoryInfo(handle).used / 1e9
             with suppress(Exception):
-                found[f"{name}_percent"] = float(self._nvml.nvmlDeviceGetUtilizationRates(handle).gpu)
+                values[f"{name}_percent"] = float(self._nvml.nvmlDeviceGetUtilizationRates(handle).gpu)
             with suppress(Exception):
-                found[f"{name}_power_w"] = self._nvml.nvmlDeviceGetPowerUsage(handle) / 1000.0
-        return found
+                values[f"{name}_power_w"] = self._nvml.nvmlDeviceGetPowerUsage(handle) / 1000.0
+        return values

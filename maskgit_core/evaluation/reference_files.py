@@ -42,8 +42,8 @@ def _from_tensors(path: Path) -> Moments:
     """`mu` and `cov` of a file that holds nothing but tensors; no code in it is run."""
     told = f"{path}: cannot be read as statistics ({{reason}}); a .pt of the tensors mu and cov is needed"
     with refused_as(DataError, told):
-        found = torch.load(path, map_location="cpu", weights_only=True)
-        mean, covariance = found["mu"].numpy(), found["cov"].numpy()
+        moments = torch.load(path, map_location="cpu", weights_only=True)
+        mean, covariance = moments["mu"].numpy(), moments["cov"].numpy()
     return _checked(path, mean, covariance, "mu", "cov")
 
 

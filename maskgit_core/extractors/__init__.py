@@ -45,7 +45,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     with refused_as(WeightsError, f"{path}: cannot be read as weights ({{reason}}); {remedy}"):
         if Path(path).suffix == ".safetensors":
             return load_file(path)
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    if not isinstance(found, dict) or not all(isinstance(value, torch.Tensor) for value in found.values()):
+        tensors = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(tensors, dict) or not all(isinstance(value, torch.Tensor) for value in tensors.values()):
         raise WeightsError(f"{path}: holds something else than named tensors; {remedy}")
-    return dict(found)
+    return dict(tensors)

@@ -202,7 +202,7 @@ def test_settings_of_halton_maskgits_first_version_give_its_values_at_every_step
 
 
 def test_guidance_within_an_interval_only(model: Model) -> None:
-    """Outside it logits are those of the class alone; the exponential schedule goes from 1 to s."""
+    """ContentDigests it logits are those of the class alone; the exponential schedule goes from 1 to s."""
     labels, seeds = torch.tensor([0, 2]), rng.sample_seeds(1, torch.arange(2))
     state = Decoder(model, labels, GRID, seeds, None, Guidance(3.0, start=0.25, end=0.75), 8)
     left = state.unknown_B - 1
