@@ -168,11 +168,13 @@ def share(attempt: Attempt, maker: Any, num_samples: int, batch_size: int, piece
     for place in iterate(attempt, mine):
         first, end = ranges[place]
         if not paths[place].is_file():
-            began = time.perf_counter()
+            began, cpu_began = time.perf_counter(), time.process_time()
             batches = [maker.make(at, min(at + batch_size, end)) for at in range(first, end, batch_size)]
             arrays = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
             attempt.publish(paths[place], partial(write_piece, arrays=arrays))
-            attempt.log({"images_per_s": (end - first) / (time.perf_counter() - began)}, step=end)
+            rate = (end - first) / (time.perf_counter() - began)
+            cpu_s = (time.process_time() - cpu_began) / (end - first)
+            attempt.log({"images_per_s": rate, "cpu_seconds_per_image": cpu_s}, step=end)
         progress.update(end - first)
     progress.close()
     if attempt.is_main:
