@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-<<<<<<< HEAD
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-=======
-from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
->>>>>>> main
 from pathlib import Path
 from typing import Any, Literal
 
