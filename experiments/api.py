@@ -115,8 +115,8 @@ class Results:
         """
         from experiments.store.find import select
 
-        found = select(name, self.path).one
-        return Step(found.name, self.path / found.folder)
+        entry = select(name, self.path).one
+        return Step(entry.name, self.path / entry.folder)
 
 
 def plan(*request: str, config_dirs: Sequence[str | Path] = (), redo: Sequence[str] = ()) -> Plan:

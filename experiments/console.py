@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 COLOURS = {"green": "32", "red": "31", "yellow": "33", "blue": "34", "dim": "2", "bold": "1"}
 
 
 def coloured(text: str, colour: str | None) -> str:
-    """`text` in a colour where standard output is a terminal and NO_COLOR is unset."""
-    if colour is None or not sys.stdout.isatty() or os.environ.get("NO_COLOR"):
+    """`text` in a colour where standard output is a terminal that can, and NO_COLOR is unset."""
+    if colour is None or not sys.stdout.isatty() or os.environ.get("NO_COLOR") or is_dumb():
         return text
     return f"\033[{COLOURS[colour]}m{text}\033[0m"
+
+
+def is_dumb() -> bool:
+    """True where the terminal can move no cursor and show no colour."""
+    return os.environ.get("TERM", "").lower() in ("dumb", "unknown")
 
 
 def table(rows: Sequence[Sequence[str]], colours: Sequence[str | None] = (), indent: str = "  ") -> str:
@@ -53,3 +58,21 @@ def size(count: float) -> str:
 def number(value: float) -> str:
     """A metric's value with four significant digits."""
     return f"{value:.4g}"
+
+
+def scaled(value: float) -> str:
+    """A rate or count with three significant digits: `8.42k`, `1.2M`, `0.31`."""
+    for unit in ("", "k", "M", "G"):
+        if abs(value) < 999.5 or unit == "G":
+            return f"{value:.3g}{unit}"
+        value /= 1000
+    raise AssertionError("unreachable")
+
+
+def worded(values: Mapping[str, float]) -> list[str]:
+    """Values as words of a line: `loss 2.31`, and `8.4k tokens/s` of a value named `tokens_per_s`."""
+    words = []
+    for name, value in values.items():
+        what, rate, _ = name.partition("_per_s")
+        words.append(f"{scaled(value)} {what}/s" if rate else f"{name.replace('_', ' ')} {number(value)}")
+    return words

@@ -63,7 +63,7 @@ class Launcher(LauncherProtocol):
                 outcome = outcomes[call.key] = _execute(call)
                 stopped = outcome.state == "stopped"
                 kind = {"done": "finished"}.get(outcome.state, outcome.state)
-                tell(Event(kind, call, outcome.message, outcome.seconds))
+                tell(Event(kind, call, outcome.message, outcome.seconds, outcome))
         return outcomes
 
 

@@ -44,10 +44,10 @@ class Launcher(LauncherProtocol):
         self, *, cores: int | None = None, gpus: int | None = None, grace_s: float = 60.0, max_restarts: int = 20
     ) -> None:
         self.cores = cores if cores is not None else count_cores()
-        found = find_gpus()
-        if gpus is not None and gpus > len(found):
-            raise LaunchError(f"launcher.gpus: found {gpus}, but this machine shows {len(found)}; use null for all")
-        self.gpus = found[:gpus]
+        visible = find_gpus()
+        if gpus is not None and gpus > len(visible):
+            raise LaunchError(f"launcher.gpus: found {gpus}, but this machine shows {len(visible)}; use null for all")
+        self.gpus = visible[:gpus]
         self.grace_s = grace_s
         self.max_restarts = max_restarts
 
@@ -159,7 +159,7 @@ class _Session:
     def _end(self, call: Call, outcome: Outcome) -> None:
         self.outcomes[call.key] = outcome
         kind = {"done": "finished"}.get(outcome.state, outcome.state)
-        self.tell(Event(kind, call, outcome.message, outcome.seconds))
+        self.tell(Event(kind, call, outcome.message, outcome.seconds, outcome))
 
     def _stop(self, requests: list[int]) -> None:
         for process in self.running:

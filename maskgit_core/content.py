@@ -2,7 +2,7 @@
 
 A digest names content, never a place: moving a folder changes nothing, replacing one picture in it changes the digest.
 File digests are kept in a small cache keyed by path, size and times, so that asking again costs one stat a file.
-Import-light on purpose: a plan calls this for every data set.
+Import-light on purpose: a plan calls this for every dataset.
 """
 
 from __future__ import annotations
@@ -100,17 +100,17 @@ def describe(path: Path, cache: Path | None = None) -> Digest:
         return Digest(_hash_lines(f"file {whole['size']} {whole['sha256']}"), None)
     if not path.is_dir():
         raise DataError(f"{path}: there is no such file or folder; put the data there or set the path to where it is")
-    found = sorted(_walk(path))
-    if not found:
+    files = sorted(_walk(path))
+    if not files:
         raise DataError(f"{path}: the folder holds no files; put the data there or set the path to where it is")
-    for name, _, _ in found:
+    for name, _, _ in files:
         if not _is_text(name):
             raise DataError(f"{path}: a file's name is not UTF-8 text ({name!a}); rename it")
-    total = sum(stat.st_size for _, _, stat in found)
+    total = sum(stat.st_size for _, _, stat in files)
     if total > FULL_DIGEST_BYTES:
-        return _sampled(found, total, table)
+        return _sampled(files, total, table)
     lines = {}
-    for name, file, stat in found:
+    for name, file, stat in files:
         entry = table.entry(name, file, stat)
         lines[_logical_name(name)] = f"{_logical_name(name)}\0{entry['size']}\0{entry['sha256']}"
     table.save()
@@ -125,19 +125,19 @@ def _is_text(name: str) -> bool:
     return True
 
 
-def _sampled(found: list[tuple[str, Path, os.stat_result]], total: int, table: _Table) -> Digest:
+def _sampled(files: list[tuple[str, Path, os.stat_result]], total: int, table: _Table) -> Digest:
     """Names and sizes of all files; of the `SAMPLED_FILES` whose hashed names sort first, three pieces each."""
     chosen = {
         name
-        for _, name in sorted((hashlib.sha256(name.encode()).digest(), name) for name, _, _ in found)[:SAMPLED_FILES]
+        for _, name in sorted((hashlib.sha256(name.encode()).digest(), name) for name, _, _ in files)[:SAMPLED_FILES]
     }
-    lines = [f"{name}\0{stat.st_size}" for name, _, stat in found]
-    for name, file, stat in found:
+    lines = [f"{name}\0{stat.st_size}" for name, _, stat in files]
+    for name, file, stat in files:
         if name in chosen:
             lines.append(f"{name}\0{table.entry(name, file, stat, pieces=True)['sha256']}")
     table.save()
     note = (
-        f"sampled: {len(found)} names and sizes ({total / 1e9:.1f} GB) and pieces of {len(chosen)} files, "
+        f"sampled: {len(files)} names and sizes ({total / 1e9:.1f} GB) and pieces of {len(chosen)} files, "
         "not every byte"
     )
     return Digest(_hash_lines("sampled", *lines), note)

@@ -6,7 +6,7 @@ it without a traceback and exits with code 2. Anything else that escapes is a bu
 
     MaskgitError
     ├── ConfigError      a key of the config: unknown, missing, mistyped, out of range, derived
-    ├── DataError        images, data sets, token shards
+    ├── DataError        images, datasets, token shards
     ├── WeightsError     published or trained weights: missing, damaged, of another model
     ├── ArtifactError    a finished or running step's folder
     ├── LaunchError      a launcher cannot do what was asked
@@ -14,7 +14,7 @@ it without a traceback and exits with code 2. Anything else that escapes is a bu
 """
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 
 class MaskgitError(Exception):
@@ -29,7 +29,7 @@ class ConfigError(MaskgitError):
 
 
 class DataError(MaskgitError):
-    """Images, a data set or token shards are missing, damaged or of the wrong form; names the file."""
+    """Images, a dataset or token shards are missing, damaged or of the wrong form; names the file."""
 
 
 class WeightsError(MaskgitError):
@@ -40,6 +40,10 @@ class ArtifactError(MaskgitError):
     """A step's folder is not what it should be; names the folder or file."""
 
 
+class DiskFullError(ArtifactError):
+    """There is no room on the disk, or the quota is used up; the same may work later."""
+
+
 class LaunchError(MaskgitError):
     """A launcher cannot do what was asked; names the resource or setting."""
 
@@ -48,9 +52,36 @@ class TrackingError(MaskgitError):
     """MLflow cannot be reached or refuses; names the address."""
 
 
+#: What people type -> names of options that mean it, the likeliest first.
+SYNONYMS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("learning_rate", "base_lr", "max_lr"), ("lr",)),
+    **dict.fromkeys(("epochs", "num_epochs", "max_epochs", "max_steps", "iterations"), ("num_train_steps",)),
+    **dict.fromkeys(("steps", "num_inference_steps", "sampling_steps"), ("num_steps", "num_train_steps")),
+    **dict.fromkeys(("guidance", "cfg", "cfg_scale", "cfg_weight", "guidance_scale"), ("guidance_scale",)),
+    **dict.fromkeys(("bs", "batch", "bsz", "train_batch_size", "global_batch_size"), ("batch_size",)),
+    **dict.fromkeys(("wd", "decay"), ("weight_decay",)),
+    **dict.fromkeys(("warmup", "num_warmup_steps"), ("warmup_steps",)),
+    **dict.fromkeys(("ema", "ema_rate"), ("ema_decay",)),
+    **dict.fromkeys(("depth", "layers", "n_layers"), ("num_layers",)),
+    **dict.fromkeys(("width", "dim", "hidden_size", "embed_dim"), ("width", "embed_dim", "hidden_dim", "dim")),
+    **dict.fromkeys(("heads", "n_heads", "num_attention_heads"), ("num_heads",)),
+    **dict.fromkeys(("num_workers", "workers"), ("num_workers",)),
+    **dict.fromkeys(("random_seed", "manual_seed"), ("seed",)),
+    **dict.fromkeys(("resolution", "size", "img_size"), ("image_size",)),
+    **dict.fromkeys(("path", "data_dir", "data_root", "folder"), ("root",)),
+    **dict.fromkeys(("fp16", "bf16", "mixed_precision", "amp", "dtype"), ("precision",)),
+    **dict.fromkeys(("temp", "sampling_temperature"), ("temperature", "choice_temperature")),
+}
+
+
+def synonyms(name: str, names: Collection[str]) -> list[str]:
+    """Those of `names` that are usual words for what was written."""
+    return [known for known in SYNONYMS.get(name.lower().replace("-", "_"), ()) if known in names]
+
+
 def suggestion(name: str, names: Sequence[str]) -> str:
-    """`did you mean X? ` where some name is near to what was written or begins with it; else nothing."""
-    near = _close(name, names, 1, 0.6) or [n for n in names if n.startswith(name)]
+    """`did you mean X? ` where some name means or is near to what was written, or begins with it; else nothing."""
+    near = synonyms(name, names) or _close(name, names, 1, 0.6) or [n for n in names if n.startswith(name)]
     return f"did you mean {near[0]}? " if near else ""
 
 
@@ -70,7 +101,7 @@ def _nearest(name: str, names: Sequence[str]) -> str:
     """All names where they are few, else the five nearest and how many more there are."""
     if len(names) <= 25:
         return ", ".join(names)
-    near = _close(name, names, 5, 0.0)
+    near = list(dict.fromkeys([*synonyms(name, names), *_close(name, names, 5, 0.0)]))[:5]
     return f"{', '.join(near)} and {len(names) - len(near)} more"
 
 
@@ -79,4 +110,4 @@ def _close(name: str, names: Sequence[str], count: int, cutoff: float) -> list[s
     lower: dict[str, str] = {}
     for known in names:
         lower.setdefault(known.lower(), known)
-    return [lower[found] for found in difflib.get_close_matches(name.lower(), lower, n=count, cutoff=cutoff)]
+    return [lower[match] for match in difflib.get_close_matches(name.lower(), lower, n=count, cutoff=cutoff)]

@@ -1,6 +1,6 @@
 """The order of training samples, as a pure function of (seed, position).
 
-A training stream is endless: epoch after epoch, each a full permutation of the data set, each sample once an epoch. The
+A training stream is endless: epoch after epoch, each a full permutation of the dataset, each sample once an epoch. The
 permutation is never stored. It is computed for any positions asked for, in constant time, so that a run resumes
 anywhere at once and the order does not depend on ranks, workers or library versions.
 
@@ -96,7 +96,7 @@ def samples_at(
     Args:
         seed: of the order, any integer.
         positions: int64, >= 0, any shape; position p is in epoch p // num_samples.
-        num_samples: size of the data set.
+        num_samples: size of the dataset.
         num_variants: how many variants (flips, crops) each sample has, at most 2^16; one is drawn per epoch.
 
     Returns:
@@ -112,10 +112,10 @@ def samples_at(
     for epoch in [first] if first == last else np.unique(epochs).tolist():
         here = ... if first == last else epochs == epoch
         key = mix(mix(seed) + epoch)
-        found = permute(offsets[here], num_samples, key)
-        samples[here] = found
+        permuted = permute(offsets[here], num_samples, key)
+        samples[here] = permuted
         if num_variants > 1:
-            variants[here] = draw_variants(found, key, num_variants)
+            variants[here] = draw_variants(permuted, key, num_variants)
     return samples, variants
 
 

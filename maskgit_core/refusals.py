@@ -24,6 +24,14 @@ def check_classes(key: str, classes: Sequence[int] | None, num_classes: int | No
         )
 
 
+def check_weights(step: str, has_model: bool, has_tokens: bool, untrained: bool) -> None:
+    """Raises `ConfigError` where a step that samples has neither trained weights nor what fresh ones are made for."""
+    if not has_model and not untrained:
+        raise ConfigError(f"pipeline.steps.{step}.needs: no step that makes a model; add one, such as train")
+    if not (has_model or has_tokens):
+        raise ConfigError(f"pipeline.steps.{step}.needs: neither a model nor tokens that a fresh one would be made for")
+
+
 def check_steps(num_steps: int, num_tokens: int, key: str = "sampler.num_steps") -> None:
     """Raises `ConfigError` where there are more reveal steps than tokens to reveal."""
     if num_steps > num_tokens:
@@ -138,4 +146,29 @@ def check_crop(crop_size: int | None, image_size: int, downsample_factor: int, k
         raise ConfigError(
             f"{key}.crop_size: found {crop_size}; it is at most dataset.image_size ({image_size}) and a multiple of "
             f"{downsample_factor}"
+        )
+
+
+def check_at_least(key: str, count: int, least: int, of: str, why: str, remedy: str = "give more") -> None:
+    """Raises `ConfigError` where there are fewer pictures, samples or features than a step or a metric takes."""
+    if count < least:
+        raise ConfigError(f"{key}: {least} {of} are needed ({why}), there are {count}; {remedy}")
+
+
+def check_image_size(key: str, size: int, downsample_factor: int | None, only: int | None) -> None:
+    """Raises `ConfigError` for images that a tokenizer cannot cut into tokens.
+
+    Args:
+        key: of the images' side.
+        size: side of the images.
+        downsample_factor: pixels a token, where known.
+        only: the one side that the tokenizer takes, where there is one.
+    """
+    if only is not None and size != only:
+        raise ConfigError(f"{key}: found {size}; this tokenizer takes images of {only} pixels alone; set it to {only}")
+    if only is None and downsample_factor and size % downsample_factor:
+        near = max(1, round(size / downsample_factor)) * downsample_factor
+        raise ConfigError(
+            f"{key}: found {size}; this tokenizer makes a token of {downsample_factor} pixels, so the side is a "
+            f"multiple of that; set it to {near}"
         )

@@ -19,6 +19,7 @@ from maskgit_core.errors import ArtifactError, ConfigError, WeightsError
 from maskgit_core.files import read_json
 from maskgit_core.images.pixels import picture_grid, to_uint8, to_unit
 from maskgit_core.layers.steady import decoded
+from maskgit_core.models import present_module
 from maskgit_core.refusals import check_codebooks
 from maskgit_core.token_groups import joined_tokens, sampling_grid, whole_codebook
 from maskgit_core.training.checkpoints import list_checkpoints, load_strictly, load_tensors, select
@@ -195,7 +196,7 @@ def _built(path: Path, class_name: str, names: Sequence[str] | None = None) -> A
     module = described["module"] or f"maskgit_core.{folder}.{described['name'].replace('/', '.')}"
     facts = described["facts"]
     facts = facts if names is None else {name: facts[name] for name in names}
-    return getattr(importlib.import_module(module), class_name)(**described["options"], **facts)
+    return getattr(importlib.import_module(present_module(module)), class_name)(**described["options"], **facts)
 
 
 def _tensors(path: Path) -> dict[str, torch.Tensor]:

@@ -12,7 +12,7 @@ from maskgit_core.errors import DataError, WeightsError
 
 
 @pytest.mark.parametrize("name", group_names("experiment"))
-def test_every_experiment_composes_and_passes_the_door(name: str) -> None:
+def test_every_experiment_composes_and_passes_the_checker(name: str) -> None:
     try:
         _, resolved = plan_configs([f"experiment={name}"])
     except DataError as error:  # its sizes follow from a folder that it lacks

@@ -25,3 +25,13 @@ def test_files_that_are_named_exist(page: Path) -> None:
     text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
     for name in re.findall(r"`((?:experiments|maskgit_core|launchers|conf|tools|tests)/[a-z0-9_/.]+)`", text):
         assert (ROOT / name).exists() or (ROOT / f"{name}.py").exists(), f"{page.name} names {name}"
+
+
+def test_one_spelling_and_no_docstring_that_opens_with_what() -> None:
+    """`dataset` is one word everywhere, as in the configs."""
+    folders = ("experiments", "maskgit_core", "launchers", "tools")
+    sources = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
+    for path in [*sources, *(ROOT / "conf").rglob("*.yaml"), *(ROOT / "docs").glob("*.md"), ROOT / "README.md"]:
+        text = path.read_text()
+        assert not re.search(r"\bdata[ -]sets?\b", text, re.IGNORECASE), path
+        assert not re.search(r'"""What ', text), path

@@ -27,7 +27,7 @@ import yaml
 from PIL import Image
 
 from experiments.config.compose import CONF, group_names, groups
-from experiments.config.signatures import read_stage
+from experiments.config.schema.signatures import read_stage
 from experiments.planning.pipeline import build
 from maskgit_core.errors import MaskgitError
 

@@ -38,10 +38,10 @@ def rows(store: Path) -> list[dict[str, Any]]:
     Raises:
         ArtifactError: there is no finished run of the experiment.
     """
-    found = [_row(result) for result in collect(store, ("scores",), EXPERIMENT)]
-    if not found:
+    table = [_row(result) for result in collect(store, ("scores",), EXPERIMENT)]
+    if not table:
         raise ArtifactError(f"{store}: holds no finished run; first run: maskgit run experiment={EXPERIMENT}")
-    return sorted(found, key=lambda row: (SCHEDULES.index(row["schedule"]), row["seed"]))
+    return sorted(table, key=lambda row: (SCHEDULES.index(row["schedule"]), row["seed"]))
 
 
 def _row(result: Result) -> dict[str, Any]:
@@ -61,22 +61,22 @@ def _row(result: Result) -> dict[str, Any]:
     return {**row, "commit": result.commit[:12]}
 
 
-def as_csv(found: Sequence[dict[str, Any]]) -> str:
+def as_csv(table: Sequence[dict[str, Any]]) -> str:
     """The rows with a header."""
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(found)
+    writer.writerows(table)
     return text.getvalue()
 
 
-def figure(found: Sequence[dict[str, Any]]) -> Any:
+def figure(table: Sequence[dict[str, Any]]) -> Any:
     """Mean over the seeds with a dot a seed: distance of samples and held-out likelihood by schedule."""
     import matplotlib as mpl
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    names = [name for name in SCHEDULES if any(row["schedule"] == name for row in found)]
+    names = [name for name in SCHEDULES if any(row["schedule"] == name for row in table)]
     places = range(len(names))
     with mpl.rc_context(SETTINGS):
         drawn = Figure(figsize=(8.2, 3.2), layout="constrained")
@@ -85,7 +85,7 @@ def figure(found: Sequence[dict[str, Any]]) -> Any:
         titles = ("FD of 1,000 samples (lower is better)", "held-out NLL, nats a masked token")
         for axis, title, columns in zip(axes, titles, (tuple(SCORES), tuple(NLL)), strict=True):
             for column in columns:
-                values = [[float(r[column]) for r in found if r["schedule"] == name] for name in names]
+                values = [[float(r[column]) for r in table if r["schedule"] == name] for name in names]
                 label = f"{column.removeprefix('nll_')} % masked" if column in NLL else None
                 line = axis.plot(places, [statistics.fmean(v) for v in values], "o-", ms=4, lw=1.1, label=label)
                 dots = [(place, value) for place, several in zip(places, values, strict=True) for value in several]
@@ -102,10 +102,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--store", type=Path, default=default_store())
     parser.add_argument("--folder", type=Path, default=Path("docs"))
     asked = parser.parse_args(arguments)
-    found = rows(asked.store.expanduser().absolute())
-    write_bytes(asked.folder / "schedule_ablation.csv", as_csv(found).encode())
-    write_bytes(asked.folder / "schedule_ablation.png", rendered(figure(found), "png"))
-    print(f"wrote {len(found)} runs to {asked.folder}/schedule_ablation.csv and .png")
+    table = rows(asked.store.expanduser().absolute())
+    write_bytes(asked.folder / "schedule_ablation.csv", as_csv(table).encode())
+    write_bytes(asked.folder / "schedule_ablation.png", rendered(figure(table), "png"))
+    print(f"wrote {len(table)} runs to {asked.folder}/schedule_ablation.csv and .png")
 
 
 if __name__ == "__main__":

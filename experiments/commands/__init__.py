@@ -9,14 +9,14 @@ from importlib import import_module
 from pathlib import Path
 
 COMMANDS = Path(__file__).resolve().parent
-ORDER = ("run", "plan", "status", "logs", "cancel", "retry", "failures", "config", "compare", "table", "reproduce",
-         "ui", "sync", "adopt", "gc", "doctor", "shards", "weights", "completion")  # fmt: skip
+ORDER = ("run", "plan", "status", "logs", "cancel", "retry", "failures", "config", "report", "compare", "table",
+         "reproduce", "ui", "sync", "adopt", "gc", "doctor", "shards", "weights", "completion")  # fmt: skip
 
 
 def command_names() -> list[str]:
     """The verbs there are, in the order people meet them."""
-    found = [p.stem for p in COMMANDS.glob("*.py") if not p.stem.startswith("_")]
-    return sorted(found, key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name))
+    names = [p.stem for p in COMMANDS.glob("*.py") if not p.stem.startswith("_")]
+    return sorted(names, key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name))
 
 
 def help_line(name: str) -> str:

@@ -60,12 +60,12 @@ def part_of(args: argparse.Namespace) -> Part:
 
 def config_dirs(args: argparse.Namespace) -> list[Path]:
     """The folders given, which must exist; packages beside or around them become importable, for `plugins`."""
-    found = []
+    folders = []
     for name in args.config_dir:
         path = Path(name).expanduser().absolute()
         if not path.is_dir():
             raise ConfigError(f"--config-dir {name}: is not a folder")
-        found.append(path)
+        folders.append(path)
         around = [path.parent, *([path.parent.parent] if (path.parent / "__init__.py").exists() else [])]
         sys.path.extend(str(p) for p in around if str(p) not in sys.path)
-    return found
+    return folders

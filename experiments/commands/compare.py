@@ -49,18 +49,18 @@ def main(args: argparse.Namespace) -> int:
         raise ConfigError("--plot: needs --x and --y, each a metric or a config key")
     if args.plot and args.plot.suffix not in (".png", ".svg"):
         raise ConfigError(f"--plot: {args.plot.name} is neither .png nor .svg")
-    found = compare(chosen(args.overrides, store), group_seeds=not args.each)
+    comparison = compare(chosen(args.overrides, store), group_seeds=not args.each)
     if args.json:
-        print(json.dumps(as_json(found), indent=2, ensure_ascii=False))
+        print(json.dumps(as_json(comparison), indent=2, ensure_ascii=False))
     else:
-        print(table(as_rows(found)))
-        for text in found.refused:
+        print(table(as_rows(comparison)))
+        for text in comparison.refused:
             print(f"  {text}")
     if args.html:
-        write_bytes(args.html, page(found, x=args.x, y=args.y).encode())
+        write_bytes(args.html, page(comparison, x=args.x, y=args.y).encode())
         print(f"wrote {args.html}")
     if args.plot:
-        write_bytes(args.plot, chart_of(found, args.x, args.y, args.plot.suffix[1:]))
+        write_bytes(args.plot, chart_of(comparison, args.x, args.y, args.plot.suffix[1:]))
         print(f"wrote {args.plot}")
     return 0
 
@@ -87,11 +87,11 @@ def chosen(asked: Sequence[str], store: Path) -> list[Any]:
     for name in names:
         prints = {r.fingerprint for r in results if name in (r.run, r.name, r.run.partition("/")[0])}
         prints = prints or {step.fingerprint for step in select_steps(name, store).steps}
-        found = [r for r in results if r.fingerprint in prints]
-        if not found:
+        by_fingerprint = [r for r in results if r.fingerprint in prints]
+        if not by_fingerprint:
             known = ", ".join(dict.fromkeys(f"{r.experiment}/{r.name}" for r in results[:30]))
             raise ConfigError(f"{name}: has no scores; one of [{known}]")
-        by_name += [r for r in found if r not in by_name]
+        by_name += [r for r in by_fingerprint if r not in by_name]
     pool = by_name if names else results
     filters = [Filter.read(a) for a in asked if a not in names]
     if not names and not any(f.key in ("step", "stage") for f in filters):

@@ -17,7 +17,7 @@ examples:
 ZSH_START = "(( $+functions[compdef] )) || { autoload -Uz compinit && compinit; }\n"
 #: Arguments that name something in the store, by (verb, argument).
 STEPS = {("logs", "step"), ("cancel", "what"), ("retry", "what"), ("reproduce", "name"), ("compare", "overrides")}
-EXPERIMENTS = {("status", "experiment"), ("failures", "experiment")}
+EXPERIMENTS = {("status", "experiment"), ("report", "experiment"), ("ui", "experiment"), ("failures", "experiment")}
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -77,7 +77,11 @@ def _completer(verb: str, argument: str, line: str) -> Callable[..., list[str]] 
 
 def _experiment(line: str) -> str | None:
     """The experiment that a line chooses."""
-    chosen = [word for word in line.split(" ") if word.startswith("experiment=")]
+    from experiments.config.compose import group_names
+
+    words, names = line.split(" "), group_names("experiment")
+    chosen = [word for word in words if word.startswith("experiment=")]
+    chosen += [f"experiment={word}" for word in words[:-1] if word in names]
     return chosen[-1] if chosen else None
 
 
@@ -88,7 +92,8 @@ def request_words(word: str, experiment: str | None) -> list[str]:
     key, equals, _ = word.partition("=")
     if equals:
         return [f"{key}={name}" for name in group_names(key)] if key in ("experiment", *groups()) else []
-    return [f"{name}=" for name in ["experiment", *groups()]] + [f"{key}=" for key in keys_of(experiment)]
+    names = [] if experiment else group_names("experiment")
+    return names + [f"{name}=" for name in ["experiment", *groups()]] + [f"{key}=" for key in keys_of(experiment)]
 
 
 def keys_of(experiment: str | None) -> list[str]:

@@ -37,11 +37,11 @@ def main(args: argparse.Namespace) -> int:
     from experiments.store.records import latest_records
 
     store = args.store.expanduser().absolute() if args.store else default_store()
-    found = [f for record in latest_records(store, args.experiment) for f in failures(record, store)]
+    failed = [f for record in latest_records(store, args.experiment) for f in failures(record, store)]
     if args.nodes:
-        print(",".join(sorted({f.node for f in found if f.node and f.reason in BY_NODE})))
+        print(",".join(sorted({f.node for f in failed if f.node and f.reason in BY_NODE})))
         return 0
-    groups = grouped(found)
+    groups = grouped(failed)
     if args.json:
         print(json.dumps([{"reason": r, "line": line, "steps": [vars(f) for f in g]} for (r, line), g in groups]))
         return 0

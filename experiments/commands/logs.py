@@ -42,6 +42,9 @@ def main(args: argparse.Namespace) -> int:
     if path is None:
         raise ConfigError(f"{args.step}: has no log of rank {args.rank} yet (looked in {folder / 'logs'})")
     text = path.read_text(errors="replace")
+    if not text:
+        said = "nothing yet" if _is_live(folder) else "nothing"
+        print(f"{args.step}: has printed {said}; its log is empty: {path}", file=sys.stderr)
     lines = text.splitlines(keepends=True)
     sys.stdout.write("".join(lines[-args.lines :] if args.lines else lines))
     if args.follow:
@@ -53,8 +56,8 @@ def newest_log(folder: Path, rank: int) -> Path | None:
     """The newest log file of a rank."""
     tail = f".rank{rank}"
     logs = [p for p in (folder / "logs").glob("*") if p.is_file()]
-    found = [p for p in logs if (p.stem.endswith(tail) if rank else ".rank" not in p.stem)]
-    return max(found, key=lambda p: p.stat().st_mtime, default=None)
+    own = [p for p in logs if (p.stem.endswith(tail) if rank else ".rank" not in p.stem)]
+    return max(own, key=lambda p: p.stat().st_mtime, default=None)
 
 
 def _job_output(folder: Path, store: Path) -> Path | None:

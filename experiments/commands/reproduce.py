@@ -53,19 +53,19 @@ def main(args: argparse.Namespace) -> int:
     store = args.store.expanduser().absolute() if args.store else default_store()
     places = config_dirs(args)
     names = _cell_runs(args, store, places) if args.table else [_named(args)]
-    found = [o for name in names for o in origins(name, store)]
+    chosen = [o for name in names for o in origins(name, store)]
     if args.diff:
-        for origin in found:
+        for origin in chosen:
             print(origin.code.diff, end="")
         return 0
     if args.json:
-        print(json.dumps(plain(found), indent=2, default=str))
+        print(json.dumps(plain(chosen), indent=2, default=str))
     else:
-        for origin in found:
+        for origin in chosen:
             _print(origin, code_difference(origin.code))
     if not args.run:
         return 0
-    return max(_run(origin, args, places, store) for origin in found)
+    return max(_run(origin, args, places, store) for origin in chosen)
 
 
 def _named(args: argparse.Namespace) -> str:

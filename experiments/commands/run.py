@@ -10,7 +10,7 @@ from experiments.console import coloured
 HELP = "run an experiment; finished steps are found and not run again"
 EPILOG = """\
 examples:
-  maskgit run experiment=quickstart
+  maskgit run quickstart                                   or experiment=quickstart
   maskgit run experiment=quickstart train.lr=1e-3,2e-3     a sweep; the tokenizer and the cache are made once
   maskgit run experiment=quickstart sweep=FILE.yaml        grid, zip, list, exclude, seeds
   maskgit run experiment=quickstart --redo evaluate        run a finished step again; the old result is kept
@@ -26,17 +26,24 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     request_arguments(parser)
     part_arguments(parser)
     parser.add_argument("--redo", action="append", default=[], metavar="STEP", help="run this step again")
+    voice = parser.add_mutually_exclusive_group()
+    voice.add_argument("-q", "--quiet", dest="voice", action="store_const", const="quiet", default="normal",
+                       help="print how it ended alone")  # fmt: skip
+    voice.add_argument("-v", "--verbose", dest="voice", action="store_const", const="verbose",
+                       help="also print what every step prints")  # fmt: skip
 
 
 def main(args: argparse.Namespace) -> int:
     """Composes the request and starts it."""
     from experiments.launching.calls import load_launcher
     from experiments.launching.execution import fetch_weights, start
+    from experiments.launching.telling import Voice
     from experiments.planning.pipeline import build
 
     graph = build(args.overrides, config_dirs(args), check=lambda settings: load_launcher(settings["launcher"]),
                   fetch=fetch_weights, part=part_of(args))  # fmt: skip
-    for line in (*graph.notes, *graph.left_out):
+    voice: Voice = getattr(args, "voice", "normal")  # retry and reproduce have no such options
+    for line in (*graph.notes, *graph.left_out) if voice != "quiet" else ():
         print(coloured(line, "yellow"))
     only = getattr(args, "only", None)  # set by `maskgit retry STEP`
-    return start(graph, load_launcher(graph.settings["launcher"]), redo=args.redo, only=only)
+    return start(graph, load_launcher(graph.settings["launcher"]), redo=args.redo, only=only, voice=voice)

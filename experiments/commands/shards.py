@@ -17,7 +17,7 @@ examples:
   maskgit shards verify PATH --decode 32                also writes PATH's first decoded samples as decoded.png
   maskgit shards export PATH npz_folder                 one npz file an image (idx, idx_flip, y)
   maskgit shards import npz_folder PATH --codebook-size 1024
-  maskgit shards push PATH owner/name                   to a Hugging Face data-set repository
+  maskgit shards push PATH owner/name                   to a Hugging Face dataset repository
   maskgit shards pull owner/name PATH
 PATH is a folder of shards with their manifest, or the folder of a cache_tokens step.
 """
@@ -57,21 +57,21 @@ def _info(args: argparse.Namespace) -> int:
     from experiments.console import size, table
     from maskgit_core.shards.checks import describe
 
-    found = describe(Path(args.source))
+    about = describe(Path(args.source))
     if args.json:
-        print(json.dumps(found, indent=2))
+        print(json.dumps(about, indent=2))
         return 0
-    per_class = found["samples_per_class"]
+    per_class = about["samples_per_class"]
     rows = [
-        ("samples", f"{found['num_samples']:,} in {found['num_shards']} shards"),
-        ("size", f"{size(found['bytes'])}, {found['bytes_per_sample']:.0f} bytes a sample"),
-        ("variants", f"{len(found['variants'])}: {', '.join(found['variants'][:12])}"),
-        ("grid", f"{found['grid'][0]} x {found['grid'][1]} ids of {found['codebook_size']} ({found['dtype']})"),
-        ("codebook", f"{found['codebook_used']} used ({found['codebook_used'] / found['codebook_size']:.1%}), "
-                     f"perplexity {found['codebook_perplexity']:.1f}"),
-        ("classes", f"{found['num_classes']}" + (", {} to {} samples each".format(*per_class) if per_class else "")),
-        ("members", ", ".join(found["members"])),
-        *((key, _flat(found[key])) for key in ("tokenizer", "dataset", "encoding") if key in found),
+        ("samples", f"{about['num_samples']:,} in {about['num_shards']} shards"),
+        ("size", f"{size(about['bytes'])}, {about['bytes_per_sample']:.0f} bytes a sample"),
+        ("variants", f"{len(about['variants'])}: {', '.join(about['variants'][:12])}"),
+        ("grid", f"{about['grid'][0]} x {about['grid'][1]} ids of {about['codebook_size']} ({about['dtype']})"),
+        ("codebook", f"{about['codebook_used']} used ({about['codebook_used'] / about['codebook_size']:.1%}), "
+                     f"perplexity {about['codebook_perplexity']:.1f}"),
+        ("classes", f"{about['num_classes']}" + (", {} to {} samples each".format(*per_class) if per_class else "")),
+        ("members", ", ".join(about["members"])),
+        *((key, _flat(about[key])) for key in ("tokenizer", "dataset", "encoding") if key in about),
     ]  # fmt: skip
     print(table(rows))
     return 0

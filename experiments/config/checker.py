@@ -1,7 +1,7 @@
 """Validation: plain composed data in; checked, typed, frozen step requests out.
 
 No other code sees a DictConfig or an unchecked key. Signatures of stages and components are the schema
-(`experiments/config/signatures.py` reads them from source), so checking imports none of them.
+(`experiments/config/schema/signatures.py` reads them from source), so checking imports none of them.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any
 
-from experiments.config.coercion import coerce
 from experiments.config.needs import Need, match_needs, reference
 from experiments.config.resources import step_resources
-from experiments.config.signatures import MISSING, Param, Signature
-from experiments.config.sources import Sources
+from experiments.config.schema.coercion import coerce
+from experiments.config.schema.params import MISSING, Hint, Param, Signature
+from experiments.config.schema.sources import Sources, find_value, present_name
 from maskgit_core.errors import ConfigError, unknown_key
+from maskgit_core.models import first_name
 
 RESERVED = (
     *("name", "description", "pipeline", "resources", "launcher"),
@@ -43,6 +44,9 @@ class StepRequest:
     modules: Mapping[str, str]  # dotted key of a component -> its module
     needs: Mapping[str, tuple[Need, ...]]  # parameter -> upstream steps
     resources: Mapping[str, Any] = field(default_factory=dict)
+    made_for: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # the model that the sampler's settings were published with
 
 
 @dataclass
@@ -55,6 +59,7 @@ class _Parts:
     content: dict[str, Any] = field(default_factory=dict)
     weights: dict[str, str] = field(default_factory=dict)
     modules: dict[str, str] = field(default_factory=dict)
+    made_for: dict[str, Any] = field(default_factory=dict)
 
 
 class Checker:
@@ -141,6 +146,8 @@ class Checker:
         }
         for key in config:
             if key not in allowed and key not in self._sources.all_params:
+                if meant := self._sources.places(str(key), config, signatures)[:3]:
+                    raise ConfigError(f"{key}: unknown key; did you mean {' or '.join(meant)}?")
                 raise unknown_key(str(key), str(key), {*RESERVED, *nodes, *stages, *params})
         resources = config.get("resources") or {}
         if not isinstance(resources, Mapping):
@@ -172,7 +179,7 @@ class Checker:
             for block in blocks:
                 _refuse_unknown(block, config[block], signature)
             for param in signature.params.values():
-                key, value = _find(param, stage, blocks, config, top)
+                key, value = find_value(param, stage, blocks, config, top)
                 if param.kind is not None and isinstance(value, str):
                     needs[param.name], value = (reference(name, param, key, value, kinds),), MISSING
                 self._take(param, key, value, param.name, parts, param.name in needs)
@@ -226,15 +233,16 @@ class Checker:
             _store(param, coerce(param, value, key), path, parts, key)
 
     def _component(self, param: Param, key: str, value: Mapping[str, Any], path: str, parts: _Parts) -> None:
-        hints = param.hint.args if param.hint.form == "union" else (param.hint,)
-        base = next(h.args[0] for h in hints if h.form == "spec")
-        name = value.get("name")
+        base, name = param.base, present_name(param.base, value.get("name"))
         if not isinstance(name, str):
             raise ConfigError(f"{key}.name: missing; one of [{', '.join(self._sources.components(base))}]")
+        if base == "Sampler" and "made_for" in value:
+            parts.made_for = self._made_for(f"{key}.made_for", value["made_for"])
+            value = {k: v for k, v in value.items() if k != "made_for"}
         signature = self._sources.component(base, name, key)
         self._refuse_options_of_others(base, name, key, value, signature)
         _refuse_unknown(key, {k: v for k, v in value.items() if k != "name"}, signature)
-        inner = _Parts(config={"name": name}, identity={"name": name})
+        inner = _Parts(config={"name": name}, identity={"name": first_name(signature.module, name)})
         if (version := int(signature.constants.get("VERSION", 1))) != 1:
             inner.identity["version"] = version
         for option in signature.params.values():
@@ -246,6 +254,14 @@ class Checker:
         for mine, theirs in ((parts.execution, inner.execution), (parts.content, inner.content),
                              (parts.weights, inner.weights), (parts.modules, inner.modules)):  # fmt: skip
             mine.update({f"{path}.{k}": v for k, v in theirs.items()})
+
+    def _made_for(self, key: str, value: Any) -> dict[str, Any]:
+        """The model that a sampler's settings were made for: its name, and options that tell its size."""
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{key}: found {value!r}; it must be a mapping with the `name` of a model")
+        parts = _Parts()
+        self._component(Param("model", Hint("spec", ("Model",))), key, value, "model", parts)
+        return {option: parts.config["model"].get(option) for option in value}
 
     def _refuse_options_of_others(
         self, base: str, name: str, key: str, value: Mapping[str, Any], signature: Signature
@@ -310,22 +326,3 @@ def _refuse_remainder(param: Param, key: str, values: Mapping[str, Any]) -> None
             f"{key}.{param.name}: {values[param.name]} does not divide {key}.{param.divides} "
             f"({values[param.divides]}); give a divisor of it"
         )
-
-
-def _find(
-    param: Param, stage: str, blocks: Sequence[str], config: Mapping[str, Any], top: Sequence[str]
-) -> tuple[str, Any]:
-    """The place of a stage parameter's value: the step's block over the stage's over the top level."""
-    key, value = f"{stage}.{param.name}", MISSING
-    if param.name in top:
-        key, value = param.name, config[param.name]
-    for block in blocks:
-        if param.name in config[block]:
-            inner = config[block][param.name]
-            merges = "spec" in param.forms() and isinstance(inner, Mapping) and isinstance(value, Mapping)
-            if merges and inner.get("name", value.get("name")) == value.get("name"):
-                value = {**value, **inner}
-            else:
-                value = inner
-            key = f"{block}.{param.name}"
-    return key, value

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from experiments.config.file_checks import check_files, check_size
-from experiments.config.signatures import source_file
-from maskgit_core.errors import ConfigError, unknown_name
+from experiments.config.schema.signatures import source_file
+from maskgit_core.errors import ConfigError, suggestion, unknown_name
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 #: Points of a sweep, and values of one of its axes, at most.
@@ -74,9 +74,7 @@ def parse(arguments: Sequence[str], config_dirs: Sequence[Path] = ()) -> Overrid
     parser = OverridesParser.create()
     known = set(groups(config_dirs))
     choices, values, removed, sweeps = [], [], [], []
-    for argument in arguments:
-        if "=" not in argument and not argument.startswith("~"):
-            raise ConfigError(f"{argument}: not understood; write key=value, as in experiment=quickstart train.lr=1e-4")
+    for argument in with_experiment(arguments, config_dirs):
         try:
             override = parser.parse_override(argument)
         except (HydraException, ValueError, RecursionError) as error:
@@ -112,6 +110,29 @@ def parse(arguments: Sequence[str], config_dirs: Sequence[Path] = ()) -> Overrid
         else:
             values.append((key, _plain(override.value())))
     return Overrides(tuple(choices), tuple(values), tuple(removed), tuple(sweeps))
+
+
+def with_experiment(arguments: Sequence[str], config_dirs: Sequence[Path] = ()) -> list[str]:
+    """The arguments with the name of an experiment, written alone, as `experiment=NAME`.
+
+    Raises:
+        ConfigError: a word that is neither `key=value` nor an experiment, or an experiment beside another.
+    """
+    found, names = [], group_names("experiment", config_dirs)
+    for argument in arguments:
+        if "=" in argument or argument.startswith("~"):
+            found.append(argument)
+        elif argument in names:
+            found.append(f"experiment={argument}")
+        else:
+            raise ConfigError(
+                f"{argument}: not understood; {suggestion(argument, names)}write key=value or an experiment's name, "
+                "as in quickstart train.lr=1e-4"
+            )
+    chosen = [argument for argument in found if argument.startswith("experiment=")]
+    if len(set(chosen)) > 1 and found != list(arguments):
+        raise ConfigError(f"{' '.join(chosen)}: one experiment at a time; run the command once for each")
+    return found
 
 
 def _short(text: str) -> str:

@@ -28,7 +28,7 @@ _LOOKED_AT = 200
 
 @dataclass(frozen=True)
 class Sizes:
-    """What suits a number of pictures; meant for the time that so many pictures are worth.
+    """Sizes that suit a number of pictures, and the training time that so many pictures are worth.
 
     Attributes:
         image_size, downsample_factor: pixels.
@@ -57,10 +57,10 @@ TABLE = {
 
 
 @dataclass(frozen=True)
-class Found:
-    """What is in a folder: pictures, classes (None: flat), shorter sides in pixels (smallest, median)."""
+class Pictures:
+    """A folder of pictures: how many, in how many classes (None: flat), smallest and median shorter side in pixels."""
 
-    pictures: int
+    num_pictures: int
     classes: int | None
     smallest: int
     median: int
@@ -79,17 +79,17 @@ def fitted(config: Mapping[str, Any]) -> dict[str, Any]:
     dataset = config.get("dataset")
     if not isinstance(dataset, Mapping) or dataset.get("name") != "image_folder":
         raise ConfigError("dataset.name: sizes are chosen (`auto`) for image_folder alone; take it, or set every size")
-    found = look(resolve(dataset["root"]), str(dataset.get("split", "")))
+    pictures = look(resolve(dataset["root"]), str(dataset.get("split", "")))
     published = str((config.get("tokenizer") or {}).get("name")) not in TRAINED
-    chosen = _choices(found, published)
+    chosen = _choices(pictures, published)
     if published:
         config = _with_published(config)
     filled = _filled(config, chosen)
-    return {**filled, "found": _said(found, filled, published)}
+    return {**filled, "found": _said(pictures, filled, published)}
 
 
 @cache
-def look(root: Path, split: str) -> Found:
+def look(root: Path, split: str) -> Pictures:
     """Counts the pictures and classes of a folder and reads the headers of a spread sample."""
     from PIL import Image
 
@@ -104,25 +104,25 @@ def look(root: Path, split: str) -> Found:
             continue
     if not sides:
         raise DataError(f"{images.folder}: none of the pictures looked at can be read; replace them")
-    return Found(len(names), images.num_classes, min(sides), int(median(sides)))
+    return Pictures(len(names), images.num_classes, min(sides), int(median(sides)))
 
 
-def _choices(found: Found, published: bool) -> dict[str, Any]:
+def _choices(pictures: Pictures, published: bool) -> dict[str, Any]:
     """Values by dotted key."""
-    sizes = TABLE[max(least for least in TABLE if found.pictures >= least)]
+    sizes = TABLE[max(least for least in TABLE if pictures.num_pictures >= least)]
     factor = sizes.downsample_factor
-    side = 256 if published else max(32, min(sizes.image_size, found.median // factor * factor))
+    side = 256 if published else max(32, min(sizes.image_size, pictures.median // factor * factor))
     return {
         "dataset.image_size": side,
         "tokenizer.downsample_factor": factor if side > 32 else 4,
         "tokenizer.codebook_size": sizes.codebook_size,
         "train_tokenizer.num_train_steps": sizes.tokenizer_steps,
         "train.num_train_steps": sizes.train_steps,
-        "train.label_drop": 0.0 if found.classes is None else 0.1,
+        "train.label_drop": 0.0 if pictures.classes is None else 0.1,
         "model.dim": sizes.dim,
         "model.num_layers": sizes.num_layers,
         "model.num_heads": sizes.num_heads,
-        "sampler.guidance_scale": 1.0 if found.classes is None else 2.5,
+        "sampler.guidance_scale": 1.0 if pictures.classes is None else 2.5,
     }
 
 
@@ -161,12 +161,13 @@ def _filled(value: Any, chosen: Mapping[str, Any], key: str = "") -> Any:
     return chosen[key]
 
 
-def _said(found: Found, config: Mapping[str, Any], published: bool) -> list[str]:
-    classes = "no classes" if found.classes is None else f"{found.classes} classes"
+def _said(pictures: Pictures, config: Mapping[str, Any], published: bool) -> list[str]:
+    classes = "no classes" if pictures.classes is None else f"{pictures.classes} classes"
     size = config["dataset"]["image_size"]
     tokenizer = config["tokenizer"]["name"]
     lines = [
-        f"found: {found.pictures:,} pictures, {classes}, shorter side {found.median} px (smallest {found.smallest})",
+        f"found: {pictures.num_pictures:,} pictures, {classes}, shorter side {pictures.median} px "
+        f"(smallest {pictures.smallest})",
         f"chosen: {size} x {size} pixels; tokenizer {tokenizer}"
         + ("" if published else f", {config['tokenizer']['downsample_factor']} pixels a token, "
            f"{config['tokenizer']['codebook_size']} codes, "
@@ -174,10 +175,12 @@ def _said(found: Found, config: Mapping[str, Any], published: bool) -> list[str]
         + f"; model dim {config['model']['dim']}, {config['model']['num_layers']} layers, "
         f"{_number(config['train']['num_train_steps'])} steps; every one can be set",
     ]  # fmt: skip
-    if found.pictures < FEW:
+    if pictures.num_pictures < FEW:
         instead = "" if published else "; a published tokenizer (tokenizer=maskgit_vqgan) is not trained on them"
-        lines.append(f"warning: {found.pictures:,} pictures are few (below {FEW:,}): expect copies of them{instead}")
-    if isinstance(size, int) and found.smallest < size:
+        lines.append(
+            f"warning: {pictures.num_pictures:,} pictures are few (below {FEW:,}): expect copies of them{instead}"
+        )
+    if isinstance(size, int) and pictures.smallest < size:
         lines.append(f"warning: some pictures are smaller than {size} pixels and are enlarged")
     return lines
 

@@ -12,8 +12,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from experiments.config.coercion import coerce
-from experiments.config.signatures import MISSING, read_component, read_stage, source_file
+from experiments.config.schema.coercion import coerce
+from experiments.config.schema.params import MISSING
+from experiments.config.schema.signatures import read_component, read_stage, source_file
 from maskgit_core.errors import ConfigError, unknown_key
 
 REFERENCE = "reference_statistics"

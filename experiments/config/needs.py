@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from experiments.config.signatures import Param, Signature
+from experiments.config.schema.params import Param, Signature
 from maskgit_core.errors import ConfigError, unknown_key, unknown_name
 
 

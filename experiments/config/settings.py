@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from experiments.config.coercion import coerce
-from experiments.config.signatures import Hint, Param
+from experiments.config.schema.coercion import coerce
+from experiments.config.schema.params import Hint, Param
 from maskgit_core.errors import ConfigError, TrackingError, unknown_key
 
 #: A `tracking.uri` that means the address in MLFLOW_TRACKING_URI, so that it is recorded nowhere.
@@ -34,25 +34,25 @@ def checked(config: Mapping[str, Any]) -> dict[str, Any]:
     launcher = config.get("launcher") or {}
     if not isinstance(launcher, Mapping):
         raise ConfigError(f"launcher: found {launcher!r}; it must be a mapping with `name`, or launcher=NAME")
-    found: dict[str, Any] = {"launcher": dict(launcher)}
+    settings: dict[str, Any] = {"launcher": dict(launcher)}
     for block in ("launcher", "paths"):
         refuse_control_characters(block, config.get(block))
     for block, schema in SCHEMA.items():
         given = config.get(block) or {}
         if not isinstance(given, Mapping):
             raise ConfigError(f"{block}: found {given!r}; it must be a mapping of [{', '.join(schema)}]")
-        found[block] = {name: p.default for name, p in schema.items() if not p.required}
+        settings[block] = {name: p.default for name, p in schema.items() if not p.required}
         for key, value in given.items():
             if key not in schema:
                 raise unknown_key(f"{block}.{key}", str(key), schema)
-            found[block][key] = coerce(schema[key], value, f"{block}.{key}")
-    if found["tracking"]["uri"] != FROM_ENVIRONMENT:
-        resolve_uri(Path(), refuse_password(found["tracking"]["uri"]))
+            settings[block][key] = coerce(schema[key], value, f"{block}.{key}")
+    if settings["tracking"]["uri"] != FROM_ENVIRONMENT:
+        resolve_uri(Path(), refuse_password(settings["tracking"]["uri"]))
     plugins = config.get("plugins") or []
     if not isinstance(plugins, list) or not all(isinstance(p, str) and p.isidentifier() for p in plugins):
         raise ConfigError(f"plugins: found {plugins!r}; it must be a list of package names")
-    found["plugins"] = plugins
-    return found
+    settings["plugins"] = plugins
+    return settings
 
 
 def refuse_control_characters(key: str, value: object) -> None:

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+from maskgit_core.models import present_module
+
 
 @dataclass(frozen=True)
 class Spec:
@@ -26,8 +28,8 @@ class Spec:
 
     def load(self) -> type:
         """The component's class (imports its file)."""
-        module = importlib.import_module(self.module or f"maskgit_core.{self.folder}.{self.name.replace('/', '.')}")
-        loaded: type = getattr(module, self.class_name)
+        module = self.module or f"maskgit_core.{self.folder}.{self.name.replace('/', '.')}"
+        loaded: type = getattr(importlib.import_module(present_module(module)), self.class_name)
         return loaded
 
     def build(self, **facts: Any) -> Any:
@@ -62,7 +64,7 @@ class SamplerSpec(Spec):
 
 
 class DatasetSpec(Spec):
-    """Config of a data set: `.build()` gives a sequence of `Sample(key, image, label)`."""
+    """Config of a dataset: `.build()` gives a sequence of `Sample(key, image, label)`."""
 
     folder, class_name = "datasets", "Dataset"
 

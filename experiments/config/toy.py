@@ -15,12 +15,16 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from experiments.config.compose import CONF
-from experiments.config.signatures import MISSING, Param, Signature, read_component, read_stage, source_file
-from experiments.config.sources import FOLDERS
+from experiments.config.schema.params import MISSING, Param, Signature
+from experiments.config.schema.signatures import read_component, read_stage, source_file
+from experiments.config.schema.sources import FOLDERS
 from maskgit_core.errors import ConfigError, WeightsError
+from maskgit_core.weights.registry import fixed_image_size
 
-#: Data sets of which a toy can be made.
+#: Datasets of which a toy can be made.
 PICTURES = ("image_folder", "imagenet", "ffhq", "celeba_hq", "fashion_mnist", "cifar10")
+#: What stays as it is where a network takes one size of images.
+_SIZES = ("image_size", "crop_size", "image_crop_size")
 _KEPT = re.compile(r"^(.*@)(\d+)$")
 T = TypeVar("T")
 
@@ -30,8 +34,8 @@ def rules() -> dict[str, Any]:
     """`conf/toy.yaml`."""
     import yaml
 
-    found: dict[str, Any] = yaml.safe_load((CONF / "toy.yaml").read_text())
-    return found
+    read: dict[str, Any] = yaml.safe_load((CONF / "toy.yaml").read_text())
+    return read
 
 
 def is_asked(config: Mapping[str, Any]) -> bool:
@@ -81,7 +85,8 @@ class _Shrinker:
             "launcher": {"name": "inline"},
             "tracking": {"uri": None, "ship": False},
         }
-        steps = (config.get("pipeline") or {}).get("steps") or {}
+        steps, self.left_out = self._unlike(config.get("pipeline") or {})
+        self.config["pipeline"] = {**_mapping(config.get("pipeline")), "steps": steps}
         stages = {str(name): str(node.get("stage", name)) for name, node in steps.items() if isinstance(node, Mapping)}
         self.resources = {name: dict(rules()["resources"]) for name in (*stages, *stages.values())}
         self.config["resources"] = self.resources
@@ -92,8 +97,24 @@ class _Shrinker:
             if signature is not None:
                 self._step(name, stage, signature, top)
         self.config["toy"] = {"folder": str(self.folder), "origins": self.origins, "made": self.made}
+        self.config["toy"]["left_out"] = self.left_out
 
     # -- steps ---------------------------------------------------------------------------------------------------
+    def _unlike(self, pipeline: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+        """The steps, without optional ones that differ from an earlier one in their weights alone; and what those are.
+
+        Rows of a table of published networks: one of each kind shows whether all of them would run.
+        """
+        steps, seen, left_out = dict(_mapping(pipeline.get("steps"))), dict[str, str](), dict[str, str]()
+        needed = json.dumps([_mapping(node).get("needs") for node in steps.values()], default=str)
+        for name, node in list(steps.items()) if pipeline.get("optional") is True else ():
+            block = _mapping(self.config.get(name))
+            alike = {k: _mapping(v).get("name", v) for k, v in block.items()}
+            first = seen.setdefault(json.dumps([node, alike], sort_keys=True, default=str), str(name))
+            if isinstance(node, Mapping) and first != name and f'"{name}' not in needed:
+                steps[name], left_out[str(name)] = None, first
+        return steps, left_out
+
     def _stage(self, stage: str) -> Signature | None:
         for module in (f"experiments.stages.{stage}", *(f"{p}.stages.{stage}" for p in self.plugins)):
             if re.fullmatch(r"\w+", stage) and source_file(module) is not None:
@@ -106,6 +127,8 @@ class _Shrinker:
         said = {k: top[k] for k in signature.params if k in top and k not in self.resources}
         said = {**said, **_mapping(self.config.get(stage)), **own}
         changed = _smaller(said, signature, rules()["stages"].get(stage, {}))
+        kept = _SIZES if self._takes_one_size(said, signature) else ()
+        changed = {key: value for key, value in changed.items() if key not in kept}
         if stage == "train":
             changed |= self._training(said)
         if (
@@ -116,15 +139,15 @@ class _Shrinker:
             value = said.get(key, MISSING)
             if isinstance(value, Mapping) and (base := _base(param)) is not None:
                 whole = {**_mapping(top.get(key)), **value}
-                found = self._component(base, whole)
+                shrunk = self._component(base, whole, kept)
                 # only what changes: the rest may still have to be chosen (`auto`) where it is written
-                differs = {k: v for k, v in found.items() if k == "name" or k not in whole or whole[k] != v}
+                differs = {k: v for k, v in shrunk.items() if k == "name" or k not in whole or whole[k] != v}
                 changed[key] = {**_mapping(own.get(key)), **differs}
             elif isinstance(value, Mapping) and (entry := param.entry()) is not None:
                 base = str(_base(entry))
                 changed[key] = {inner: self._component(base, _mapping(spec)) for inner, spec in value.items()}
-            elif isinstance(value, str) and param.kind is not None and (kept := _KEPT.match(value)):
-                changed[key] = f"{kept[1]}{self._scaled(int(kept[2]))}"
+            elif isinstance(value, str) and param.kind is not None and (at := _KEPT.match(value)):
+                changed[key] = f"{at[1]}{self._scaled(int(at[2]))}"
             elif "weights" in param.marks and not (key == "lpips_backbone" and said.get("lpips", "none") == "none"):
                 changed |= self._stage_weights(stage, key, said)
         self.config[name] = {**own, **changed}
@@ -156,22 +179,39 @@ class _Shrinker:
         return changed
 
     # -- components ----------------------------------------------------------------------------------------------
-    def _component(self, base: str, spec: Mapping[str, Any]) -> dict[str, Any]:
+    def _signature(self, base: str, spec: Mapping[str, Any]) -> Signature | None:
         folder, name = FOLDERS.get(base, ""), str(spec.get("name", ""))
         modules = [f"{p}.{folder}.{name.replace('/', '.')}" for p in ("maskgit_core", *self.plugins)]
         module = next((m for m in modules if re.fullmatch(r"[\w.]+", m) and source_file(m) is not None), None)
-        if not folder or module is None:
+        return read_component(module, base, name) if folder and module is not None else None
+
+    def _takes_one_size(self, said: Mapping[str, Any], signature: Signature) -> bool:
+        """Whether a step's tokenizer takes images of one size alone; one of random weights is small itself."""
+        for key, param in signature.params.items():
+            spec = said.get(key)
+            if _base(param) != "Tokenizer" or not isinstance(spec, Mapping):
+                continue
+            own = self._signature("Tokenizer", spec)
+            if own is not None and "weights" in own.params and not _is_absent(spec, own):
+                weights = _default(spec, own, "weights")
+                if fixed_image_size(f"tokenizers/{spec.get('name')}", weights) is not None:
+                    return True
+        return False
+
+    def _component(self, base: str, spec: Mapping[str, Any], kept: Sequence[str] = ()) -> dict[str, Any]:
+        signature, name = self._signature(base, spec), str(spec.get("name", ""))
+        if signature is None:
             return dict(spec)
-        signature = read_component(module, base, name)
-        found = {**spec, **_smaller(spec, signature, rules()["components"].get(folder, {}))}
+        smaller = _smaller(spec, signature, rules()["components"].get(FOLDERS[base], {}))
+        shrunk = {**spec, **{key: value for key, value in smaller.items() if key not in kept}}
         if base == "Dataset" and name in PICTURES:
-            found["root"] = self._pictures(name, spec.get("root"), str(spec.get("split", "")))
+            shrunk["root"] = self._pictures(name, spec.get("root"), str(spec.get("split", "")))
         if "weights" in signature.params and _is_absent(spec, signature):
             if "random_seed" in signature.params:
-                found |= {"weights": None, "random_seed": 0}
+                shrunk |= {"weights": None, "random_seed": 0}
             elif base == "Tokenizer":
-                found["weights"] = self._weights(_default(spec, signature, "weights"), "published")
-        return found
+                shrunk["weights"] = self._weights(_default(spec, signature, "weights"), "small")
+        return shrunk
 
     def _pictures(self, name: str, root: Any, split: str) -> str:
         mark = hashlib.sha256(json.dumps([name, root], sort_keys=True, default=str).encode()).hexdigest()[:8]

@@ -116,22 +116,23 @@ class Scores:
         return {f"{prefix}{name}": value for name, value in named.items() if math.isfinite(value)}
 
 
-def publish_scores(attempt: Attempt, found: Sequence[Scores], subject: str, headline: str, step: int) -> None:
+def publish_scores(attempt: Attempt, by_protocol: Sequence[Scores], subject: str, headline: str, step: int) -> None:
     """Writes `scores.json` (the rows of every protocol and what each means), logs them, and states the headline.
 
     Args:
-        found: one a protocol; the first is the one the step is known by, the others' logged names begin with theirs.
+        by_protocol: one for each protocol; the first is the one the step is known by, the logged names of the others
+            begin with their protocol's.
         subject: what the metrics are of, for instance `samples`.
         headline: name of the headline metric.
         step: of the journal's points.
     """
-    first = found[0]
-    rows = [row for scores in found for row in scores.rows]
+    first = by_protocol[0]
+    rows = [row for scores in by_protocol for row in scores.rows]
     write_json(
-        attempt.files / "scores.json", {"scores": rows, "protocols": {s.protocol_name: s.protocol for s in found}}
+        attempt.files / "scores.json", {"scores": rows, "protocols": {s.protocol_name: s.protocol for s in by_protocol}}
     )
     logged = first.logged(subject)
-    for scores in found[1:]:
+    for scores in by_protocol[1:]:
         logged |= scores.logged(subject, f"{scores.protocol_name}/")
     attempt.log(logged, step=step)
     told = {"name": first.protocol_name, **first.protocol}

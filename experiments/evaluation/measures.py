@@ -39,15 +39,15 @@ def further_measures(
     if left := sorted({*settings} - {*extractors}):
         raise ConfigError(f"further_settings.{left[0]}: there is no further_extractors.{left[0]} to measure with")
     made = {str(r.facts.get("protocol")): r for r in references}
-    found = []
+    measures = []
     for name, extractor in extractors.items():
         if needs_reference and name not in made:
             raise ConfigError(
                 f"further_extractors.{name}: no reference made under protocol {name} is in needs; "
                 f"add a reference_statistics step with protocol={name}"
             )
-        found.append(Measure(name, extractor, _settings(name, settings.get(name, {})), made.get(name)))
-    return found
+        measures.append(Measure(name, extractor, _settings(name, settings.get(name, {})), made.get(name)))
+    return measures
 
 
 def _settings(name: str, given: Mapping[str, Any]) -> Settings:
@@ -84,13 +84,13 @@ def networks(attempt: Attempt, measures: Sequence[Measure]) -> list[Network]:
     Raises:
         ConfigError, WeightsError: before anything is computed.
     """
-    found: list[Network] = []
+    distinct: list[Network] = []
     for measure in measures:
-        same = next((n for n in found if n.features.spec == measure.extractor), None)
+        same = next((n for n in distinct if n.features.spec == measure.extractor), None)
         if same is None:
-            found.append(same := Network(FeaturePass(attempt, measure.extractor), [], len(found)))
+            distinct.append(same := Network(FeaturePass(attempt, measure.extractor), [], len(distinct)))
         same.measures.append(measure)
         measure.settings.check(same.features.network)
         if measure.reference is not None:
             same.features.check_reference(measure.reference)
-    return found
+    return distinct

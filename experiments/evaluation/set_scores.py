@@ -147,17 +147,17 @@ def add_scores(
         scratch: folder for the mapped file of features; it is removed again.
     """
     chosen = [m for m in settings.metrics if only is None or m in only]
-    found: dict[str, float] = {}
+    values: dict[str, float] = {}
     if "frechet" in chosen:
-        found["frechet"] = frechet_distance(moments_of(blocks), reference.moments)
+        values["frechet"] = frechet_distance(moments_of(blocks), reference.moments)
     if "spatial_frechet" in chosen:
         assert reference.spatial is not None
-        found["spatial_frechet"] = frechet_distance(moments_of(blocks, "spatial"), reference.spatial)
+        values["spatial_frechet"] = frechet_distance(moments_of(blocks, "spatial"), reference.spatial)
     if "inception_score" in chosen:
-        found |= streamed_inception_score(blocks, settings.num_splits, settings.score_order, settings.split_size)
+        values |= streamed_inception_score(blocks, settings.num_splits, settings.score_order, settings.split_size)
     if any(name in chosen for name in FEATURE_METRICS):
-        found |= _by_features(blocks, reference, settings, chosen, scratch, device)
-    for name, value in found.items():
+        values |= _by_features(blocks, reference, settings, chosen, scratch, device)
+    for name, value in values.items():
         scores.add(score_name(name, distance_name), of, value, blocks.count)
 
 
@@ -168,12 +168,12 @@ def _by_features(
         raise DataError("metrics: the reference holds no features; make it again with the same metrics")
     path = scratch / f"{blocks.name}-features.npy"
     mapped = gather(blocks, path)
-    found: dict[str, float] = {}
+    values: dict[str, float] = {}
     try:
         if "kernel_distance" in chosen:
             kid = kernel.Metric(num_subsets=settings.num_subsets, subset_size=settings.subset_size)
             kid.update(mapped, reference.features)
-            found |= kid.compute()
+            values |= kid.compute()
         if "precision_recall" in chosen or "density_coverage" in chosen:
             near = neighbours.Metric(
                 num_neighbours=settings.num_neighbours,
@@ -184,7 +184,7 @@ def _by_features(
             four = near.compute()
             wanted = [("precision", "precision_recall"), ("recall", "precision_recall")]
             wanted += [("density", "density_coverage"), ("coverage", "density_coverage")]
-            found |= {name: four[name] for name, metric in wanted if metric in chosen}
+            values |= {name: four[name] for name, metric in wanted if metric in chosen}
     finally:
         path.unlink(missing_ok=True)
-    return found
+    return values

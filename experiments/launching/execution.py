@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from experiments.config.checker import StepRequest
-from experiments.console import coloured, duration, number
+from experiments.console import coloured
 from experiments.launching.calls import calls
+from experiments.launching.ending import hint, next_commands, report
 from experiments.launching.prepare import mend, prepare, resolved
 from experiments.launching.submission import launch_context, plan, recover, restricted, submission_lock, to_submit
+from experiments.launching.telling import Teller, Voice
 from experiments.planning.graph import Graph, store_of
 from experiments.planning.plan import PlannedStep
 from experiments.planning.plan_table import print_plan
 from experiments.store.records import PipelineRecord, new_uid
 from experiments.store.step_folder import Store
 from experiments.tracking.live import announce
-from launchers.calls import Call, Event, LauncherProtocol, Outcome
+from launchers.calls import Call, LauncherProtocol, Outcome
 from maskgit_core.errors import MaskgitError
 
 
@@ -31,8 +32,14 @@ def fetch_weights(name: str) -> None:
     fetch_missing([name], lambda line: print(line, flush=True))
 
 
-def start(graph: Graph, launcher: LauncherProtocol, *, redo: Collection[str] = (), only: Collection[str] | None = None
-          ) -> int:  # fmt: skip
+def start(
+    graph: Graph,
+    launcher: LauncherProtocol,
+    *,
+    redo: Collection[str] = (),
+    only: Collection[str] | None = None,
+    voice: Voice = "normal",
+) -> int:
     """Plans, prepares and launches whatever is missing; returns the exit code.
 
     Inline and local launches are reported when all has ended, launches into a queue when all is submitted.
@@ -40,6 +47,7 @@ def start(graph: Graph, launcher: LauncherProtocol, *, redo: Collection[str] = (
     Args:
         redo: names of steps to run again although they are done.
         only: fingerprints; nothing else is run but what these need. None: the whole graph.
+        voice: quiet says how it ended alone, verbose also what every step prints.
 
     Raises:
         MaskgitError: it cannot be done; nothing runs or stays in a queue.
@@ -51,12 +59,13 @@ def start(graph: Graph, launcher: LauncherProtocol, *, redo: Collection[str] = (
         planned = restricted(plan(graph, redo, with_queue=launcher.is_detached), only)
         missing = [s for s in planned if s.action != "done" and s.node.maker is None]
         chosen = to_submit(planned) if launcher.is_detached else missing
-        if not chosen or not launcher.is_detached:
+        if voice != "quiet" and not (chosen and launcher.is_detached):
             print_plan(planned)
         if not chosen:
-            queued = "nothing to submit: everything is done, running or queued"
-            print(queued if missing else "nothing to do: every step is done and was not run again")
+            _say_nothing_runs(graph, store, is_done=not missing)
             return 0
+        if voice != "quiet" and not launcher.is_detached and (said := hint(store.root, graph.experiment)):
+            print(coloured(said, "dim"))
         uid, keys = new_uid(), {step.node.fingerprint for step in chosen}
         todo = calls(graph, planned, uid, chosen=keys, cut=launcher.is_detached)
         store.check_writable()
@@ -69,10 +78,10 @@ def start(graph: Graph, launcher: LauncherProtocol, *, redo: Collection[str] = (
         context = launch_context(graph, planned, keys, store, uid) if launcher.is_detached else None
         if not launcher.is_detached:
             announce(store.root, uid)
-        shipper = _Shipper(store.root, graph)
-        names = {s.node.fingerprint: s.node.name for s in planned}
+        teller = Teller({s.node.fingerprint: s.node.name for s in planned}, launcher.echoes, voice)
         try:
-            outcomes = launcher.launch(todo, on_event=_Teller(names), context=context)
+            with teller.shown():
+                outcomes = launcher.launch(todo, on_event=teller, context=context)
         except MaskgitError:
             PipelineRecord.path(store.root, uid).unlink(missing_ok=True)  # nothing of it runs or ever will
             raise
@@ -81,8 +90,23 @@ def start(graph: Graph, launcher: LauncherProtocol, *, redo: Collection[str] = (
         print_plan(planned, jobs={key: outcomes[key].jobs for key in keys})
         _report_submission(graph, len(chosen), uid)
         return 0
-    code = report(todo, outcomes, echoed=launcher.echoes)
-    shipper.ship()
+    return _end(graph, store, todo, outcomes)
+
+
+def _say_nothing_runs(graph: Graph, store: Store, *, is_done: bool) -> None:
+    if not is_done:
+        print("nothing to submit: everything is done, running or queued")
+        return
+    print("nothing to do: every step is done and was not run again")
+    next_commands(graph, store.root)
+
+
+def _end(graph: Graph, store: Store, todo: Sequence[Call], outcomes: Mapping[str, Outcome]) -> int:
+    """Prints results, ships them and says what to type next; returns the exit code."""
+    code = report(todo, outcomes)
+    _Shipper(store.root, graph).ship()
+    if code in (0, 1):
+        next_commands(graph, store.root, [call.name for call in todo if outcomes[call.key].state == "failed"])
     return code
 
 
@@ -113,7 +137,7 @@ def set_aside(planned: Sequence[PlannedStep]) -> None:
 
 
 def check_datasets(planned: Sequence[PlannedStep]) -> None:
-    """Looks at the pictures of every data set that a step to run reads, before anything is started.
+    """Looks at the pictures of every dataset that a step to run reads, before anything is started.
 
     Raises:
         DataError: unreadable pictures, named and counted.
@@ -142,7 +166,7 @@ def check_datasets(planned: Sequence[PlannedStep]) -> None:
 
 
 def _splits(request: StepRequest) -> list[dict[str, Any]]:
-    """The splits that a step reads of its data set, where its stage and not the data set chooses them."""
+    """The splits that a step reads of its dataset, where its stage and not the dataset chooses them."""
     config = request.config
     if request.module == "experiments.stages.evaluate":
         names = ["test_split", *(["train_split"] if config["classifier_steps"] else [])]
@@ -152,69 +176,6 @@ def _splits(request: StepRequest) -> list[dict[str, Any]]:
             return [{"split": config["split"]}]
         return []
     return [{}]
-
-
-def report(todo: Sequence[Call], outcomes: Mapping[str, Outcome], echoed: bool = False) -> int:
-    """Prints headline numbers, or for each failed step its name, its last lines and its log; returns the exit code."""
-    from experiments.store.documents import Manifest
-
-    code = 0
-    for call in todo:
-        outcome = outcomes[call.key]
-        folder = Path(call.args[0])
-        if outcome.state == "done":
-            manifest = Manifest.read(folder)
-            if manifest is not None and (head := manifest.headline):
-                print(f"  {call.name}: {head.name} = {number(head.value)}")
-        elif outcome.state == "failed":
-            refused = _print_failure(call, outcome, echoed)
-            code = 2 if refused and code != 1 else 1
-        elif outcome.state == "stopped":
-            code = code or 130
-    blocked = [c.name for c in todo if outcomes[c.key].state == "blocked"]
-    if blocked:
-        print(f"not run, since something they need failed: {', '.join(blocked)}")
-    if code == 130:
-        print("stopped; run the same command to go on from what was saved")
-    return code
-
-
-def _print_failure(call: Call, outcome: Outcome, echoed: bool) -> bool:
-    """Prints why a step failed; True where the request cannot be met and one line (perhaps echoed already) says so."""
-    from experiments.store.step_folder import last_end
-
-    lines = call.log.read_text(errors="replace").splitlines() if call.log.exists() else []
-    told = [line for line in lines if line.startswith("error: ")]
-    if "No space left" in outcome.message or (outcome.exit_code == 2 and not told):
-        # The log itself could not be written.
-        end = last_end(Path(call.args[0]))
-        reason = (end and end.reason) or f"{call.log.parent}: the disk is full; free some space"
-        told = [f"error: {reason}"]
-    if told and (outcome.exit_code == 2 or "No space left" in outcome.message):
-        if not (echoed and told[-1] in lines):
-            print(f"{told[-1]} (step {call.name})", file=sys.stderr)
-        return True
-    print(coloured(f"step {call.name} failed: {outcome.message}", "red"), file=sys.stderr)
-    for line in lines[-8:]:
-        print(f"    {line}", file=sys.stderr)
-    print(f"    log: {call.log}", file=sys.stderr)
-    return False
-
-
-class _Teller:
-    """Prints what happens to steps as it happens."""
-
-    def __init__(self, names: Mapping[str, str]) -> None:
-        self._names = names
-        self._began = time.monotonic()
-
-    def __call__(self, event: Event) -> None:
-        colour = {"finished": "green", "failed": "red", "blocked": "yellow"}.get(event.kind)
-        took = f" in {duration(event.seconds)}" if event.seconds else ""
-        said = " ".join(self._names.get(word, word) for word in event.message.split())
-        message = f": {said}" if said and event.kind != "finished" else ""
-        at = duration(time.monotonic() - self._began)
-        print(coloured(f"[{at:>6}] {event.call.name} {event.kind}{took}{message}", colour), flush=True)
 
 
 class _Shipper:

@@ -104,11 +104,11 @@ def write_launch(node: Node, graph: Graph, uid: str) -> None:
 
 def plugin_path(plugins: Sequence[str]) -> list[str]:
     """The folders that hold the plugin packages, so that a job in another process finds them."""
-    found = []
+    folders = []
     for name in plugins:
         spec = find_spec(name)
-        found += [str(Path(p).parent.absolute()) for p in (spec.submodule_search_locations or [] if spec else [])]
-    return list(dict.fromkeys(found))
+        folders += [str(Path(p).parent.absolute()) for p in (spec.submodule_search_locations or [] if spec else [])]
+    return list(dict.fromkeys(folders))
 
 
 def resolved(value: Any) -> str:

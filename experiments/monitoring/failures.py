@@ -53,24 +53,24 @@ def failures(record: PipelineRecord, store: Path) -> list[Failure]:
         # A step that was stopped wants nothing more, unless SLURM took its job away and did not give it back.
         if row["state"] != "stopped" or (note is not None and note["preempted"]):
             broken.append((row, folder, status(folder, alive), note))
-    told = _usage([job_of(folder, found, note) for _, folder, found, note in broken])
-    return [_failure(entry, folder, found, note, told) for entry, folder, found, note in broken]
+    told = _usage([job_of(folder, state, note) for _, folder, state, note in broken])
+    return [_failure(entry, folder, state, note, told) for entry, folder, state, note in broken]
 
 
-def grouped(found: Sequence[Failure]) -> list[tuple[tuple[str, str], list[Failure]]]:
+def grouped(failed: Sequence[Failure]) -> list[tuple[tuple[str, str], list[Failure]]]:
     """Equal failures together, the most frequent first."""
     groups: dict[tuple[str, str], list[Failure]] = {}
-    for failure in found:
+    for failure in failed:
         groups.setdefault((failure.reason, failure.line), []).append(failure)
     return sorted(groups.items(), key=lambda group: -len(group[1]))
 
 
-def job_of(folder: Path, found: Status, note: Mapping[str, Any] | None) -> str:
+def job_of(folder: Path, state: Status, note: Mapping[str, Any] | None) -> str:
     """The id of the job that ran a step last, or nothing."""
     if note is not None:
         return str(note["job"])
-    if found.owner is not None and found.owner.job:
-        return str(found.owner.job)
+    if state.owner is not None and state.owner.job:
+        return str(state.owner.job)
     submitted = queue.submitted(folder)
     return submitted.links[-1] if submitted else ""
 
@@ -84,20 +84,20 @@ def _usage(jobs: Sequence[str]) -> Mapping[str, Any]:
 
 
 def _failure(
-    entry: Mapping[str, Any], folder: Path, found: Status, note: Mapping[str, Any] | None, told: Mapping[str, Any]
+    entry: Mapping[str, Any], folder: Path, state: Status, note: Mapping[str, Any] | None, told: Mapping[str, Any]
 ) -> Failure:
-    job = job_of(folder, found, note)
+    job = job_of(folder, state, note)
     counted = told.get(job)
     reason = _BY_STATE.get(counted.state, "") if counted is not None else ""
     if note is not None and note["preempted"] and entry["state"] == "stopped":
         reason = "preemption"
-    line = _cause(folder, found, note) or entry["reason"] or "ended without a word"
+    line = _cause(folder, state, note) or entry["reason"] or "ended without a word"
     if not reason:
-        killed = (note is not None and note["code"] < 0) or (entry["state"] == "killed" and not _own_words(found))
+        killed = (note is not None and note["code"] < 0) or (entry["state"] == "killed" and not _own_words(state))
         before = note is not None and "before the step began" in note["message"]
         reason = "job script" if before else "killed" if killed else "own error"
     tried = StepFolder(folder).attempts()
-    owner = found.owner or (found.start.owner if found.start else None)
+    owner = state.owner or (state.start.owner if state.start else None)
     host = owner.host if owner else ""
     logs = sorted((folder / "logs").glob("*"), key=lambda p: p.stat().st_mtime)
     return Failure(
@@ -112,18 +112,18 @@ def _failure(
     )
 
 
-def _own_words(found: Status) -> str:
+def _own_words(state: Status) -> str:
     """The last line of rank 0's traceback, or its reason."""
-    trace = [line for line in ((found.end and found.end.traceback) or "").splitlines() if line.strip()]
-    return trace[-1] if trace else (found.reason if found.state == "failed" else "")
+    trace = [line for line in ((state.end and state.end.traceback) or "").splitlines() if line.strip()]
+    return trace[-1] if trace else (state.reason if state.state == "failed" else "")
 
 
-def _cause(folder: Path, found: Status, note: Mapping[str, Any] | None) -> str:
+def _cause(folder: Path, state: Status, note: Mapping[str, Any] | None) -> str:
     """Why the step ended: of several ranks, what the first to break says; the others only lost their partner."""
     if note is None or not note["rank"]:
-        return _own_words(found)
+        return _own_words(state)
     if note["code"] < 0:
         return f"rank {note['rank']}: {note['message']}"
-    end = read_json(StepFolder(folder).attempt(found.attempt).path / f"end-rank{note['rank']}.json") or {}
+    end = read_json(StepFolder(folder).attempt(state.attempt).path / f"end-rank{note['rank']}.json") or {}
     trace = [line for line in str(end.get("traceback") or end.get("reason") or "").splitlines() if line.strip()]
     return f"rank {note['rank']}: {trace[-1] if trace else note['message']}"

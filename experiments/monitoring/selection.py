@@ -39,8 +39,8 @@ def look(entry: PipelineStep, store: Path) -> StepNow:
     """Reads one step's files and asks the queue."""
     folder = store / entry.folder
     queued = queue.live_entry(folder)
-    found = status(folder, queue.job_alive())
-    return StepNow(entry.name, entry.fingerprint, folder, found, queued)
+    state = status(folder, queue.job_alive())
+    return StepNow(entry.name, entry.fingerprint, folder, state, queued)
 
 
 def needed_elsewhere(chosen: Sequence[StepNow], uids: Sequence[str], store: Path) -> dict[str, str]:
@@ -53,7 +53,7 @@ def needed_elsewhere(chosen: Sequence[StepNow], uids: Sequence[str], store: Path
     for step in chosen:
         note = queue.submitted(step.folder)
         since[step.fingerprint] = note.pipeline if note is not None else ""
-    found: dict[str, str] = {}
+    users: dict[str, str] = {}
     for record in records(store):
         uid = record.uid
         if uid in uids or record.launcher in ("local", "inline") or is_cancelled(store, uid):
@@ -61,8 +61,8 @@ def needed_elsewhere(chosen: Sequence[StepNow], uids: Sequence[str], store: Path
         for entry in record.steps:
             pipeline = since.get(entry.fingerprint)
             if pipeline and (uid == pipeline or _time(uid) > _time(pipeline)):
-                found.setdefault(entry.fingerprint, f"{record.experiment} ({uid}) of {record.user}")
-    return found
+                users.setdefault(entry.fingerprint, f"{record.experiment} ({uid}) of {record.user}")
+    return users
 
 
 def _time(uid: str) -> str:

@@ -79,7 +79,7 @@ def build(
     settings = checked(resolved[0])
     store = Store(Path(settings["paths"].get("store", "runs")))
     checker = Checker(settings["plugins"], configs.groups(config_dirs))
-    digest = digest or _outside(store.root, fetch)
+    digest = digest or _content_digests(store.root, fetch)
     requests: list[Mapping[str, StepRequest]] = [checker.steps(config) for config in resolved]
     if "toy" not in resolved[0]:  # a toy replaces values that were typed
         refuse_unreaching(keys, lambda key: first_with(key, PROBE), checker, requests[0])
@@ -121,10 +121,10 @@ def _possible(
         return requests, ()
 
 
-def _outside(root: Path, fetch: Callable[[str], object] | None) -> Digest:
-    from experiments.store.content_digests import Outside
+def _content_digests(root: Path, fetch: Callable[[str], object] | None) -> Digest:
+    from experiments.store.content_digests import ContentDigests
 
-    return Outside(root, fetch)
+    return ContentDigests(root, fetch)
 
 
 def _noting(digest: Digest, absent: list[str]) -> Digest:

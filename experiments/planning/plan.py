@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from experiments.config.signatures import source_file
+from experiments.config.schema.signatures import source_file
 from experiments.planning.difference import difference, flat_request, request_of
 from experiments.planning.graph import Graph, Node
+from experiments.planning.made_for import unlike_model
 from experiments.store.claims import JobAlive
 from experiments.store.code_digests import CodeNow
 from experiments.store.documents import Manifest, Record, Request
@@ -83,6 +84,11 @@ class Planner:
     def _step(self, node: Node, planned: Mapping[str, PlannedStep]) -> PlannedStep:
         if node.maker is not None:
             return self._kept(node, planned[node.maker], planned)
+        step = self._stored(node, planned)
+        line = unlike_model(node, self._graph.nodes)
+        return replace(step, warnings=(*step.warnings, line)) if line else step
+
+    def _stored(self, node: Node, planned: Mapping[str, PlannedStep]) -> PlannedStep:
         state = status(node.folder, self._job_alive)
         if state.state == "running":
             where = state.owner.where() if state.owner else "somewhere"

@@ -4,7 +4,7 @@ A class that the model will never know must not wait for the end of a week's tra
 classes, tokens, codebook entries) follow from configs: an option of that name (`codebook_size`), a constant of the
 component's file (`NUM_CLASSES`, `DOWNSAMPLE_FACTOR`), the registry's facts of published weights; else from the manifest
 of what is finished; else they are unknown, and the stage itself refuses when it starts. Nothing is imported but
-data sets, which are light.
+datasets, which are light.
 """
 
 from __future__ import annotations
@@ -15,12 +15,16 @@ from importlib import import_module
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from experiments.config.signatures import MISSING, read_component
+from experiments.config.schema.params import MISSING
+from experiments.config.schema.signatures import read_component
+from experiments.planning.count_checks import check_counts
+from experiments.planning.counts import Counts
 from experiments.planning.reference_checks import check_reference
 from experiments.store.documents import Manifest
 from maskgit_core import refusals
 from maskgit_core.content import resolve
 from maskgit_core.errors import ArtifactError, DataError
+from maskgit_core.weights.registry import fixed_image_size, is_published
 
 if TYPE_CHECKING:
     from experiments.planning.graph import Node
@@ -41,7 +45,7 @@ def check(nodes: Mapping[str, Node], *, ranks_count: bool = True) -> None:
     Raises:
         ConfigError: names the key, what was found and what is allowed.
     """
-    known_facts = KnownFacts(nodes)
+    known_facts, counts = KnownFacts(nodes), Counts(nodes)
     for node in nodes.values():
         if node.maker is not None or not node.request.module.startswith("experiments.stages."):
             continue
@@ -53,6 +57,8 @@ def check(nodes: Mapping[str, Node], *, ranks_count: bool = True) -> None:
             check_reference(node, nodes[node.inputs["reference"][0]])
         elif node.request.stage == "train_tokenizer":
             _check_tokenizer_training(node, known_facts, ranks_count)
+        _check_images(node, known_facts)
+        check_counts(node, nodes, counts)
 
 
 def _check_sampling(node: Node, known_facts: KnownFacts) -> None:
@@ -60,7 +66,10 @@ def _check_sampling(node: Node, known_facts: KnownFacts) -> None:
     if node.request.stage == "edit":
         refusals.check_region(config["region"], "mask" in node.request.content, config["left"], config["right"])
         refusals.check_places(f"{step}.tokenizer", known_facts.of_param(node, "tokenizer", "one_dimensional") is True)
-    (model,) = node.inputs["model"]
+    if node.request.stage == "sample":
+        has_model, has_tokens = (bool(node.inputs.get(name)) for name in ("model", "tokens"))
+        refusals.check_weights(step, has_model, has_tokens, config["untrained"])
+    model = (node.inputs.get("model") or node.inputs["tokens"])[0]
     num_classes, num_tokens = (known_facts.fact(model, name) for name in ("num_classes", "num_tokens"))
     sampler = config["sampler"]
     if num_classes is not MISSING:
@@ -70,7 +79,7 @@ def _check_sampling(node: Node, known_facts: KnownFacts) -> None:
             refusals.check_classes(f"{step}.label", [config["label"]], num_classes)
         refusals.check_guidance(sampler.get("guidance_scale", 1.0), num_classes)
     if num_tokens is not MISSING:
-        splits = known_facts.fact(model, "splits")  # a data set's SPLITS are names, not a model's number of groups
+        splits = known_facts.fact(model, "splits")  # a dataset's SPLITS are names, not a model's number of groups
         refusals.check_steps(sampler.get("num_steps", 1), num_tokens * (splits if isinstance(splits, int) else 1))
     known, codebook_size = (
         known_facts.fact(model, "codebook_size"),
@@ -108,6 +117,27 @@ def _check_tokenizer_training(node: Node, known_facts: KnownFacts, ranks_count: 
     )
     if MISSING not in (size, factor):
         refusals.check_crop(config.get("crop_size"), size, factor, step)
+
+
+def _check_images(node: Node, known_facts: KnownFacts) -> None:
+    """The side of what a step encodes, against the tokenizer that encodes it."""
+    step, config, request = node.request.name, node.request.config, node.request
+    tokenizer, images = ("image_tokenizer", "images") if request.stage == "train" else ("tokenizer", "dataset")
+    dataset = config.get(images)
+    if request.stage not in ("eval_tokenizer", "cache_tokens", "train", "edit", "train_tokenizer"):
+        return
+    size = known_facts.of_param(node, images, "image_size")
+    if not isinstance(dataset, Mapping) or not isinstance(size, int):
+        return
+    crop = config.get("image_crop_size" if request.stage == "train" else "crop_size")
+    factor = known_facts.of_param(node, tokenizer, "downsample_factor")
+    spec, module = config.get(tokenizer), request.modules.get(tokenizer, "")
+    only = None
+    weights = request.weights.get(f"{tokenizer}.weights")
+    if isinstance(spec, Mapping) and is_published(weights):  # of a file of one's own the step tells
+        only = fixed_image_size(module.removeprefix("maskgit_core.").replace(".", "/"), weights)
+    key = f"{step}.{'crop_size' if crop else f'{images}.image_size'}"
+    refusals.check_image_size(key, crop or size, factor if isinstance(factor, int) else None, only)
 
 
 class KnownFacts:
@@ -182,7 +212,7 @@ def _of_component(node: Node, param: str, name: str) -> Any:
     if folder not in _CLASSES:
         return MISSING
     constants = read_component(module, _CLASSES[folder], param).constants
-    if name.upper() in constants and not component.get("partial"):  # `partial`: whatever part of a data set is there
+    if name.upper() in constants and not component.get("partial"):  # `partial`: whatever part of a dataset is there
         return constants[name.upper()]
     if (weights := node.request.weights.get(f"{param}.weights")) is not None:
         from maskgit_core.weights.registry import registry

@@ -1,4 +1,4 @@
-"""The files that a toy reads (`toy=true`): a few pictures in the data set's own layout, random weights where needed.
+"""The files that a toy reads (`toy=true`): a few pictures in the dataset's own layout, random weights where needed.
 
 Made once in `<store>-toy/.toy/`, before anything is digested; a finished file is never written again.
 """
@@ -25,7 +25,7 @@ _SPLITS = ("train", "val", "test", "validation")
 
 
 def make_all(configs: Sequence[Mapping[str, Any]], requests: Sequence[Mapping[str, StepRequest]]) -> list[str]:
-    """What `make` says of every point of a request, each line once; nothing where no toy is asked for."""
+    """The lines of `make` for every point of a request, each once; none where no toy is asked for."""
     pairs = [(config["toy"], steps) for config, steps in zip(configs, requests, strict=True) if "toy" in config]
     return list(dict.fromkeys(line for toy, steps in pairs for line in make(toy, steps.values())))
 
@@ -47,6 +47,9 @@ def make(toy: Mapping[str, Any], requests: Iterable[StepRequest]) -> list[str]:
             _make_once(Path(place), partial(write_weights, named=named, request=by_weights[place]))
     if toy["made"]:
         told.append("random weights in the place of " + ", ".join(dict.fromkeys(toy["made"].values())))
+    for first in dict.fromkeys(toy["left_out"].values()):
+        names = ", ".join(name for name, other in toy["left_out"].items() if other == first)
+        told.append(f"left out, as only their weights differ from those of {first}: {names}")
     return [f"toy: {line}" for line in dict.fromkeys(told)]
 
 
@@ -76,7 +79,7 @@ def _origin(place: Path) -> str:
 
 # -- pictures ---------------------------------------------------------------------------------------------------------
 def write_pictures(target: Path, *, name: str, root: Any, split: str) -> str:
-    """A small data set in the layout of `name`: of the pictures at `root`, else made up; says which."""
+    """A small dataset in the layout of `name`: of the pictures at `root`, else made up; says which."""
     folders, files = int(rules()["pictures"]["folders"]), int(rules()["pictures"]["files"])
     try:
         source: Path | None = resolve(root) if root not in (None, "???") else None
@@ -90,6 +93,7 @@ def write_pictures(target: Path, *, name: str, root: Any, split: str) -> str:
     if name == "cifar10":
         folders, files = 10, 2  # all of its classes must be there
     if source is not None and source.is_dir() and _copy_some(source, target, folders, files):
+        _repeat(target, int(rules()["pictures"]["at_least"]))
         return f"some of {source}"
     where = "" if root in (None, "???") else f" ({root} is not there, or not in folders)"
     if name == "imagenet":
@@ -122,6 +126,18 @@ def _copy_some(source: Path, target: Path, folders: int, files: int, depth: int 
     return len(pictures[:limit]) + sum(
         _copy_some(Path(e.path), target / e.name, folders, files, depth + 1) for e in inner if depth < 4
     )
+
+
+def _repeat(folder: Path, at_least: int) -> None:
+    """Copies a split's pictures again, under further names, until it has so many."""
+    from maskgit_core.datasets.image_folder import class_folders, pictures_below
+
+    splits = [folder / name for name in class_folders(folder) if name in _SPLITS]
+    for split in splits or [folder]:
+        names = list(pictures_below(split))
+        for number in range(len(names), at_least if names else 0):
+            source = split / names[number % len(names)]
+            shutil.copyfile(source, source.with_name(f"{source.stem}_again{number:03d}{source.suffix}"))
 
 
 def _make_up(folder: Path, classes: list[str], count: int) -> None:
@@ -169,7 +185,7 @@ def write_weights(target: Path, named: str, request: StepRequest) -> None:
     else:
         from maskgit_core.weights.random_weights import write_tokenizer
 
-        write_tokenizer(named, target)
+        write_tokenizer(named, target, small=True)
 
 
 def _write_transformer(target: Path, request: StepRequest) -> None:

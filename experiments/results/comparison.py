@@ -128,12 +128,12 @@ def _protocol(score: Score) -> str:
 
 
 # -- showing ----------------------------------------------------------------------------------------------------------
-def as_rows(found: Comparison) -> list[list[str]]:
+def as_rows(comparison: Comparison) -> list[list[str]]:
     """A text table: header, differing keys, metrics."""
-    rows = [["", *(s.label for s in found.sides)]]
-    rows += [[key, *values] for key, values in found.differing.items()]
-    for row in found.metrics:
-        cells = [_value(row.values.get(s.label)) for s in found.sides]
+    rows = [["", *(s.label for s in comparison.sides)]]
+    rows += [[key, *values] for key, values in comparison.differing.items()]
+    for row in comparison.metrics:
+        cells = [_value(row.values.get(s.label)) for s in comparison.sides]
         rows.append([f"{row.title} [{row.protocol}]", *cells])
     return rows
 
@@ -144,48 +144,50 @@ def _value(spread: Spread | None) -> str:
     return number(spread.mean) + (f" ± {number(spread.std)} (n={spread.count})" if spread.std is not None else "")
 
 
-def as_json(found: Comparison) -> dict[str, Any]:
+def as_json(comparison: Comparison) -> dict[str, Any]:
     """Plain data for scripts."""
     return {
         "sides": [
             {"label": s.label, "runs": [r.run for r in s.results], "commits": sorted({r.commit for r in s.results})}
-            for s in found.sides
+            for s in comparison.sides
         ],
-        "differing": {k: dict(zip([s.label for s in found.sides], v, strict=True)) for k, v in found.differing.items()},
+        "differing": {
+            k: dict(zip([s.label for s in comparison.sides], v, strict=True)) for k, v in comparison.differing.items()
+        },
         "metrics": [
             {
                 "metric": row.title,
                 "protocol": row.protocol,
                 "values": {k: {"mean": v.mean, "std": v.std, "count": v.count} for k, v in row.values.items()},
             }
-            for row in found.metrics
+            for row in comparison.metrics
         ],
-        "refused": list(found.refused),
+        "refused": list(comparison.refused),
     }
 
 
-def page(found: Comparison, *, x: str | None = None, y: str | None = None) -> str:
+def page(comparison: Comparison, *, x: str | None = None, y: str | None = None) -> str:
     """A self-contained page: differences, metrics, training curves, and a chart of two metrics where asked."""
-    header = ["", *(html.Cell(s.label.replace(",", ", "), note=_origin(s)) for s in found.sides)]
+    header = ["", *(html.Cell(s.label.replace(",", ", "), note=_origin(s)) for s in comparison.sides)]
     differing = [
         [key, *(html.Cell(v, style="differs" if v != values[0] else None) for v in values)]
-        for key, values in found.differing.items()
+        for key, values in comparison.differing.items()
     ]
     metrics = [
-        [f"{row.title} [{row.protocol}]", *(_value(row.values.get(s.label)) for s in found.sides)]
-        for row in found.metrics
+        [f"{row.title} [{row.protocol}]", *(_value(row.values.get(s.label)) for s in comparison.sides)]
+        for row in comparison.metrics
     ]
     chart = None
     if x and y:
         caption = f"{y} over {x}"
-        chart = html.picture(chart_of(found, x, y), ".svg", caption, f"{caption}; dashed: Pareto front")
+        chart = html.picture(chart_of(comparison, x, y), ".svg", caption, f"{caption}; dashed: Pareto front")
     return html.render(
         "comparison",
         title="Comparison",
         differing=_laid_out([header, *differing]) if differing else None,
         metrics=_laid_out([header, *metrics]),
-        refused=found.refused,
-        curves=_curves(found),
+        refused=comparison.refused,
+        curves=_curves(comparison),
         chart=chart,
     )
 
@@ -199,11 +201,11 @@ def _origin(side: Side) -> str:
     return "; ".join(f"{r.run} at {r.commit[:12] or 'no commit'}" for r in side.results)
 
 
-def _curves(found: Comparison) -> html.Picture | None:
+def _curves(comparison: Comparison) -> html.Picture | None:
     """Curves of the models behind the sides; a model shared by several is drawn once."""
     runs: dict[str, Sequence[Point]] = {}
     seen: set[Path] = set()
-    for side in found.sides:
+    for side in comparison.sides:
         for result in side.results:
             for folder in result.upstream:
                 if folder not in seen and Request.needed(folder).kind == "model":
@@ -215,13 +217,13 @@ def _curves(found: Comparison) -> html.Picture | None:
     return html.picture(rendered(figure, "svg"), ".svg", "training curves", "") if figure is not None else None
 
 
-def chart_of(found: Comparison, x: str, y: str, form: str = "svg") -> bytes:
+def chart_of(comparison: Comparison, x: str, y: str, form: str = "svg") -> bytes:
     """`y` over `x`, each a metric or a numeric config key; one dot a side, lines along the last varied key.
 
     A chart of two metrics also shows the Pareto front (FID over IS of a sampler sweep).
     """
     groups: dict[str, list[Mark]] = {}
-    places = [(side, _coordinate(side, x), _coordinate(side, y)) for side in found.sides]
+    places = [(side, _coordinate(side, x), _coordinate(side, y)) for side in comparison.sides]
     drawn = [side for side, across, up in places if across is not None and up is not None]
     varied = [k for k in _differing(drawn) if not k.endswith(".seed") and k not in (x, y)]
     for side, across, up in places:

@@ -12,6 +12,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from experiments.results.plots import INK
+
 MEDIA = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".svg": "image/svg+xml"}
 TEMPLATES = Path(__file__).with_name("templates")
 
@@ -37,6 +39,14 @@ class Picture:
 def picture(data: bytes, suffix: str, alt: str, caption: str) -> Picture:
     """The picture `data`; `suffix` is `.png`, `.svg`, ..."""
     return Picture(f"data:{MEDIA[suffix]};base64,{base64.b64encode(data).decode()}", alt, caption)
+
+
+def for_dark_pages(svg: bytes) -> bytes:
+    """A chart whose ink turns light where the page is dark."""
+    rule = "".join(f'[style*="{what}: {INK}"]{{{what}:#d8d8d8!important}}' for what in ("fill", "stroke"))
+    style = f"<style>@media (prefers-color-scheme: dark){{{rule}}}</style>"
+    head, start, rest = svg.decode().partition("<defs>")
+    return f"{head}{style}{start}{rest}".encode() if start else svg
 
 
 def render(template: str, **values: Any) -> str:

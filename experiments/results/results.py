@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from experiments.config.signatures import source_file
+from experiments.config.schema.signatures import source_file
 from experiments.store.code_digests import CodeNow
 from experiments.store.documents import Manifest, Record, Start
 from experiments.store.paths import StepFolder
@@ -84,15 +84,15 @@ class Filter:
 
     def matches(self, result: Result) -> bool:
         """Numbers compare as numbers (`1e-4` is `0.0001`), everything else as text."""
-        found = result.value(self.key)
-        if found is None:
+        value = result.value(self.key)
+        if value is None:
             return False
-        a, b = _number(found), _number(self.wanted)
+        a, b = _number(value), _number(self.wanted)
         if a is not None and b is not None:
             return {"=": a == b, "!=": a != b, "<": a < b, ">": a > b, "<=": a <= b, ">=": a >= b}[self.operator]
         if self.operator in ("=", "!="):
-            return (str(found) == self.wanted) == (self.operator == "=")
-        raise ConfigError(f"{self.key}: {found!r} and {self.wanted!r} have no order; use = or !=")
+            return (str(value) == self.wanted) == (self.operator == "=")
+        raise ConfigError(f"{self.key}: {value!r} and {self.wanted!r} have no order; use = or !=")
 
 
 def _number(value: object) -> float | None:
@@ -104,7 +104,7 @@ def _number(value: object) -> float | None:
 
 def collect(store: Path, kinds: Sequence[str] = KINDS, experiment: str | None = None) -> list[Result]:
     """All finished evaluations, newest execution first, each step once."""
-    found: dict[str, Result] = {}
+    by_step: dict[str, Result] = {}
     code = CodeNow(source_file)
     for record in records(store):
         if experiment is not None and record.experiment != experiment:
@@ -113,11 +113,11 @@ def collect(store: Path, kinds: Sequence[str] = KINDS, experiment: str | None = 
             key = f"{record.experiment}/{entry.fingerprint}"
             if entry.kind not in kinds:
                 continue
-            if key not in found and (result := _result(store, record, entry, code)):
-                found[key] = result
-            elif key in found and len(entry.params) < len(found[key].params):
-                found[key] = replace(found[key], params=entry.params)  # also run on its own
-    return list(found.values())
+            if key not in by_step and (result := _result(store, record, entry, code)):
+                by_step[key] = result
+            elif key in by_step and len(entry.params) < len(by_step[key].params):
+                by_step[key] = replace(by_step[key], params=entry.params)  # also run on its own
+    return list(by_step.values())
 
 
 def _result(store: Path, record: PipelineRecord, entry: PipelineStep, code: CodeNow) -> Result | None:
@@ -160,15 +160,15 @@ def select(results: Iterable[Result], filters: Sequence[Filter]) -> list[Result]
     Raises:
         ConfigError: a filter names a key that no result has.
     """
-    found = list(results)
+    chosen = list(results)
     for one in filters:
-        if found and all(r.value(one.key) is None for r in found):
-            known = sorted({k for r in found for k in (*r.config, *(s.key for s in r.scores), "experiment", "step")})
+        if chosen and all(r.value(one.key) is None for r in chosen):
+            known = sorted({k for r in chosen for k in (*r.config, *(s.key for s in r.scores), "experiment", "step")})
             raise ConfigError(
                 f"{one.key}: no result has this key; {suggestion(one.key, known)}One of [{', '.join(known[:40])}]"
             )
-        found = [r for r in found if one.matches(r)]
-    return found
+        chosen = [r for r in chosen if one.matches(r)]
+    return chosen
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
-"""What the row of a table asks for, so that a cell is filled only by a run of just that."""
+"""Requests of a table's rows, so that a cell is filled only by a run of just that request."""
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 from experiments.config import compose as configs
 from experiments.planning.graph import Graph, Node
 from experiments.planning.pipeline import build, weights_of
+from experiments.results.fill_commands import fill_arguments
 from experiments.results.results import Result
 from experiments.store.documents import Request
 from experiments.store.records import PipelineStep, step_params
@@ -33,6 +35,11 @@ class RowRequests:
     def unset(self, run: Run) -> list[str]:
         """Keys that the experiment leaves to the user (`???`): a command without them does not run."""
         return _unset(str(run["experiment"]), tuple(map(str, run.get("overrides", ()))), self._dirs)
+
+    def command(self, run: Run) -> str:
+        """The whole command that fills the row, with a word in capitals or `...` for what the user must give."""
+        words = fill_arguments(str(run["experiment"]), run.get("overrides", ()), self.unset(run), self._dirs)
+        return shlex.join(["maskgit", "run", *words])
 
     def absent(self, run: Run) -> list[str]:
         """Published weights that the run needs and that are not on this machine."""
@@ -78,22 +85,22 @@ def _unset(experiment: str, overrides: tuple[str, ...], dirs: tuple[Path, ...]) 
         return []
     for key, value in asked.values:
         config = configs.with_value(config, key, value)
-    found: list[str] = []
+    keys: list[str] = []
 
     def walk(prefix: str, value: object) -> None:
         if isinstance(value, Mapping):
             for key, inner in value.items():
                 walk(f"{prefix}.{key}" if prefix else str(key), inner)
         elif value == "???":
-            found.append(prefix)
+            keys.append(prefix)
 
     walk("", config)
-    return found
+    return keys
 
 
 def _requests_of(graph: Graph, step: str) -> list[tuple[dict[str, str], set[str]]]:
     """For every point's step of that name: its config with that upstream, and the keys that count in fingerprints."""
-    found = []
+    requests = []
     for first in (node for node in graph.nodes.values() if node.request.name == step):
         config: dict[str, str] = {}
         counted: set[str] = set()
@@ -109,8 +116,8 @@ def _requests_of(graph: Graph, step: str) -> list[tuple[dict[str, str], set[str]
             config = {**step_params(entry, _request(node, request.config)), **config}
             counted |= set(step_params(entry, _request(node, request.identity)))
             queue += [graph.nodes[f] for f in node.upstream if f in graph.nodes]
-        found.append((config, counted))
-    return found
+        requests.append((config, counted))
+    return requests
 
 
 def _request(node: Node, config: Mapping[str, Any]) -> Request:

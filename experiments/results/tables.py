@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from experiments.config.compose import CONF, group_names
+from experiments.results.fill_commands import fill_arguments
 from experiments.results.results import Filter, Result, Spread, collect, select
 from experiments.store.scores import METRICS, PREFIXES, Score, describe_metric, unlike
 from maskgit_core.errors import ConfigError, suggestion, unknown_key, unknown_name
@@ -64,7 +65,7 @@ class Row:
         """The command that fills this row, if any experiment does."""
         if self.run is None:
             return None
-        return " ".join(["maskgit run", f"experiment={self.run['experiment']}", *self.run.get("overrides", ())])
+        return " ".join(["maskgit run", *fill_arguments(self.run["experiment"], self.run.get("overrides", ()))])
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,7 @@ class Cell:
     source: str | None = None
     reproduced: Spread | None = None
     results: tuple[Result, ...] = ()
+    scores: tuple[Score, ...] = ()  # one of each result
     missing: str | None = None  # why, and the command that would fill it
     differs: str | None = None  # by what the runs there are differ from what the row asks for
     command: str | None = None
@@ -101,10 +103,10 @@ class Cell:
 
 
 class Requests(Protocol):
-    """What the rows of a table ask for; see `RowRequests`."""
+    """Requests of a table's rows; see `RowRequests`."""
 
-    def unset(self, run: Mapping[str, Any], /) -> Sequence[str]:
-        """Keys that the user must set."""
+    def command(self, run: Mapping[str, Any], /) -> str:
+        """The whole command, with a word in capitals or `...` for what the user must give."""
 
     def absent(self, run: Mapping[str, Any], /) -> Sequence[str]:
         """Published weights that are not on this machine."""
@@ -228,8 +230,8 @@ def fill(table: Table, store: Path, requests: Requests | None = None) -> Filled:
             judged = [(requests.differences(row.run, result), result) for result in candidates]
             candidates = [result for differences, result in judged if not differences]
             differs = None if candidates else f"differs: {_few(min((d for d, _ in judged), key=len))}"
-        found = _plain(row, candidates)
-        cells.append({c.key: _cell(row, c, found, requests, differs) for c in table.columns})
+        chosen = _plain(row, candidates)
+        cells.append({c.key: _cell(row, c, chosen, requests, differs) for c in table.columns})
     for column in table.columns:
         _refuse_unlike(table, column, [row[column.key] for row in cells])
     return Filled(table, tuple(cells))
@@ -243,9 +245,9 @@ def _results_of(row: Row, results: Sequence[Result]) -> list[Result]:
     if row.run is None:
         return []
     step = row.run.get("step", "evaluate")
-    found = [r for r in results if r.experiment == row.run["experiment"] and r.step == step]
+    own = [r for r in results if r.experiment == row.run["experiment"] and r.step == step]
     where = [Filter(str(k), "=", str(v)) for k, v in (row.run.get("where") or {}).items()]
-    return [r for r in found if all(f.matches(r) for f in where)]
+    return [r for r in own if all(f.matches(r) for f in where)]
 
 
 def _plain(row: Row, results: Sequence[Result]) -> Sequence[Result]:
@@ -259,7 +261,7 @@ def _cell(row: Row, column: Column, results: Sequence[Result], requests: Request
         return Cell(text=row.facts.get(column.key))
     published, command = row.published.get(column.key), None if column.published_only else row.command()
     if command is not None and requests is not None and row.run is not None:
-        command = " ".join([command, *(f"{key}=..." for key in requests.unset(row.run))])
+        command = requests.command(row.run)
     base = Cell(published, row.source if published is not None else None, command=command)
     if command is None or row.run is None:
         return base
@@ -281,9 +283,8 @@ def _cell(row: Row, column: Column, results: Sequence[Result], requests: Request
             base,
             missing=f"{column.title} of {row.name}: {len(fitting)} runs match and differ in {keys}; narrow run.where",
         )
-    return _with(
-        base, reproduced=Spread.of([s.value for _, s in fitting]), results=tuple(r for r, _ in fitting), command=command
-    )
+    results, scores = (tuple(some) for some in zip(*fitting, strict=True))
+    return _with(base, reproduced=Spread.of([s.value for s in scores]), results=results, scores=scores, command=command)
 
 
 def _with(cell: Cell, **changed: Any) -> Cell:
@@ -294,8 +295,8 @@ def _with(cell: Cell, **changed: Any) -> Cell:
 
 def _differing(results: Sequence[Result]) -> str:
     keys = sorted({k for r in results for k, _ in r.without_seeds})
-    found = [k for k in keys if len({dict(r.without_seeds).get(k) for r in results}) > 1]
-    return ", ".join(found[:4])
+    differing = [k for k in keys if len({dict(r.without_seeds).get(k) for r in results}) > 1]
+    return ", ".join(differing[:4])
 
 
 def _refuse_unlike(table: Table, column: Column, cells: Sequence[Cell]) -> None:

@@ -29,7 +29,7 @@ def _last_step(journal: Path) -> int:
             lines = file.read().splitlines()
     except OSError:
         return -1
-    found = -1
+    last = -1
     for line in lines:
         try:
             entry = json.loads(line)
@@ -38,5 +38,5 @@ def _last_step(journal: Path) -> int:
         named = isinstance(entry, dict) and isinstance(entry.get("step"), int)
         # Metrics of the machine count seconds, which pass whether or not the work gets on.
         if named and not all(name.startswith(SYSTEM_PREFIX) for name in entry.get("metrics", {})):
-            found = max(found, entry["step"])
-    return found
+            last = max(last, entry["step"])
+    return last

@@ -147,7 +147,7 @@ class Attempt:
         self._note(facts={**self.notes.facts, **facts})
 
     def dataset(self, name: str, digest: str, path: str, context: str) -> None:
-        """A data set this step read; `context` is e.g. "training" or "reference"."""
+        """A dataset this step read; `context` is e.g. "training" or "reference"."""
         use = DatasetUse(name=name, digest=digest, path=str(path), context=context)
         self._note(datasets=(*self.notes.datasets, use))
 

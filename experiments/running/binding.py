@@ -7,7 +7,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from experiments.config.signatures import Param, Signature, read_component, read_stage
+from experiments.config.schema.params import Param, Signature
+from experiments.config.schema.signatures import read_component, read_stage
 from experiments.config.specs import SPECS, Input
 from experiments.store.documents import Launch, Manifest, Request
 from experiments.store.step_folder import check_outputs
@@ -64,8 +65,8 @@ def arguments(request: Request, launch: Launch, inputs: Mapping[str, list[Input]
             built[name] = inputs[name] if param.hint.form == "list" else inputs[name][0]
         elif entry is not None:
             keys = [key for key in request.config if key.startswith(f"{name}.")]
-            found = {k.partition(".")[2]: _spec(entry, k, request.config[k], request, outside) for k in keys}
-            built[name] = found or (None if param.required else param.default)
+            specs = {k.partition(".")[2]: _spec(entry, k, request.config[k], request, outside) for k in keys}
+            built[name] = specs or (None if param.required else param.default)
         elif name in request.config:
             value = request.config[name]
             is_spec = "spec" in param.forms() and isinstance(value, Mapping)
@@ -99,9 +100,7 @@ def _shaped(param: Param, value: Any) -> Any:
 
 
 def _spec(param: Param, path: str, value: Options, request: Request, outside: Options) -> Any:
-    hints = param.hint.args if param.hint.form == "union" else (param.hint,)
-    base = next(h.args[0] for h in hints if h.form == "spec")
-    cls = SPECS[f"{base}Spec"]
+    cls = SPECS[f"{param.base}Spec"]
     module = request.modules[path]
     options = _options(cls.class_name, module, path, value, request, outside)
     return cls(name=str(value["name"]), options=options, module=module)

@@ -38,6 +38,7 @@ class SystemMetrics:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="system-metrics", daemon=True)
         self._last_step = -1
+        self.peak_gb = 0.0  # most memory seen in a sample
 
     def __enter__(self) -> SystemMetrics:
         self._thread.start()
@@ -56,15 +57,25 @@ class SystemMetrics:
                 step = int(time.time() - self._began)
                 if step > self._last_step:
                     self._last_step = step
-                    self._log({**processes.sample(), **gpus.sample()}, step)
+                    sample = {**processes.sample(), **gpus.sample()}
+                    self.peak_gb = max(self.peak_gb, sample[f"{SYSTEM_PREFIX}memory_gb"])
+                    self._log(sample, step)
 
 
-def system_metrics(attempt: Attempt) -> AbstractContextManager[object]:
+def system_metrics(attempt: Attempt) -> AbstractContextManager[SystemMetrics | None]:
     """Samples into an attempt's journal while the block runs; nothing in processes other than rank 0."""
     if not attempt.is_main:
         return nullcontext()
     first = Start.read(StepFolder(attempt.folder).attempt(1).path)
     return SystemMetrics(attempt.log, first.time if first else None)
+
+
+def peak_memory_gb(metrics: SystemMetrics | None) -> float:
+    """Most resident memory of this process with its children so far, in 10^9 bytes."""
+    import resource
+
+    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    return max(own, metrics.peak_gb if metrics else 0.0)
 
 
 class Processes:
@@ -84,12 +95,12 @@ class Processes:
         return [self._me]
 
     def _cpu_seconds(self, family: Sequence[Any]) -> dict[int, float]:
-        found = {}
+        seconds = {}
         for process in family:
             with suppress(self._psutil.Error):
                 times = process.cpu_times()
-                found[process.pid] = times.user + times.system
-        return found
+                seconds[process.pid] = times.user + times.system
+        return seconds
 
     def sample(self) -> dict[str, float]:
         """`system/cpu_cores` (cores in use since the last sample), `system/memory_gb` (resident, 10^9 bytes)."""
@@ -146,13 +157,13 @@ class Gpus:
 
     def sample(self) -> dict[str, float]:
         """`system/gpu_<n>_percent`, `_memory_gb`, `_power_w`, `n` counting the job's own GPUs from 0."""
-        found: dict[str, float] = {}
+        values: dict[str, float] = {}
         for number, handle in enumerate(self._handles):
             name = f"{SYSTEM_PREFIX}gpu_{number}"
             with suppress(Exception):  # a MIG slice has no utilization, some boards no power
-                found[f"{name}_memory_gb"] = self._nvml.nvmlDeviceGetMemoryInfo(handle).used / 1e9
+                values[f"{name}_memory_gb"] = self._nvml.nvmlDeviceGetMemoryInfo(handle).used / 1e9
             with suppress(Exception):
-                found[f"{name}_percent"] = float(self._nvml.nvmlDeviceGetUtilizationRates(handle).gpu)
+                values[f"{name}_percent"] = float(self._nvml.nvmlDeviceGetUtilizationRates(handle).gpu)
             with suppress(Exception):
-                found[f"{name}_power_w"] = self._nvml.nvmlDeviceGetPowerUsage(handle) / 1000.0
-        return found
+                values[f"{name}_power_w"] = self._nvml.nvmlDeviceGetPowerUsage(handle) / 1000.0
+        return values

@@ -1,4 +1,4 @@
-"""Encodes a data set once: every image's tokens, in shards that training reads at memory speed.
+"""Encodes a dataset once: every image's tokens, in shards that training reads at memory speed.
 
 Any number of processes work on it side by side; killed at any moment, it goes on with the shards that are missing. The
 shards are plain WebDataset tars (`maskgit_core/shards/format.py`), described by a manifest of their own.

@@ -5,7 +5,7 @@ The tokens of a masked region are drawn anew given the rest (MaskGIT, section 4.
 
 | keyword | meaning |
 |---|---|
-| dataset, num_images | the pictures: the first of the data set |
+| dataset, num_images | the pictures: the first of the dataset |
 | region | what changes: a half, the central quarter, `mask` (a picture, white where it changes), or `outpaint` |
 | mask | path of that picture; resized to the images with hard edges |
 | left, right | for `outpaint`: token columns to add on each side |

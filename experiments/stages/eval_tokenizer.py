@@ -91,8 +91,8 @@ def run(
     finish(attempt, blocks)
     if not attempt.is_main:
         return
-    found = _scores(meter, blocks, protocol, _about_images(images, dataset.name, split, count))
-    publish_scores(attempt, found, "reconstructions", found[0].rows[0]["name"], count)
+    by_protocol = _scores(meter, blocks, protocol, _about_images(images, dataset.name, split, count))
+    publish_scores(attempt, by_protocol, "reconstructions", by_protocol[0].rows[0]["name"], count)
     if meter.saved is not None:
         shutil.copytree(meter.saved, attempt.files / "reconstructions", dirs_exist_ok=True)
     if num_shown:
@@ -127,15 +127,15 @@ class Meter:
             if self.saved is not None:
                 _write_pngs(self.saved, to_nhwc(to_uint8(unit_BCHW)), items[start : start + 32])
             original = (part.to(unit_BCHW.device).float() / 255).expand_as(unit_BCHW)
-            found = per_image(original, unit_BCHW, names=self.pairs)
+            measured = per_image(original, unit_BCHW, names=self.pairs)
             if self.lpips is not None:
-                found["lpips"] = self.lpips.per_image(original, unit_BCHW)
-            found["tokens"] = tokens_Bhw.flatten(1).to(torch.int32)
+                measured["lpips"] = self.lpips.per_image(original, unit_BCHW)
+            measured["tokens"] = tokens_Bhw.flatten(1).to(torch.int32)
             for network in self.networks:
                 for name, pixels in (("original", part), ("reconstruction", to_uint8(unit_BCHW).cpu())):
                     given = outputs_of(network.features.network, pixels, self.attempt.device, network.outputs)
-                    found |= {f"{network.mark}{name}.{key}": value for key, value in given.items()}
-            parts.append(found)
+                    measured |= {f"{network.mark}{name}.{key}": value for key, value in given.items()}
+            parts.append(measured)
         return {name: torch.cat([part[name].cpu() for part in parts]) for name in parts[0]}
 
 
@@ -149,13 +149,13 @@ def _scores(meter: Meter, blocks: Blocks, protocol: str, images: dict[str, Any])
     """The numbers of every protocol; those of image pairs first, under the first protocol."""
     measured = [(network, measure) for network in meter.networks for measure in network.measures]
     first = measured[0] if measured and measured[0][1].protocol == protocol else (None, None)
-    found = [Scores(protocol, _protocol(images, meter, *first))]
-    _pair_scores(found[0], blocks, meter, blocks.count)
+    by_protocol = [Scores(protocol, _protocol(images, meter, *first))]
+    _pair_scores(by_protocol[0], blocks, meter, blocks.count)
     for network, measure in measured:
         if measure is not first[1]:
-            found.append(Scores(measure.protocol, _protocol(images, meter, network, measure)))
-        _set_scores(found[-1], blocks, meter.attempt, network, measure)
-    return found
+            by_protocol.append(Scores(measure.protocol, _protocol(images, meter, network, measure)))
+        _set_scores(by_protocol[-1], blocks, meter.attempt, network, measure)
+    return by_protocol
 
 
 def _pair_scores(scores: Scores, blocks: Blocks, meter: Meter, count: int) -> None:

@@ -83,14 +83,14 @@ def run(
     passed = [_pass_sets(network, sets, test, count) for network in loaded]
     if not attempt.is_main:
         return
-    found = [
+    by_protocol = [
         _scores(attempt, network, measure, blocks, source, tokenizer_scores)
         for network, blocks in zip(loaded, passed, strict=True)
         for measure in network.measures
     ]
     if classifier_steps:
-        _classify(found[0], source, count, dataset, train_split, test, classifier_steps, seed)
-    publish_scores(attempt, found, "samples", loaded[0].features.network.distance_name, count)
+        _classify(by_protocol[0], source, count, dataset, train_split, test, classifier_steps, seed)
+    publish_scores(attempt, by_protocol, "samples", loaded[0].features.network.distance_name, count)
     for network in loaded:
         for blocks in network.features.passed:
             blocks.remove()
@@ -209,7 +209,7 @@ def _classify(
 
     if dataset is None or test is None or source.labels is None:
         raise DataError(
-            "evaluate.classifier_steps: needs a data set with classes and samples with labels; set it to 0 or give both"
+            "evaluate.classifier_steps: needs a dataset with classes and samples with labels; set it to 0 or give both"
         )
     train = dataset.with_options(split=train_split).build()
     images, labels = stack(train, range(len(train)))

@@ -12,6 +12,7 @@ by one; a killed run goes on with the missing ones. Publishes `images.npz` (`arr
 | model | the model, or a checkpoint that its training keeps: `sample.model=train@50000` |
 | weights | `model` (moving average where there is one) or `raw` |
 | untrained | fresh random weights instead: the ceiling that a score can be placed under |
+| tokens | with `untrained` and no `model`: a cache that tells codebook, grid and classes of the model that is meant |
 | precision | of the forward pass: fp32, bf16 or fp16 |
 | grid_columns, grid_rows | of the picture |
 | png | also writes every image as `png/<index>.png`; with `png_folders=class` as `png/<class>/<index>.png` |
@@ -22,7 +23,7 @@ by one; a killed run goes on with the missing ones. Publishes `images.npz` (`arr
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -30,15 +31,16 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 
-from experiments.config.specs import Input, SamplerSpec, TokenizerSpec
+from experiments.config.specs import Input, ModelSpec, SamplerSpec, TokenizerSpec
 from experiments.running.attempt import Attempt, iterate
 from experiments.running.components import check_pair, load_model, load_tokenizer, manifest_digests
+from experiments.training.run import new_model
 from maskgit_core import rng
 from maskgit_core.hints import Execution, Kind, Neutral, Range
 from maskgit_core.images.pixels import Rounding, picture_grid, to_nhwc, to_uint8, to_unit
 from maskgit_core.images.transforms import to_pil
 from maskgit_core.layers.steady import decoded
-from maskgit_core.refusals import check_classes
+from maskgit_core.refusals import check_classes, check_weights
 from maskgit_core.sample_files import piece_name, piece_ranges, read_array, read_piece, write_joined, write_piece
 from maskgit_core.token_groups import joined_tokens, sampling_grid
 from maskgit_core.trained import build_model
@@ -51,8 +53,9 @@ PIECEWISE = True
 def run(
     attempt: Attempt,
     *,
-    model: Annotated[Input, Kind("model")],
+    model: Annotated[Input | ModelSpec, Kind("model")],
     tokenizer: Annotated[Input | TokenizerSpec, Kind("tokenizer")],
+    tokens: Annotated[Input | None, Kind("tokens")] = None,
     sampler: SamplerSpec,
     num_samples: Annotated[int, Range(1)] = 50000,
     seed: int = 0,
@@ -69,12 +72,13 @@ def run(
     piece_size: Annotated[Execution[int], Range(1)] = 500,
 ) -> None:
     """Samples; see the table above."""
-    transformer = _transformer(model, weights, untrained, seed, attempt.device)
+    check_weights("sample", isinstance(model, Input), tokens is not None, untrained)
+    transformer, facts = _transformer(model, tokens, weights, untrained, seed, attempt.device)
     decoder = load_tokenizer(tokenizer, attempt.device)
     check_pair(transformer, decoder, "sample.tokenizer")
     check_classes("sample.classes", classes, transformer.num_classes)
-    grid = (int(model.facts["grid"][0]), int(model.facts["grid"][1]))
-    origin = f"samples-{manifest_digests(model, tokenizer)}"
+    grid = (int(facts["grid"][0]), int(facts["grid"][1]))
+    origin = f"samples-{manifest_digests(model, tokens, tokenizer)}"
     made_with = (transformer, decoder, sampler.build(), grid, classes, seed, precision, attempt.device)
     maker = Maker(*made_with, origin, rounding)
     pieces = share(attempt, maker, num_samples, batch_size, piece_size)
@@ -83,15 +87,22 @@ def run(
         if png:
             write_pngs(attempt.files / "png", pieces, by_class=png_folders == "class")
         attempt.fact(num_samples=num_samples, num_classes=transformer.num_classes, grid=list(grid), untrained=untrained)
-        attempt.fact(class_names=list(model.facts.get("class_names", [])))
+        attempt.fact(class_names=list(facts.get("class_names", [])))
 
 
-def _transformer(model: Input, weights: str, untrained: bool, seed: int, device: str) -> Any:
+def _transformer(
+    model: Input | ModelSpec, tokens: Input | None, weights: str, untrained: bool, seed: int, device: str
+) -> tuple[Any, Mapping[str, Any]]:
+    """The transformer and the facts of the tokens that it draws."""
+    if isinstance(model, ModelSpec):
+        assert tokens is not None
+        facts = {**tokens.facts, "num_tokens": int(np.prod(tokens.facts["grid"]))}
+        return new_model(model, facts, seed).to(device).eval().requires_grad_(False), facts
     if untrained:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return build_model(model.files).to(device).eval().requires_grad_(False)
-    return load_model(model, device, weights=weights)
+            return build_model(model.files).to(device).eval().requires_grad_(False), model.facts
+    return load_model(model, device, weights=weights), model.facts
 
 
 class Maker:
@@ -157,12 +168,15 @@ def share(attempt: Attempt, maker: Any, num_samples: int, batch_size: int, piece
     for place in iterate(attempt, mine):
         first, end = ranges[place]
         if not paths[place].is_file():
-            began = time.perf_counter()
+            began, cpu_began = time.perf_counter(), time.process_time()
             batches = [maker.make(at, min(at + batch_size, end)) for at in range(first, end, batch_size)]
             arrays = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
             attempt.publish(paths[place], partial(write_piece, arrays=arrays))
-            attempt.log({"images_per_s": (end - first) / (time.perf_counter() - began)}, step=end)
+            rate = (end - first) / (time.perf_counter() - began)
+            cpu_s = (time.process_time() - cpu_began) / (end - first)
+            attempt.log({"images_per_s": rate, "cpu_seconds_per_image": cpu_s}, step=end)
         progress.update(end - first)
+    progress.close()
     if attempt.is_main:
         for path in iterate(attempt, _waited_for(attempt, paths)):
             read_piece(path)

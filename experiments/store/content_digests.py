@@ -1,4 +1,4 @@
-"""Digests of what comes from outside: data sets, samples, weights. Their content counts, never their paths."""
+"""Content digests of datasets, samples and weights: their bytes enter a fingerprint, never their paths."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 
-class Outside:
+class ContentDigests:
     """Digests contents, each once; remembers file hashes by (path, size, mtime) in the store.
 
     Args:
@@ -34,6 +34,8 @@ class Outside:
         from maskgit_core.content import digest, resolve
         from maskgit_core.errors import DataError
 
+        if value == "???":
+            raise DataError(f"{key}: missing; give the file or folder with {key}=PATH")
         try:
             return digest(resolve(value), self._cache)
         except DataError as error:

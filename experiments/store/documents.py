@@ -57,7 +57,7 @@ class Headline:
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetUse:
-    """A data set that a step read, and for what (`training`, `evaluation`, `reference`, ...)."""
+    """A dataset that a step read, and for what (`training`, `evaluation`, `reference`, ...)."""
 
     name: str
     digest: str
@@ -132,7 +132,7 @@ class Launch(Document):
 
 @dataclass(frozen=True, kw_only=True)
 class Notes(Document):
-    """Facts, headline and data sets that a stage stated while it ran."""
+    """Facts, headline and datasets that a stage stated while it ran."""
 
     FILE = "notes.json"
 
@@ -254,6 +254,7 @@ class End(Document):
     time: float | None = None
     code: int | None = None
     traceback: str | None = None
+    peak_memory_gb: float | None = field(default=None, metadata=OPTIONAL)  # resident, 10^9 bytes, of rank 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -70,17 +70,17 @@ def select(text: str, store: Path) -> Selection:
             steps.pop(step.fingerprint, None)
             steps[step.fingerprint] = step
         return Selection(text, tuple(steps.values()), tuple(record.uid for record in whole), is_whole=True)
-    found = _row(text, known) or _newest(text, _matches(text, store, known))
-    if not found:
+    chosen = _row(text, known) or _newest(text, _matches(text, store, known))
+    if not chosen:
         names = {name for r in known for step in r.steps for name in (step.name, f"{r.experiment}/{step.name}")}
         if not names:
             raise ConfigError(
                 f"{text}: nothing has been run in {store}; set MASKGIT_STORE where the store is elsewhere"
             )
         raise unknown_name("step", text, sorted(names)[:60], "step")
-    fingerprints, experiment = {step.fingerprint for step in found}, found[0].experiment
+    fingerprints, experiment = {step.fingerprint for step in chosen}, chosen[0].experiment
     uids = [r.uid for r in known if r.experiment == experiment and fingerprints & set(r.by_fingerprint)]
-    return Selection(text, tuple(found), tuple(uids))
+    return Selection(text, tuple(chosen), tuple(uids))
 
 
 def matches(text: str, store: Path) -> list[PipelineStep]:
@@ -143,15 +143,15 @@ def _matches(
     return [(None, step) for step in begun.values()]
 
 
-def _newest(text: str, found: Sequence[tuple[PipelineRecord | None, PipelineStep]]) -> list[PipelineStep]:
+def _newest(text: str, matching: Sequence[tuple[PipelineRecord | None, PipelineStep]]) -> list[PipelineStep]:
     """Those of the newest execution of their experiment; refused where experiments or fingerprints differ."""
     newest: dict[str | None, PipelineRecord | None] = {}
     groups: dict[str | None, dict[str, PipelineStep]] = {}
-    for record, step in found:
+    for record, step in matching:
         if newest.setdefault(step.experiment, record) is record:
             groups.setdefault(step.experiment, {}).setdefault(step.fingerprint, step)
     steps = {fingerprint: step for group in groups.values() for fingerprint, step in group.items()}
-    is_begun = is_fingerprint(text) and not any(record for record, _ in found)
+    is_begun = is_fingerprint(text) and not any(record for record, _ in matching)
     if any(len(group) != len(steps) for group in groups.values()) or (is_begun and len(steps) > 1):
         names = _listed(f"{s.experiment}/{s.name} ({s.fingerprint[:12]})" for g in groups.values() for s in g.values())
         raise ConfigError(f"{text}: several different steps match; name one of {names}")

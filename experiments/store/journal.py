@@ -266,4 +266,4 @@ def curves(points: Iterable[Point]) -> dict[str, list[Point]]:
     by_metric: dict[str, list[Point]] = {}
     for point in points:
         by_metric.setdefault(point.metric, []).append(point)
-    return {metric: sorted(found, key=lambda p: p.step) for metric, found in sorted(by_metric.items())}
+    return {metric: sorted(series, key=lambda p: p.step) for metric, series in sorted(by_metric.items())}

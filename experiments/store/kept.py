@@ -52,13 +52,13 @@ def find_model(store: Store, text: str, step: int | None, key: str) -> Path:
             f"{key}: there is no step {text!r} in {store.root}; {suggestion(text, known)}"
             f"Known: [{', '.join(known[:30]) or 'nothing was run here'}]"
         )
-    found = [place for folder in named if (place := _at(folder, step)) is not None]
-    if len(found) > 1:
-        names = ", ".join(sorted(f"{_owner(path).name}" for path in found))
+    places = [place for folder in named if (place := _at(folder, step)) is not None]
+    if len(places) > 1:
+        names = ", ".join(sorted(f"{_owner(path).name}" for path in places))
         raise ConfigError(f"{key}: {text} means several: [{names}]; write one of these names instead")
-    if not found:
+    if not places:
         raise ConfigError(f"{key}: {_absent(named[0], step)}")
-    return found[0]
+    return places[0]
 
 
 def _is_model(step: PipelineStep) -> bool:

@@ -116,14 +116,14 @@ def describe_metric(name: str) -> tuple[str, bool | None] | None:
 
 def differences(one: Options, other: Options, prefix: str = "") -> list[str]:
     """Keys in which two protocols differ, as `reference.split: train, val`."""
-    found = []
+    differing = []
     for key in sorted({*one, *other}):
         a, b = one.get(key), other.get(key)
         if isinstance(a, Mapping) and isinstance(b, Mapping):
-            found += differences(a, b, f"{prefix}{key}.")
+            differing += differences(a, b, f"{prefix}{key}.")
         elif a != b:
-            found.append(f"{prefix}{key}: {a}, {b}")
-    return found
+            differing.append(f"{prefix}{key}: {a}, {b}")
+    return differing
 
 
 def unlike(one: Score, other: Score) -> str:

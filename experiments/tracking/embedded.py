@@ -78,8 +78,8 @@ def damage(path: Path) -> str | None:
             if database.execute("SELECT count(*) FROM alembic_version").fetchone()[0] != 1:
                 return "has no version; whoever made it was killed"
             if path.stat().st_size <= MAX_CHECKED_BYTES:
-                (found,) = database.execute("PRAGMA quick_check(1)").fetchone()
-                return None if found == "ok" else f"is damaged ({' '.join(str(found).split())[:100]})"
+                (verdict,) = database.execute("PRAGMA quick_check(1)").fetchone()
+                return None if verdict == "ok" else f"is damaged ({' '.join(str(verdict).split())[:100]})"
     except sqlite3.OperationalError as error:
         return None if "locked" in str(error) or "busy" in str(error) else f"cannot be read ({error})"
     except sqlite3.DatabaseError as error:

@@ -185,51 +185,51 @@ class MlflowStore:
     # -- finding ---------------------------------------------------------------------------------------------------
     def _experiment(self, name: str) -> str:
         if name not in self._experiments:
-            found = self.client.get_experiment_by_name(name)
-            if found is None:
+            experiment = self.client.get_experiment_by_name(name)
+            if experiment is None:
                 # Artifacts of the embedded store are beside it; a server decides for itself.
                 place = str(self.store / "mlflow-artifacts" / name) if self.address.startswith("sqlite:") else None
                 with suppress(Exception):  # another shipper was faster
                     self.client.create_experiment(name, artifact_location=place, tags=EXPERIMENT_TAGS)
-                found = self.client.get_experiment_by_name(name)
-                if found is None:
+                experiment = self.client.get_experiment_by_name(name)
+                if experiment is None:
                     raise TrackingError(f"experiment {name}: {without_password(self.address)} does not keep it")
-            if found.lifecycle_stage == "deleted":
+            if experiment.lifecycle_stage == "deleted":
                 raise TrackingError(
                     f"experiment {name}: was deleted in MLflow; restore it there (mlflow experiments restore -x "
-                    f"{found.experiment_id}), then maskgit sync"
+                    f"{experiment.experiment_id}), then maskgit sync"
                 )
-            self._experiments[name] = f"{found.experiment_id}-{found.creation_time}"
+            self._experiments[name] = f"{experiment.experiment_id}-{experiment.creation_time}"
         return self._experiments[name]
 
     def _find_or_create(self, run: Run, experiment: str, known: Mapping[str, Any]) -> tuple[str | None, dict[str, int]]:
         if known.get("run_id") and "marks" in known:
             return str(known["run_id"]), dict(known["marks"])
-        found, deleted = self._search(run, experiment)
-        if found is None and deleted:
+        present, deleted = self._search(run, experiment)
+        if present is None and deleted:
             return None, {}
-        if found is None:
+        if present is None:
             with self._creation_lock():
-                found, _ = self._search(run, experiment)
-                if found is None:
+                present, _ = self._search(run, experiment)
+                if present is None:
                     self._create(run, experiment)
-                    found, _ = self._search(run, experiment)
-        if found is None:
+                    present, _ = self._search(run, experiment)
+        if present is None:
             raise TrackingError(f"{run.uid}: {without_password(self.address)} lost the run it just made")
-        return found.info.run_id, json.loads(found.data.tags.get(MARKS, "{}"))
+        return present.info.run_id, json.loads(present.data.tags.get(MARKS, "{}"))
 
     def _search(self, run: Run, experiment: str) -> tuple[Any | None, bool]:
         """The one run with this uid, and whether one was deleted by hand; of twins the first id stays."""
         from mlflow.entities import ViewType
 
         ids, uid = [experiment.split("-")[0]], _uid(run.uid)
-        found = list(self.client.search_runs(ids, f"tags.`{UID}` = '{uid}'", run_view_type=ViewType.ALL))
-        active = sorted((r for r in found if r.info.lifecycle_stage == "active"), key=lambda r: r.info.run_id)
+        tagged = list(self.client.search_runs(ids, f"tags.`{UID}` = '{uid}'", run_view_type=ViewType.ALL))
+        active = sorted((r for r in tagged if r.info.lifecycle_stage == "active"), key=lambda r: r.info.run_id)
         for twin in active[1:]:  # two shippers made one at the same moment, or a reply was lost
             with suppress(Exception):
                 self.client.set_tag(twin.info.run_id, DUPLICATE, active[0].info.run_id)
                 self.client.delete_run(twin.info.run_id)
-        by_hand = any(DUPLICATE not in r.data.tags for r in found if r.info.lifecycle_stage != "active")
+        by_hand = any(DUPLICATE not in r.data.tags for r in tagged if r.info.lifecycle_stage != "active")
         return (active[0] if active else None), by_hand
 
     def _create(self, run: Run, experiment: str) -> None:
@@ -290,10 +290,10 @@ class MlflowStore:
                 self.client.log_batch(run_id, metrics=[_metric(p, model_id) for p in points])
 
     def _model_id(self, fingerprint: str, experiment: str) -> str | None:
-        found = self.client.search_logged_models(
+        logged = self.client.search_logged_models(
             [experiment.split("-")[0]], filter_string=f"tags.fingerprint = '{fingerprint}'"
         )
-        return str(found[0].model_id) if found else None
+        return str(logged[0].model_id) if logged else None
 
     def _attach(self, run: Run, run_id: str) -> None:
         for path, place in run.uploads:

@@ -17,7 +17,7 @@ from experiments.store.typed_json import Options, plain
 
 #: Outputs up to this size are uploaded when a stage asked to show them; everything else is a reference.
 MAX_UPLOAD_BYTES = 8 * 1024 * 1024
-#: Kind of what a step makes -> what it reads a data set for; of anything else it is a reference.
+#: Kind of what a step makes -> what it reads a dataset for; of anything else it is a reference.
 DATASET_CONTEXTS = {"tokenizer": "training", "model": "training", "tokens": "source", "scores": "evaluation",
                     "tokenizer_scores": "evaluation"}  # fmt: skip
 #: What a step that makes data is known by, in its facts.
@@ -106,7 +106,7 @@ def models_upstream(record: PipelineRecord, entry: PipelineStep) -> tuple[str, .
 
 
 def datasets(store: Path, folder: Path, request: Request, manifest: Manifest | None) -> tuple[DatasetUse, ...]:
-    """Data sets a step reads: those of its config with the digest of their content, the token shards a model is
+    """Datasets a step reads: those of its config with the digest of their content, the token shards a model is
     trained on, and those its stage stated."""
     launch = Launch.read(folder)
     content = launch.content if launch else {}

@@ -35,6 +35,6 @@ class Clock:
         """(seconds, share of them waited, steps) since the last lap; begins a new one."""
         now = time.perf_counter()
         seconds = max(now - self._began, 1e-9)
-        found = seconds, self._waited / seconds, step - self._step
+        lap = seconds, self._waited / seconds, step - self._step
         self._began, self._waited, self._step = now, 0.0, step
-        return found
+        return lap

@@ -129,11 +129,11 @@ class TrainingRun:
     # -- state on disk -------------------------------------------------------------------------------------------
     def resume(self) -> None:
         """Goes on from the newest readable checkpoint of this step, or from where it was asked to begin."""
-        found, complaints = load_newest([self.attempt.checkpoints, *self.attempt.earlier_checkpoints()])
+        newest, complaints = load_newest([self.attempt.checkpoints, *self.attempt.earlier_checkpoints()])
         for complaint in complaints:
-            print(f"{complaint}; going on from {found[2].name if found else 'the beginning'}", flush=True)
-        if found is not None:
-            tensors, facts, path = found
+            print(f"{complaint}; going on from {newest[2].name if newest else 'the beginning'}", flush=True)
+        if newest is not None:
+            tensors, facts, path = newest
             self.trainer.load_state(tensors, facts, str(path))
             if self.attempt.is_main and self._is_kept(self.trainer.step):
                 self.keep(path, self.trainer.step)  # killed between saving and keeping, it would be missing for ever
@@ -142,7 +142,7 @@ class TrainingRun:
             self.trainer.load_state(tensors, facts, str(path))
         self._check_all_go_on_from_the_same_step()
         self._began_at = self._saved_at = self.trainer.step
-        if found is None:
+        if newest is None:
             check_goes_on(self.recipe.num_train_steps, self.trainer.step)
         self.attempt.resumed_at(self.trainer.step + 1)  # the point at a step is logged before its checkpoint
 
@@ -175,12 +175,12 @@ class TrainingRun:
     def _forget_old(self) -> None:
         """Deletes all checkpoints but the last few, whichever attempt made them, and what killed attempts left."""
         earlier = self.attempt.earlier_checkpoints()
-        found = list_checkpoints([self.attempt.checkpoints, *earlier])
+        checkpoints = list_checkpoints([self.attempt.checkpoints, *earlier])
         # later ones than this attempt began with could not be read
-        good = [p for p in found if p.parent not in earlier or (checkpoint_step(p) or 0) <= self._began_at]
+        good = [p for p in checkpoints if p.parent not in earlier or (checkpoint_step(p) or 0) <= self._began_at]
         kept = set(good[: self.cadence.keep_last])
         left = [path for folder in earlier for path in folder.iterdir()]
-        for path in {*found, *left} - kept:
+        for path in {*checkpoints, *left} - kept:
             path.unlink(missing_ok=True)
 
     def _check_all_go_on_from_the_same_step(self) -> None:
@@ -202,12 +202,12 @@ class TrainingRun:
             return f"it began with step {self._saved_at} of train.continue_from, which is as it was"
         # the weights of the step before are those with which it went wrong
         limit = min(self._saved_at, self.trainer.step - 2)
-        found = {step: path for path in paths if (step := checkpoint_step(path)) and step <= limit}
-        if not found:
+        by_step = {step: path for path in paths if (step := checkpoint_step(path)) and step <= limit}
+        if not by_step:
             return "nothing good was saved before"
-        for step, path in found.items() if self.attempt.is_main else ():
+        for step, path in by_step.items() if self.attempt.is_main else ():
             self.keep(path, step)
-        last, *before = found
+        last, *before = by_step
         older = f", or @{' or @'.join(map(str, before))} should it go wrong from there too" if before else ""
         return f"the last good state is kept: train.continue_from={self.attempt.folder.name}@{last}{older}"
 
@@ -297,7 +297,7 @@ class TrainingRun:
         metrics["model_flops_utilisation"] = rate / (self._peak() * trainer.accelerator.num_processes)
         self.attempt.log(metrics, step)
         self._check(metrics["loss"])
-        return {name: metrics[name] for name in ("loss", "lr")}
+        return {name: metrics[name] for name in ("loss", "masked_accuracy", "lr", "tokens_per_s")}
 
     def _check(self, loss: float) -> None:
         """Raises `DivergedError` where the mean loss, or the gradient of this step, has gone wrong."""
@@ -330,10 +330,10 @@ def find_state(files: Path) -> Path:
     Raises:
         ArtifactError: there is none; the model was imported, not trained.
     """
-    found = list_checkpoints([files])
-    if not found:
+    checkpoints = list_checkpoints([files])
+    if not checkpoints:
         raise ArtifactError(f"{files}: holds no training state to go on from; name a model that was trained here")
-    return found[0]
+    return checkpoints[0]
 
 
 def new_model(spec: ModelSpec, facts: dict[str, Any], seed: int) -> Any:

@@ -51,7 +51,7 @@ class Source:
         else:
             raise ConfigError(
                 "train.tokens: neither cached tokens nor images to encode; let the step need cache_tokens, or set "
-                "train.images to a data set and let it need a tokenizer"
+                "train.images to a dataset and let it need a tokenizer"
             )
         self.facts = {
             "codebook_size": codebook_size,

@@ -33,7 +33,7 @@ class Cadence:
     Args:
         log_every, checkpoint_every: steps between journal points, and between checkpoints.
         pictures_every: steps between pictures of reconstructions; 0: only at the end.
-        num_workers: threads that read images ahead; 0 suits data sets that are in memory.
+        num_workers: threads that read images ahead; 0 suits datasets that are in memory.
         compile: compile the networks.
     """
 
@@ -71,7 +71,8 @@ class TokenizerRun:
             step, last = trainer.step, trainer.step == total
             if step % cadence.log_every == 0 or last:
                 now = time.monotonic()
-                self._log(meters, (step - seen) * trainer.recipe.batch_size / max(now - since, 1e-9))
+                rate = (step - seen) * trainer.recipe.batch_size / max(now - since, 1e-9)
+                progress.line(**self._log(meters, rate))
                 since, seen = now, step
             self._look(step, last)
             stops = self.vote.agreed(self.attempt.should_stop, step) and not last
@@ -84,7 +85,8 @@ class TokenizerRun:
         if drawn.is_dir() and self.attempt.is_main:
             shutil.copytree(drawn, self.attempt.files / drawn.name, dirs_exist_ok=True)
 
-    def _log(self, meters: dict[str, Tensor], images_per_s: float) -> None:
+    def _log(self, meters: dict[str, Tensor], images_per_s: float) -> dict[str, float]:
+        """Logs the newest step's meters; returns those that a line of the log shows."""
         point = {name: float(value) for name, value in meters.items()}
         if not all(map(math.isfinite, point.values())):
             wrong = next(name for name, value in point.items() if not math.isfinite(value))
@@ -95,6 +97,8 @@ class TokenizerRun:
         point["psnr"] = 10 * math.log10(4 / max(point.pop("l2"), 1e-10))
         rate = {"lr": self.trainer.optimizer.param_groups[0]["lr"], "images_per_s": images_per_s}
         self.attempt.log({**point, **rate}, self.trainer.step)
+        shown = {"loss": point.get("loss"), "psnr": point["psnr"], **rate}
+        return {name: value for name, value in shown.items() if value is not None}
 
     def _look(self, step: int, last: bool) -> None:
         """Held-out scores and pictures of reconstructions, where they are due."""
@@ -105,8 +109,8 @@ class TokenizerRun:
             return
         with trainer.averaged() as tokenizer:
             if scores:
-                found = held_out_scores(tokenizer, self.held_BCHW)
-                self.attempt.log({f"held_out_{name}": value for name, value in found.items()}, step=step)
+                measured = held_out_scores(tokenizer, self.held_BCHW)
+                self.attempt.log({f"held_out_{name}": value for name, value in measured.items()}, step=step)
             if pictures:
                 path = self.attempt.parts / "reconstructions" / f"step-{step:09d}.png"
                 path.parent.mkdir(exist_ok=True)

@@ -157,13 +157,13 @@ def waves(batches: Sequence[Batch], at_once: int) -> list[list[Batch]]:
     SLURM's own limit (`%`) counts each array for itself, and a task cannot wait for one of an array that waits for its
     own (a circle, to SLURM); so a wave waits for the end of the one before it.
     """
-    found: list[list[Batch]] = []
+    grouped: list[list[Batch]] = []
     room = 0
     for batch in batches:
         size = min(len(batch.tasks), at_once)
         if size > room:
-            found.append([])
+            grouped.append([])
             room = at_once
-        found[-1].append(batch)
+        grouped[-1].append(batch)
         room -= size
-    return found
+    return grouped

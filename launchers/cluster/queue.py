@@ -241,7 +241,7 @@ def usage(jobs: Iterable[str]) -> dict[str, Usage] | None:
 
 def read_usage(text: str) -> dict[str, Usage]:
     """Parses sacct's lines; the steps of a job (`12_3.0`) lend it their memory and CPU time."""
-    found: dict[str, Usage] = {}
+    usage: dict[str, Usage] = {}
     steps: dict[str, list[tuple[float, float]]] = {}
     for line in text.splitlines():
         fields = line.split("|")
@@ -252,7 +252,7 @@ def read_usage(text: str) -> dict[str, Usage]:
             steps.setdefault(job, []).append((_megabytes(fields[8]) or 0.0, clock_seconds(fields[6])))
             continue
         limit = float(fields[5]) * 60 if fields[5].isdigit() else None
-        found[job] = Usage(
+        usage[job] = Usage(
             job=job,
             state=fields[1].split()[0] if fields[1] else "",
             exit_code=fields[2],
@@ -265,11 +265,11 @@ def read_usage(text: str) -> dict[str, Usage]:
             mem_mb=_megabytes(fields[9]),
         )
     for job, parts in steps.items():
-        if job in found:
-            known = found[job].__dict__ | {"max_rss_mb": max(rss for rss, _ in parts) or None}
-            known["cpu_seconds"] = max(found[job].cpu_seconds, sum(cpu for _, cpu in parts))
-            found[job] = Usage(**known)
-    return found
+        if job in usage:
+            known = usage[job].__dict__ | {"max_rss_mb": max(rss for rss, _ in parts) or None}
+            known["cpu_seconds"] = max(usage[job].cpu_seconds, sum(cpu for _, cpu in parts))
+            usage[job] = Usage(**known)
+    return usage
 
 
 def clock_seconds(text: str) -> float:

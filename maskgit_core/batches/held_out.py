@@ -22,10 +22,10 @@ _SEED = 0  # the same samples and masks for every training, so that their likeli
 
 
 class Split:
-    """Samples of a data set that are trained on and those held out: scattered, as classes are often contiguous.
+    """Samples of a dataset that are trained on and those held out: scattered, as classes are often contiguous.
 
     Args:
-        num_samples, num_variants: of the data set.
+        num_samples, num_variants: of the dataset.
         share: to hold out, in (0, 1); at least one sample is.
 
     Raises:
@@ -57,7 +57,7 @@ class HeldOut:
     """Tokens that training never sees, with masks that never change.
 
     Args:
-        tokens_NL: int64. labels_N: int64, -1 for "no class". indices_N: of the samples in their data set.
+        tokens_NL: int64. labels_N: int64, -1 for "no class". indices_N: of the samples in their dataset.
     """
 
     def __init__(self, tokens_NL: torch.Tensor, labels_N: torch.Tensor, indices_N: np.ndarray, device: str) -> None:
@@ -69,9 +69,9 @@ class HeldOut:
         """Mean negative log-likelihood, in nats a masked token, with exactly this share of the tokens masked."""
         was_training = model.training
         model.eval()
-        found = {f"held_out_nll_{ratio:.0%}".rstrip("%"): self._at(model, ratio, batch_size) for ratio in RATIOS}
+        losses = {f"held_out_nll_{ratio:.0%}".rstrip("%"): self._at(model, ratio, batch_size) for ratio in RATIOS}
         model.train(was_training)
-        return found
+        return losses
 
     def _at(self, model: Any, ratio: float, batch_size: int) -> float:
         tokens_NL = split_tokens(model, self.tokens_NL)

@@ -18,7 +18,7 @@ from maskgit_core.images.views import Views
 
 
 class ImageBatches:
-    """Endless training batches like `maskgit_core.batches.Batches`, for a data set without a cache.
+    """Endless training batches like `maskgit_core.batches.Batches`, for a dataset without a cache.
 
     Args:
         images: a `Dataset`.
@@ -77,6 +77,6 @@ class ImageBatches:
         return tokens_BHW.cpu().flatten(1).long().clone(), torch.tensor([label for _, label in read])
 
     def _view(self, sample: int, variant: int) -> tuple[np.ndarray, int]:
-        found = self.images[sample]
-        view = self.views.one(found.image, sample, variant)
-        return view, -1 if found.label is None else int(found.label)
+        stored = self.images[sample]
+        view = self.views.one(stored.image, sample, variant)
+        return view, -1 if stored.label is None else int(stored.label)

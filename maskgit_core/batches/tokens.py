@@ -37,9 +37,9 @@ class Batch:
 
     Args:
         tokens_BL: int64 token ids.
-        labels_B: int64 class labels; -1 where the data set has none.
+        labels_B: int64 class labels; -1 where the dataset has none.
         indices_B: int64 positions in the training stream: unique over the whole training, the same for any world size.
-        samples_B: int64 indices of the samples in the data set.
+        samples_B: int64 indices of the samples in the dataset.
         variants_B: int64 which variant of each sample.
     """
 
@@ -73,7 +73,7 @@ class Order:
     images encoded on the fly uses it to see exactly what a cache would have shown.
 
     Args:
-        num_samples, num_variants: of the data set.
+        num_samples, num_variants: of the dataset.
         batch_size: global batch size, over all ranks.
         seed: of the order.
         rank, world_size: of this process.
@@ -199,14 +199,14 @@ class Batches:
         for chunk in order.chunks():
             # Places of samples are computed for many batches at once: small arrays cost mostly their calls.
             places = shards.find(chunk[1]) if isinstance(shards, TokenShards) else chunk[1]
-            for indices, samples, variants, found in zip(*chunk, places, strict=True):
+            for indices, samples, variants, places_of_chunk in zip(*chunk, places, strict=True):
                 shape = (len(indices), shards.num_tokens)
                 if pin_memory:
                     tokens = torch.empty(shape, dtype=torch.int64, pin_memory=True)
                 else:
                     tokens = torch.from_numpy(pool.take(shape))
                 if isinstance(shards, TokenShards):
-                    labels = shards.read(samples, found, variants, tokens.numpy())
+                    labels = shards.read(samples, places_of_chunk, variants, tokens.numpy())
                 else:
                     labels = shards.gather(samples, variants, out=tokens.numpy())[1]
                 yield Batch(tokens, *map(torch.from_numpy, (labels, indices, samples, variants)))

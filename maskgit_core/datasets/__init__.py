@@ -1,4 +1,4 @@
-"""Data sets: one file each, class `Dataset`, a sequence of `Sample(key, image, label)`.
+"""Datasets: one file each, class `Dataset`, a sequence of `Sample(key, image, label)`.
 
 Contract: `__len__`, `__getitem__(i) -> Sample`, `num_classes: int | None`, `class_names: list[str]`, `image_size: int`
 (side after the crop) and `channels: int`. What an index gives never changes: no randomness, no state.
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Sample(NamedTuple):
-    """One picture: a key unique in its data set, uint8 HWC pixels (C is 1 or 3) and a class (-1: none).
+    """One picture: a key unique in its dataset, uint8 HWC pixels (C is 1 or 3) and a class (-1: none).
 
     `box` is left, top, width, height in the stored picture where it was cut at random.
     """
@@ -26,7 +26,7 @@ class Sample(NamedTuple):
 
 
 class ImageSequence(Protocol):
-    """The interface of a data set for stages."""
+    """The interface of a dataset for stages."""
 
     num_classes: int | None
     class_names: list[str]

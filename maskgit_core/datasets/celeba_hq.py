@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from maskgit_core.content import resolve
 from maskgit_core.datasets._flat_pictures import FlatPictures
@@ -33,3 +34,12 @@ class Dataset(FlatPictures):
     ) -> None:
         count = None if partial else COUNT
         super().__init__("CelebA-HQ", resolve(root), split=split, num_val=num_val, image_size=image_size, count=count)
+
+
+def count_pictures(root: str, options: Mapping[str, Any]) -> int:
+    """The number of pictures of a dataset with these options.
+
+    Raises:
+        DataError: as of the dataset.
+    """
+    return len(Dataset(root=root, **options))

@@ -8,7 +8,7 @@ one over CIFAR-10, and their digests differ.
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -79,7 +79,7 @@ class Dataset:
         return Sample(f"{self.split}-{index:05d}", self._pixels[index], self.labels[index])
 
     def check(self) -> None:
-        """Reads the headers of picture files; the batches are read when the data set is opened.
+        """Reads the headers of picture files; the batches are read when the dataset is opened.
 
         Raises:
             DataError: pictures that cannot be read.
@@ -88,8 +88,19 @@ class Dataset:
             self._files.check()
 
 
+def count_pictures(root: str, options: Mapping[str, Any]) -> int:
+    """The number of pictures of a dataset with these options.
+
+    Raises:
+        DataError: as of the dataset.
+    """
+    if _reader(Path(root)) is not None:
+        return 50_000 if options.get("split", "train") == "train" else 10_000
+    return len(Dataset(root=root, **options))
+
+
 def _reader(root: Path) -> Callable[[str], tuple[np.ndarray, list[int]]] | None:
-    """What reads a batch by name; None where there are picture files instead."""
+    """The function that reads a batch by name; None where there are picture files instead."""
     for folder in (root, root / "cifar-10-batches-py"):
         if (folder / "test_batch").is_file():
             return lambda name: _read_pickled(folder / name)
@@ -130,8 +141,8 @@ def _read_pickled(path: Path) -> tuple[np.ndarray, list[int]]:
     import numpy as np
 
     try:
-        found = _ArraysOnly(io.BytesIO(_bytes(path)), encoding="bytes").load()
-        pixels, labels = found[b"data"], [int(label) for label in found[b"labels"]]
+        arrays = _ArraysOnly(io.BytesIO(_bytes(path)), encoding="bytes").load()
+        pixels, labels = arrays[b"data"], [int(label) for label in arrays[b"labels"]]
     except (pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise DataError(f"{path}: is no batch of CIFAR-10 ({error}); get it again") from None
     if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.shape != (len(labels), _BYTES):
@@ -149,7 +160,7 @@ def _bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); get the data set again") from error
+        raise DataError(f"{path}: cannot be read ({error.strerror}); get the dataset again") from error
 
 
 class _ArraysOnly(pickle.Unpickler):

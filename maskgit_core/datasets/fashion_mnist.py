@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import gzip
 import struct
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from maskgit_core.content import resolve
 from maskgit_core.datasets import Sample
@@ -97,6 +98,27 @@ class Dataset:
         return self._labels
 
 
+def count_pictures(root: str, options: Mapping[str, Any]) -> int:
+    """The number of pictures of a dataset with these options, as the header of its labels tells.
+
+    Raises:
+        DataError: no such split, or a file that is missing or damaged.
+    """
+    split = str(options.get("split", "train"))
+    if split not in _PREFIX:
+        raise DataError(f"split: Fashion-MNIST has no {split!r}; one of [{', '.join(_PREFIX)}]")
+    path = _find(Path(root), _PREFIX[split]) / f"{_PREFIX[split]}-labels-idx1-ubyte"
+    packed = path.with_name(f"{path.name}.gz")
+    try:
+        with path.open("rb") if path.is_file() else gzip.open(packed) as file:
+            header = file.read(8)
+    except (OSError, EOFError) as error:
+        raise DataError(f"{packed}: cannot be read ({error}); get the dataset again") from error
+    if len(header) < 8 or header[:4] != bytes((0, 0, 8, 1)):
+        raise DataError(f"{path}: not an idx file of bytes with 1 dimension(s); get the dataset again")
+    return int.from_bytes(header[4:], "big")
+
+
 def _find(root: Path, prefix: str) -> Path:
     """The folder below `root` that holds the split's idx files."""
     name = f"{prefix}-images-idx3-ubyte"
@@ -120,12 +142,12 @@ def _read(folder: Path, name: str, shape: tuple[int, ...]) -> np.ndarray:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             data = file.read()
     except FileNotFoundError:
-        raise DataError(f"{folder / name}: missing; get the data set again") from None
+        raise DataError(f"{folder / name}: missing; get the dataset again") from None
     except (OSError, EOFError) as error:
-        raise DataError(f"{path}: cannot be read ({error}); get the data set again") from error
+        raise DataError(f"{path}: cannot be read ({error}); get the dataset again") from error
     rank = 1 + len(shape)
     if len(data) < 4 + 4 * rank or data[:4] != bytes((0, 0, 8, rank)):
-        raise DataError(f"{path}: not an idx file of bytes with {rank} dimension(s); get the data set again")
+        raise DataError(f"{path}: not an idx file of bytes with {rank} dimension(s); get the dataset again")
     sizes = struct.unpack(f">{rank}I", data[4 : 4 + 4 * rank])
     count = 1
     for size in sizes:

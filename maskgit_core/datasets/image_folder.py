@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from maskgit_core.content import resolve
 from maskgit_core.datasets import Sample
@@ -15,7 +15,7 @@ from maskgit_core.hints import Content, Neutral, Range
 from maskgit_core.images.pictures import EXTENSIONS, check_headers, read_picture, undecodable
 from maskgit_core.images.transforms import IndexCrop
 
-#: Names of folders that are splits of a data set.
+#: Names of folders that are splits of a dataset.
 _SPLIT_NAMES = ("train", "training", "val", "valid", "validation", "test")
 
 
@@ -126,7 +126,7 @@ def refuse_splits(folder: Path, class_names: list[str]) -> None:
     splits = [name for name in class_names if name.lower() in _SPLIT_NAMES]
     if len(splits) > 1 or (splits and splits == class_names):  # a single `train` among others may be the vehicle
         raise DataError(
-            f"{folder}: its folders [{', '.join(splits)}] are splits, not classes; set the data set's root to "
+            f"{folder}: its folders [{', '.join(splits)}] are splits, not classes; set the dataset's root to "
             f"{folder / splits[0]}, or its split to {splits[0]}"
         )
 
@@ -134,6 +134,15 @@ def refuse_splits(folder: Path, class_names: list[str]) -> None:
 def count_classes(root: Path, split: str = "") -> int | None:
     """The number of classes of a folder of pictures; None without class folders."""
     return len(class_folders(split_folder(root, split))) or None
+
+
+def count_pictures(root: str, options: Mapping[str, Any]) -> int:
+    """The number of pictures of a dataset with these options.
+
+    Raises:
+        DataError: as of the dataset.
+    """
+    return len(Dataset(root=root, **{**options, "damaged": "refuse"}))
 
 
 def split_folder(root: Path, split: str) -> Path:

@@ -11,9 +11,9 @@ import csv
 import io
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 from maskgit_core.content import resolve
 from maskgit_core.datasets import Sample
@@ -126,6 +126,19 @@ class Dataset:
             )
         if self.form == "folders":
             check_headers(self.folder / self.split, [entry.key for entry in self._entries])
+
+
+def count_pictures(root: str, options: Mapping[str, Any]) -> int | None:
+    """The number of pictures of a dataset with these options; of tars ILSVRC 2012's, as an index of them takes minutes.
+
+    Raises:
+        DataError: as of the dataset; None: of tars in parts, which the step itself counts.
+    """
+    split = str(options.get("split", "train"))
+    in_folders = (Path(root) / split).is_dir() and class_folders(Path(root) / split)
+    if split in COUNTS and not in_folders and any(Path(root).rglob("*.tar")):
+        return None if options.get("partial") else COUNTS[split]
+    return len(Dataset(root=root, **options))
 
 
 def _read_split(root: Path, split: str) -> tuple[str, list[str], list[_Entry]]:

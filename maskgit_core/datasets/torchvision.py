@@ -1,4 +1,4 @@
-"""torchvision's data sets by name: CIFAR-10, CIFAR-100, MNIST and its kin, SVHN, STL-10, CelebA, Flowers-102, others.
+"""torchvision's datasets by name: CIFAR-10, CIFAR-100, MNIST and its kin, SVHN, STL-10, CelebA, Flowers-102, others.
 
 A local copy in torchvision's layout is read. To download one, verified by torchvision's checksums (on a machine with a
 network): `python -m maskgit_core.datasets.torchvision CIFAR10 data/torchvision/CIFAR10`.
@@ -35,7 +35,7 @@ ALIGNED = (57, 185, 25, 153)
 
 
 class Dataset:
-    """One of torchvision's data sets, in its order.
+    """One of torchvision's datasets, in its order.
 
     Args:
         root: the folder of this one set, as torchvision's `root`, or a list of which the first that exists counts.
@@ -135,8 +135,8 @@ def opened(folder: Path, which: str, split: str, download: bool = False) -> Any:
 def labels_of(data: Any) -> list[int]:
     """The class of every picture, without reading pictures."""
     for name in ("targets", "labels", "_labels"):
-        if (found := getattr(data, name, None)) is not None:
-            return [int(label) for label in found]
+        if (labels := getattr(data, name, None)) is not None:
+            return [int(label) for label in labels]
     raise DataError(f"{type(data).__name__}: tells no classes; use another set")
 
 

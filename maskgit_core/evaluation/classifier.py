@@ -1,6 +1,6 @@
 """A small convolutional classifier trained on real images, to ask whether samples show the class they were asked for.
 
-For data sets of small images (the tests and the quickstart); its accuracy on real held-out images is always given
+For datasets of small images (the tests and the quickstart); its accuracy on real held-out images is always given
 beside its accuracy on samples. B batch, C channels, K classes.
 """
 
@@ -65,7 +65,7 @@ def train_classifier(
         DataError: images without classes.
     """
     if int(labels_N.min()) < 0 or num_classes < 2:
-        raise DataError("classifier: the data set has no classes; set evaluate.classifier_steps=0")
+        raise DataError("classifier: the dataset has no classes; set evaluate.classifier_steps=0")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Classifier(images_NCHW.shape[1], num_classes)

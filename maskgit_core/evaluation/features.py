@@ -40,10 +40,10 @@ def outputs_of(
         else:
             given = extractor.all_outputs(part.to(device))  # type: ignore[operator]
         parts.append({name: given[name].float().cpu() for name in wanted})
-    found = {name: torch.cat([part[name] for part in parts]) for name in wanted}
+    outputs = {name: torch.cat([part[name] for part in parts]) for name in wanted}
     if "logits" in wanted:
-        found["hashes"] = pixel_hashes(images_BCHW)
-    return found
+        outputs["hashes"] = pixel_hashes(images_BCHW)
+    return outputs
 
 
 def features_of(extractor: nn.Module, images_BCHW: Tensor, device: str = "cpu") -> Tensor:

@@ -42,8 +42,8 @@ def read_statistics(path: Path, feature_dim: int) -> tuple[Moments, Moments | No
 def _from_tensors(path: Path) -> Moments:
     """`mu` and `cov` of a file that holds nothing but tensors; no code in it is run."""
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-        mean, covariance = found["mu"].numpy(), found["cov"].numpy()
+        moments = torch.load(path, map_location="cpu", weights_only=True)
+        mean, covariance = moments["mu"].numpy(), moments["cov"].numpy()
     except (OSError, RuntimeError, EOFError, KeyError, TypeError, AttributeError, pickle.UnpicklingError) as error:
         reason = str(error).strip().split("\n")[0]
         raise DataError(

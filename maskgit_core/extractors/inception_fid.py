@@ -263,20 +263,20 @@ def load(network: nn.Module, path: Path) -> None:
     Raises:
         WeightsError: a key is missing, unknown or of another shape; names the first.
     """
-    found = read_tensors(path)
+    tensors = read_tensors(path)
     wanted = network.state_dict()
-    for name in [*wanted, *found]:
-        if name.endswith("num_batches_tracked") and name not in found:
-            found[name] = wanted[name]
-        if name not in found or name not in wanted:
-            state = "is missing" if name not in found else "is not known"
+    for name in [*wanted, *tensors]:
+        if name.endswith("num_batches_tracked") and name not in tensors:
+            tensors[name] = wanted[name]
+        if name not in tensors or name not in wanted:
+            state = "is missing" if name not in tensors else "is not known"
             raise WeightsError(f"{path}: {name} {state}; the file is not FID's Inception in the 2015-12-05 layout")
-        if found[name].shape != wanted[name].shape:
+        if tensors[name].shape != wanted[name].shape:
             raise WeightsError(
-                f"{path}: {name} has shape {tuple(found[name].shape)}, {tuple(wanted[name].shape)} is needed; "
+                f"{path}: {name} has shape {tuple(tensors[name].shape)}, {tuple(wanted[name].shape)} is needed; "
                 "the file is not FID's Inception in the 2015-12-05 layout"
             )
-    network.load_state_dict(found)
+    network.load_state_dict(tensors)
 
 
 def random_state(seed: int) -> dict[str, Tensor]:

@@ -97,13 +97,15 @@ def load(network: nn.Module, path: Path) -> None:
     Raises:
         WeightsError: a tensor is missing, unknown or of another shape; names the first.
     """
-    found = {name: value for name, value in read_tensors(path).items() if not name.startswith("classifier.6.")}
+    tensors = {name: value for name, value in read_tensors(path).items() if not name.startswith("classifier.6.")}
     wanted = network.state_dict()
-    for name in [*wanted, *found]:
-        if name not in found or name not in wanted or found[name].shape != wanted[name].shape:
-            state = "is missing" if name not in found else "is not known" if name not in wanted else "has another shape"
+    for name in [*wanted, *tensors]:
+        if name not in tensors or name not in wanted or tensors[name].shape != wanted[name].shape:
+            state = (
+                "is missing" if name not in tensors else "is not known" if name not in wanted else "has another shape"
+            )
             raise WeightsError(f"{path}: {name} {state}; the file is not VGG-16 in torchvision's layout")
-    network.load_state_dict(found, assign=True)
+    network.load_state_dict(tensors, assign=True)
 
 
 def random_state(seed: int) -> dict[str, Tensor]:

@@ -57,8 +57,8 @@ class Encoder:
         if not hasattr(self.tokenizer, "latents"):
             family = type(self.tokenizer).__module__.rsplit(".", 1)[-1]
             raise DataError(f"latents: the tokenizer {family} gives no latents; set latents to false")
-        found: torch.Tensor = self.tokenizer.latents(images)
-        return found.half()
+        latents: torch.Tensor = self.tokenizer.latents(images)
+        return latents.half()
 
     @contextlib.contextmanager
     def _products(self) -> Iterator[None]:

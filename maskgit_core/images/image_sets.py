@@ -5,13 +5,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import struct
 import tarfile
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.lib import format as npy_format
@@ -47,6 +48,19 @@ def open_images(path: Path) -> ImageSet:
     if not path.is_file():
         raise DataError(f"{path}: there is no such file or folder; give an .npz with arr_0 or a folder of pictures")
     return TarImages(path) if path.suffix == ".tar" else NpzImages(path)
+
+
+def count_images(path: Path) -> int:
+    """The number of images that `open_images` would find, without reading one.
+
+    Raises:
+        DataError: nothing is there, or it holds no images of that form.
+    """
+    path = Path(path)
+    if path.suffix == ".npz" and path.is_file():
+        with _npz_member(path, "arr_0") as (shape, *_):
+            return int(shape[0]) if shape else 0
+    return len(open_images(path))
 
 
 class NpzImages:
@@ -86,8 +100,8 @@ class FolderImages:
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
-        found = (p for p in self.path.rglob("*") if p.suffix.lower() in EXTENSIONS and not p.name.startswith("."))
-        self._files = sorted(found, key=lambda p: p.relative_to(self.path).as_posix())
+        pictures = (p for p in self.path.rglob("*") if p.suffix.lower() in EXTENSIONS and not p.name.startswith("."))
+        self._files = sorted(pictures, key=lambda p: p.relative_to(self.path).as_posix())
         if not self._files:
             raise DataError(f"{path}: no pictures here; give a folder of PNGs or an .npz with arr_0")
         self.image_size = int(read_picture(self._files[0]).shape[0])
@@ -111,8 +125,10 @@ class TarImages:
         if not self._pictures:
             raise DataError(f"{path}: no pictures in this tar; give one of PNGs, a folder, or an .npz with arr_0")
         classes = {m.name.removesuffix(".cls"): read_member(self.path, m) for m in members if m.name.endswith(".cls")}
-        found = [classes.get(m.name.rpartition(".")[0], b"") for m in self._pictures]
-        self.labels = np.array([int(f) for f in found], dtype=np.int64) if all(f.isdigit() for f in found) else None
+        classes_read = [classes.get(m.name.rpartition(".")[0], b"") for m in self._pictures]
+        self.labels = (
+            np.array([int(f) for f in classes_read], dtype=np.int64) if all(f.isdigit() for f in classes_read) else None
+        )
         self.image_size = int(self.read([0]).shape[1])
 
     def __len__(self) -> int:
@@ -199,6 +215,22 @@ def npz_array(path: Path, name: str) -> np.ndarray:
     Raises:
         DataError: no `.npz`, no such array, or one that could only be unpickled.
     """
+    try:
+        with _npz_member(path, name) as (shape, fortran, dtype, header, entry):
+            if entry.compress_type != zipfile.ZIP_STORED or fortran or 0 in shape or shape == ():
+                with np.load(path, allow_pickle=False) as arrays:
+                    loaded: np.ndarray = arrays[name]
+                    return loaded
+        return np.memmap(path, dtype=dtype, mode="r", shape=shape, offset=_data_offset(path, entry) + header)
+    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
+        raise DataError(
+            f"{path}: {name} cannot be read ({error}); the file is damaged, make or fetch it again"
+        ) from error
+
+
+@contextlib.contextmanager
+def _npz_member(path: Path, name: str) -> Iterator[tuple[tuple[int, ...], bool, Any, int, zipfile.ZipInfo]]:
+    """Shape, order, type, length of the header and entry of an array in an `.npz`."""
     if name not in (there := npz_names(path)):
         raise DataError(f"{path}: has no array {name}; it has [{', '.join(there[:8])}]")
     try:
@@ -211,17 +243,13 @@ def npz_array(path: Path, name: str) -> np.ndarray:
                 )
                 shape, fortran, dtype = read_header(member)
                 header = member.tell()
-            if dtype.hasobject:
-                raise DataError(f"{path}: {name} holds Python objects, which are not read; save plain numbers")
-            if entry.compress_type != zipfile.ZIP_STORED or fortran or 0 in shape or shape == ():
-                with np.load(path, allow_pickle=False) as arrays:
-                    loaded: np.ndarray = arrays[name]
-                    return loaded
-        return np.memmap(path, dtype=dtype, mode="r", shape=shape, offset=_data_offset(path, entry) + header)
     except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
         raise DataError(
             f"{path}: {name} cannot be read ({error}); the file is damaged, make or fetch it again"
         ) from error
+    if dtype.hasobject:
+        raise DataError(f"{path}: {name} holds Python objects, which are not read; save plain numbers")
+    yield shape, fortran, dtype, header, entry
 
 
 def _data_offset(path: Path, entry: zipfile.ZipInfo) -> int:

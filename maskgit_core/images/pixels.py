@@ -33,13 +33,13 @@ def to_uint8(unit_BCHW: Tensor, rounding: Rounding = "half_up") -> Tensor:
 
 
 class Images(Protocol):
-    """Anything whose items have an `image` (uint8 HWC) and a `label`; every data set has."""
+    """Anything whose items have an `image` (uint8 HWC) and a `label`; every dataset has."""
 
     def __getitem__(self, index: int, /) -> Any: ...
 
 
 def stack(dataset: Images, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Images (B, C, H, W) uint8 and labels (B,) int64 of a data set's samples."""
+    """Images (B, C, H, W) uint8 and labels (B,) int64 of a dataset's samples."""
     samples = [dataset[int(i)] for i in indices]
     pixels = torch.from_numpy(np.stack([s.image for s in samples]))
     return pixels.permute(0, 3, 1, 2).contiguous(), torch.tensor([s.label for s in samples])

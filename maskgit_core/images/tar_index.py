@@ -94,6 +94,6 @@ def _inner(file: IO[bytes], outer: tarfile.TarInfo) -> list[Member]:
     here = file.tell()
     file.seek(outer.offset_data)
     with tarfile.open(fileobj=file, mode="r:") as tar:
-        found = [Member(f"{outer.name}/{i.name}", i.offset_data, i.size) for i in tar if i.isfile()]
+        members = [Member(f"{outer.name}/{i.name}", i.offset_data, i.size) for i in tar if i.isfile()]
     file.seek(here)
-    return found
+    return members

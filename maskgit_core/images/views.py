@@ -3,7 +3,7 @@
 A view is a function of (seed, index of the sample), so any process makes the same ones.
 
 Shapes: images uint8 (H, W, C); views uint8 (V, H, W, C); boxes int32 (V, 5): left, top, width, height in pixels of the
-image as the data set gives it, and 1 where mirrored.
+image as the dataset gives it, and 1 where mirrored.
 """
 
 from __future__ import annotations

@@ -145,8 +145,8 @@ def nearest(latents_ND: Tensor, codes_KD: Tensor, distance: Distance) -> Tensor:
     with torch.autocast(latents_ND.device.type, enabled=False):
         codes_KD = codes_KD.float()
         norms_K = codes_KD.square().sum(1)
-        found = [_nearest(rows, codes_KD, norms_K, distance) for rows in latents_ND.float().split(ROWS_AT_ONCE)]
-    return torch.cat(found)
+        indices = [_nearest(rows, codes_KD, norms_K, distance) for rows in latents_ND.float().split(ROWS_AT_ONCE)]
+    return torch.cat(indices)
 
 
 def _nearest(latents_ND: Tensor, codes_KD: Tensor, norms_K: Tensor, distance: Distance) -> Tensor:

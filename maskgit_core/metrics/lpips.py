@@ -140,9 +140,9 @@ def _locate(backbone: str | None, net: str) -> Path:
 
 
 def _load_backbone(network: Network, path: Path) -> None:
-    found = read_tensors(path)
+    tensors = read_tensors(path)
     for name, parameter in network.features.named_parameters():
-        tensor = found.get(f"features.{name}")
+        tensor = tensors.get(f"features.{name}")
         if tensor is None or tensor.shape != parameter.shape:
             state = "is missing" if tensor is None else f"has shape {tuple(tensor.shape)}"
             raise WeightsError(
@@ -153,8 +153,8 @@ def _load_backbone(network: Network, path: Path) -> None:
 
 
 def _load_heads(network: Network, net: str) -> None:
-    found = find_spec("torchmetrics")
-    folder = Path(found.origin).parent if found is not None and found.origin else Path()
+    spec = find_spec("torchmetrics")
+    folder = Path(spec.origin).parent if spec is not None and spec.origin else Path()
     path = folder / "functional" / "image" / "lpips_models" / f"{net}.pth"
     if not sha256_of(path).startswith(HEAD_SHA256[net]):
         raise WeightsError(f"{path}: is not the published head of LPIPS; install torchmetrics 1.6 or newer again")

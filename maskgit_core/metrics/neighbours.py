@@ -78,7 +78,7 @@ class Metric:
 
     def _radii(self, array: np.ndarray, neighbours: tuple[int, ...]) -> list[Tensor]:
         """For each k, the distance of every row to its k-th nearest other row."""
-        found = []
+        distances = []
         most = max(neighbours) + 1  # the row itself is the nearest
         for rows in self._blocks(array):
             x = self._rows(array, rows)
@@ -87,8 +87,8 @@ class Metric:
                 near = torch.cdist(x, self._rows(array, columns))
                 nearest = torch.cat([nearest, near], dim=1)
                 nearest = nearest.topk(min(most, nearest.shape[1]), dim=1, largest=False, sorted=True).values
-            found.append(nearest.cpu())
-        return [torch.cat([part[:, k] for part in found]) for k in neighbours]
+            distances.append(nearest.cpu())
+        return [torch.cat([part[:, k] for part in distances]) for k in neighbours]
 
     def _compare(
         self, samples: np.ndarray, reference: np.ndarray, sample_radii: Tensor, radii: Tensor, density_radii: Tensor

@@ -85,12 +85,12 @@ def per_image(
     if originals_BCHW.is_cuda:
         a, b = originals_BCHW.to(dtype), reconstructions_BCHW.to(dtype)
         return {name: _VARIANTS[name](a, b) for name in names}
-    found: dict[str, list[Tensor]] = {name: [] for name in names}
+    measured: dict[str, list[Tensor]] = {name: [] for name in names}
     for one, other in zip(originals_BCHW.split(1), reconstructions_BCHW.split(1), strict=True):  # stays in the cache
         a, b = one.to(dtype), other.to(dtype)
         for name in names:
-            found[name].append(_VARIANTS[name](a, b))
-    return {name: torch.cat(values) for name, values in found.items()}
+            measured[name].append(_VARIANTS[name](a, b))
+    return {name: torch.cat(values) for name, values in measured.items()}
 
 
 def of_mean(name: str, mean: float) -> float:
@@ -182,8 +182,8 @@ def _torchmetrics_ssim(**options: Any) -> Callable[[Tensor, Tensor], Tensor]:
     def values(a_BCHW: Tensor, b_BCHW: Tensor) -> Tensor:
         from torchmetrics.functional.image import structural_similarity_index_measure as measure
 
-        found: Any = measure(b_BCHW, a_BCHW, reduction="none", data_range=1.0, **options)
-        return found.reshape(len(a_BCHW))  # type: ignore[no-any-return]
+        similarity: Any = measure(b_BCHW, a_BCHW, reduction="none", data_range=1.0, **options)
+        return similarity.reshape(len(a_BCHW))  # type: ignore[no-any-return]
 
     return values
 
@@ -193,8 +193,8 @@ def _multi_scale(a_BCHW: Tensor, b_BCHW: Tensor) -> Tensor:
 
     if min(a_BCHW.shape[-2:]) < 176:  # four halvings must leave the 11 pixels of the window
         raise DataError(f"ms_ssim: images of {tuple(a_BCHW.shape[-2:])} pixels; at least 176 x 176 are needed")
-    found: Tensor = measure(b_BCHW, a_BCHW, reduction="none", data_range=1.0)
-    return found.reshape(len(a_BCHW))
+    similarity: Tensor = measure(b_BCHW, a_BCHW, reduction="none", data_range=1.0)
+    return similarity.reshape(len(a_BCHW))
 
 
 _VARIANTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {

@@ -134,7 +134,7 @@ class Model(nn.Module):
     def features(
         self, tokens_BL: torch.Tensor, labels_B: torch.Tensor | None = None, wanted_BL: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """What `logits` reads: (B, L, K), or (M, K) at the M wanted positions alone. `labels_B=None` means no class.
+        """The input of `logits`: (B, L, K), or (M, K) at the M wanted positions alone. `labels_B=None` means no class.
 
         The bias is that of the position, so the head is applied here already.
         """

@@ -4,16 +4,17 @@ The order is that of the published code (cells floor(x * size), first occurrence
 the grid is covered, which a fixed number of points does not do from 64 x 64 on.
 """
 
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 
 from maskgit_core import rng
-from maskgit_core.decoding import Decoder, Guidance, draw_tokens
-from maskgit_core.guidance import GuidanceSchedule
+from maskgit_core.decoding import Decoder, draw_tokens
 from maskgit_core.hints import Neutral, Range
-from maskgit_core.masking import Rounding, Schedule, masked_counts
+from maskgit_core.masking import Rounding, Schedule
+from maskgit_core.samplers import StepSampler
 
 
 def halton(index: int, base: int) -> float:
@@ -37,68 +38,35 @@ def halton_cells(height: int, width: int) -> tuple[tuple[int, int], ...]:
     return tuple(seen)
 
 
-class Sampler:
+@dataclass(frozen=True, kw_only=True)
+class Sampler(StepSampler):
     """Reveals in Halton order; all cells of a step are drawn independently.
 
-    Args:
-        num_steps: reveal steps T.
-        schedule, schedule_power: how many tokens stay masked after each step.
-        guidance_scale, guidance_schedule, guidance_power: see `maskgit_core/guidance.py`; 1.0 is none.
-        guidance_start, guidance_end: guidance only at steps with start <= t / T < end.
+    Attributes:
         logit_scale, logit_scale_end: logits are multiplied by a value that goes linearly from the first (first step) to
             the second (last step), raised to `logit_scale_power`.
         logit_scale_warmup: in this many first steps the logits are halved besides (the published `temp_warmup`).
-        top_k, top_p: limits of the token draw.
         randomize: begins the sequence at a place of its own for each sample.
         reveal_counts: how the schedule becomes numbers of tokens; see `maskgit_core.masking.masked_counts`.
     """
 
-    def __init__(
-        self,
-        *,
-        num_steps: Annotated[int, Range(1, 4096)] = 32,
-        schedule: Schedule = "arccos",
-        schedule_power: Annotated[float, Range(0.0, low_open=True)] = 1.0,
-        guidance_scale: Annotated[float, Range(0.0)] = 1.0,
-        guidance_schedule: GuidanceSchedule = "constant",
-        guidance_power: Annotated[float, Range(0.0, low_open=True)] = 2.5,
-        guidance_start: Annotated[float, Range(0.0, 1.0), Neutral(0.0)] = 0.0,
-        guidance_end: Annotated[float, Range(0.0, 1.0), Neutral(1.0)] = 1.0,
-        logit_scale: Annotated[float, Range(0.0, low_open=True)] = 1.0,
-        logit_scale_end: Annotated[float | None, Range(0.0, low_open=True)] = None,
-        logit_scale_power: Annotated[float, Range(0.0)] = 1.0,
-        top_k: Annotated[int | None, Range(1)] = None,
-        top_p: Annotated[float | None, Range(0.0, 1.0, low_open=True)] = None,
-        randomize: bool = True,
-        logit_scale_warmup: Annotated[int, Range(0, 4096), Neutral(0)] = 0,
-        reveal_counts: Annotated[Rounding, Neutral("revealed_down")] = "revealed_down",
-    ) -> None:
-        self.num_steps, self.schedule, self.schedule_power = num_steps, schedule, schedule_power
-        self.guidance = Guidance(guidance_scale, guidance_schedule, guidance_power, guidance_start, guidance_end)
-        self.logit_scales = (logit_scale, logit_scale if logit_scale_end is None else logit_scale_end)
-        self.logit_scale_power, self.logit_scale_warmup = logit_scale_power, logit_scale_warmup
-        self.reveal_counts = reveal_counts
-        self.top_k, self.top_p, self.randomize = top_k, top_p, randomize
+    num_steps: Annotated[int, Range(1, 4096)] = 32
+    schedule: Schedule = "arccos"
+    guidance_start: Annotated[float, Range(0.0, 1.0), Neutral(0.0)] = 0.0
+    guidance_end: Annotated[float, Range(0.0, 1.0), Neutral(1.0)] = 1.0
+    logit_scale: Annotated[float, Range(0.0, low_open=True)] = 1.0
+    logit_scale_end: Annotated[float | None, Range(0.0, low_open=True)] = None
+    logit_scale_power: Annotated[float, Range(0.0)] = 1.0
+    randomize: bool = True
+    logit_scale_warmup: Annotated[int, Range(0, 4096), Neutral(0)] = 0
+    reveal_counts: Annotated[Rounding, Neutral("revealed_down")] = "revealed_down"
 
-    @torch.no_grad()
-    def sample(
-        self,
-        model: Any,
-        labels_B: torch.Tensor | None,
-        *,
-        grid: tuple[int, ...],
-        seeds_B: torch.Tensor,
-        known_BL: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Tokens (B, L) in [0, K): a function of model, label, seed and known tokens of each sample alone."""
-        state = Decoder(model, labels_B, grid, seeds_B, known_BL, self.guidance, self.num_steps)
-        counts_TB = masked_counts(
-            state.unknown_B, self.num_steps, self.schedule, self.schedule_power, self.reveal_counts
-        )
-        places_BL = self._places(grid, seeds_B)
+    def fill(self, state: Decoder) -> None:
+        """Reveals in Halton order."""
+        counts_TB = self.counts(state, self.reveal_counts)
+        places_BL = self._places(state.grid, state.seeds_B)
         for step in range(self.num_steps):
             reveal_in_order(state, places_BL, counts_TB[step], step, 1 / self._scale(step), self.top_k, self.top_p)
-        return state.tokens_BL
 
     def _places(self, grid: tuple[int, ...], seeds_B: torch.Tensor) -> torch.Tensor:
         """The place of each cell in the order: int64 (B, L), a permutation of 0 ... L - 1 per sample.
@@ -116,7 +84,8 @@ class Sampler:
         return (places_L[None] + shifts_B1) % len(places_L)
 
     def _scale(self, step: int) -> float:
-        start, end = self.logit_scales
+        start = self.logit_scale
+        end = start if self.logit_scale_end is None else self.logit_scale_end
         scale: float = (start + (end - start) * step / max(self.num_steps - 1, 1)) ** self.logit_scale_power
         return scale / 2 if step < self.logit_scale_warmup else scale
 

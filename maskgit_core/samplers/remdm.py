@@ -17,76 +17,42 @@ number of masks follows a_t (in `conf` there are a few more).
 Shapes: B samples, L tokens, M drawn positions, K codebook.
 """
 
-from typing import Annotated, Any, Literal
+from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import torch
 
 from maskgit_core import rng
-from maskgit_core.decoding import Decoder, Guidance, draw_tokens, limited, log_probabilities
-from maskgit_core.guidance import GuidanceSchedule
+from maskgit_core.decoding import Decoder, draw_tokens, limited, log_probabilities
 from maskgit_core.hints import Range
-from maskgit_core.masking import Schedule, mask_ratio
+from maskgit_core.masking import mask_ratio
+from maskgit_core.samplers import TemperatureSampler
 
 #: Positions can be masked again.
 REMASKS = True
 
 
-class Sampler:
+@dataclass(frozen=True, kw_only=True)
+class Sampler(TemperatureSampler):
     """Reveals and masks again, each position by its own chance.
 
-    Args:
-        num_steps: reveal steps T, one evaluation of the model each (two with guidance).
+    Attributes:
         schedule, schedule_power: the mask ratio g over the steps.
-        guidance_scale, guidance_schedule, guidance_power: see `maskgit_core/guidance.py`; 1.0 is none.
-        guidance_start, guidance_end: guidance only at steps with start <= t / T < end.
         strategy, eta: sigma_t; see above.
         loop_start, loop_end: for `loop`, as shares of the steps.
         loop_revealed: for `loop`, the share of tokens, a_on, that stay revealed while it holds.
-        temperature, temperature_end: of the token draw, from the first value at progress 0 to the second at 1.
-        top_k, top_p: limits of the token draw.
     """
 
-    def __init__(
-        self,
-        *,
-        num_steps: Annotated[int, Range(1, 4096)] = 32,
-        schedule: Schedule = "cosine",
-        schedule_power: Annotated[float, Range(0.0, low_open=True)] = 1.0,
-        guidance_scale: Annotated[float, Range(0.0)] = 1.0,
-        guidance_schedule: GuidanceSchedule = "constant",
-        guidance_power: Annotated[float, Range(0.0, low_open=True)] = 2.5,
-        guidance_start: Annotated[float, Range(0.0, 1.0)] = 0.0,
-        guidance_end: Annotated[float, Range(0.0, 1.0)] = 1.0,
-        strategy: Literal["cap", "rescale", "conf", "loop"] = "cap",
-        eta: Annotated[float, Range(0.0, 1.0)] = 0.05,
-        loop_start: Annotated[float, Range(0.0, 1.0)] = 0.45,
-        loop_end: Annotated[float, Range(0.0, 1.0)] = 0.95,
-        loop_revealed: Annotated[float, Range(0.0, 1.0, low_open=True, high_open=True)] = 0.9,
-        temperature: Annotated[float, Range(0.0, low_open=True)] = 1.0,
-        temperature_end: Annotated[float | None, Range(0.0, low_open=True)] = None,
-        top_k: Annotated[int | None, Range(1)] = None,
-        top_p: Annotated[float | None, Range(0.0, 1.0, low_open=True)] = None,
-    ) -> None:
-        self.num_steps, self.schedule, self.schedule_power = num_steps, schedule, schedule_power
-        self.guidance = Guidance(guidance_scale, guidance_schedule, guidance_power, guidance_start, guidance_end)
-        self.strategy, self.eta = strategy, eta
-        self.loop = (loop_start, max(loop_start, loop_end), loop_revealed)
-        self.temperatures = (temperature, temperature if temperature_end is None else temperature_end)
-        self.top_k, self.top_p = top_k, top_p
+    num_steps: Annotated[int, Range(1, 4096)] = 32
+    strategy: Literal["cap", "rescale", "conf", "loop"] = "cap"
+    eta: Annotated[float, Range(0.0, 1.0)] = 0.05
+    loop_start: Annotated[float, Range(0.0, 1.0)] = 0.45
+    loop_end: Annotated[float, Range(0.0, 1.0)] = 0.95
+    loop_revealed: Annotated[float, Range(0.0, 1.0, low_open=True, high_open=True)] = 0.9
 
-    @torch.no_grad()
-    def sample(
-        self,
-        model: Any,
-        labels_B: torch.Tensor | None,
-        *,
-        grid: tuple[int, ...],
-        seeds_B: torch.Tensor,
-        known_BL: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Tokens (B, L) in [0, K): a function of model, label, seed and known tokens of each sample alone."""
-        state = Decoder(model, labels_B, grid, seeds_B, known_BL, self.guidance, self.num_steps)
-        unknown_BL, length = state.masked_BL, state.tokens_BL.shape[1]
+    def fill(self, state: Decoder) -> None:
+        """Reveals and masks again, step by step."""
+        unknown_BL, length, seeds_B = state.masked_BL, state.tokens_BL.shape[1], state.seeds_B
         drawn_with_BL = torch.zeros_like(unknown_BL, dtype=torch.float32)
         shares = self.revealed_shares(length)
         for step in range(self.num_steps):
@@ -103,8 +69,12 @@ class Sampler:
             drawn_with_BL = drawn_with_BL.masked_scatter(newly_BL, sure_M)
             state.reveal(newly_BL, torch.zeros_like(state.tokens_BL).masked_scatter(newly_BL, drawn_M))
             state.masked_BL = state.masked_BL | again_BL
-            state.tokens_BL = state.tokens_BL.masked_fill(again_BL, model.mask_token_id)
-        return state.tokens_BL
+            state.tokens_BL = state.tokens_BL.masked_fill(again_BL, state.model.mask_token_id)
+
+    @property
+    def loop(self) -> tuple[float, float, float]:
+        """Start and end of the loop as shares of the steps, and the share of tokens revealed in it."""
+        return self.loop_start, max(self.loop_start, self.loop_end), self.loop_revealed
 
     def revealed_shares(self, num_tokens: int) -> list[float]:
         """a_t before the first step and after each: T + 1 values from 0 to 1."""

@@ -8,72 +8,36 @@ that of the token they have. The N - n_t highest scores are kept, all others are
 Law in place of "revealed once": given tokens never change, n_t masks are left after step t, none after the last.
 """
 
-from typing import Annotated, Any
+from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 
 from maskgit_core import rng
-from maskgit_core.decoding import LEAST_TEMPERATURE, Decoder, Guidance, chosen, draw_tokens, log_probabilities
-from maskgit_core.guidance import GuidanceSchedule
+from maskgit_core.decoding import LEAST_TEMPERATURE, Decoder, chosen, draw_tokens, log_probabilities
 from maskgit_core.hints import Range
-from maskgit_core.masking import Schedule, masked_counts
+from maskgit_core.samplers import TemperatureSampler
 
 #: Positions can be masked again.
 REMASKS = True
 
 
-class Sampler:
+@dataclass(frozen=True, kw_only=True)
+class Sampler(TemperatureSampler):
     """Keeps the likeliest tokens of each step.
 
-    Args:
-        num_steps: reveal steps T, one evaluation of the model each (two with guidance).
-        schedule, schedule_power: how many tokens stay masked after each step.
-        guidance_scale, guidance_schedule, guidance_power: see `maskgit_core/guidance.py`; 1.0 is none.
-        guidance_start, guidance_end: guidance only at steps with start <= t / T < end.
+    Attributes:
         choice_temperature: of Gumbel noise on the scores, times 1 - (t + 1) / T.
         stickiness: factor of a revealed token's log-probability; 0 never masks one again, more masks more (eta in P2).
-        temperature, temperature_end: of the token draw, from the first value at progress 0 to the second at 1.
-        top_k, top_p: limits of the token draw.
     """
 
-    def __init__(
-        self,
-        *,
-        num_steps: Annotated[int, Range(1, 4096)] = 12,
-        schedule: Schedule = "cosine",
-        schedule_power: Annotated[float, Range(0.0, low_open=True)] = 1.0,
-        guidance_scale: Annotated[float, Range(0.0)] = 1.0,
-        guidance_schedule: GuidanceSchedule = "constant",
-        guidance_power: Annotated[float, Range(0.0, low_open=True)] = 2.5,
-        guidance_start: Annotated[float, Range(0.0, 1.0)] = 0.0,
-        guidance_end: Annotated[float, Range(0.0, 1.0)] = 1.0,
-        choice_temperature: Annotated[float, Range(0.0)] = 1.0,
-        stickiness: Annotated[float, Range(0.0)] = 1.0,
-        temperature: Annotated[float, Range(0.0, low_open=True)] = 1.0,
-        temperature_end: Annotated[float | None, Range(0.0, low_open=True)] = None,
-        top_k: Annotated[int | None, Range(1)] = None,
-        top_p: Annotated[float | None, Range(0.0, 1.0, low_open=True)] = None,
-    ) -> None:
-        self.num_steps, self.schedule, self.schedule_power = num_steps, schedule, schedule_power
-        self.guidance = Guidance(guidance_scale, guidance_schedule, guidance_power, guidance_start, guidance_end)
-        self.temperatures = (temperature, temperature if temperature_end is None else temperature_end)
-        self.top_k, self.top_p = top_k, top_p
-        self.choice_temperature, self.stickiness = choice_temperature, stickiness
+    choice_temperature: Annotated[float, Range(0.0)] = 1.0
+    stickiness: Annotated[float, Range(0.0)] = 1.0
 
-    @torch.no_grad()
-    def sample(
-        self,
-        model: Any,
-        labels_B: torch.Tensor | None,
-        *,
-        grid: tuple[int, ...],
-        seeds_B: torch.Tensor,
-        known_BL: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Tokens (B, L) in [0, K): a function of model, label, seed and known tokens of each sample alone."""
-        state = Decoder(model, labels_B, grid, seeds_B, known_BL, self.guidance, self.num_steps)
+    def fill(self, state: Decoder) -> None:
+        """Keeps the likeliest tokens of each step."""
         unknown_BL, length = state.masked_BL, state.tokens_BL.shape[1]
-        counts_TB = masked_counts(state.unknown_B, self.num_steps, self.schedule, self.schedule_power)
+        counts_TB, seeds_B = self.counts(state), state.seeds_B
         for step in range(self.num_steps):
             left = 1.0 - (step + 1) / self.num_steps
             temperature = self.temperatures[1] + (self.temperatures[0] - self.temperatures[1]) * left
@@ -90,5 +54,4 @@ class Sampler:
             drawn_BL = torch.zeros_like(state.tokens_BL).masked_scatter(unknown_BL, tokens_M)
             state.reveal(kept_BL, drawn_BL)
             state.masked_BL = unknown_BL & ~kept_BL
-            state.tokens_BL = state.tokens_BL.masked_fill(state.masked_BL, model.mask_token_id)
-        return state.tokens_BL
+            state.tokens_BL = state.tokens_BL.masked_fill(state.masked_BL, state.model.mask_token_id)

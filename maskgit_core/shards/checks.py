@@ -83,8 +83,8 @@ def _manifest_problems(path: Path, manifest: dict[str, Any], labels: np.ndarray)
     if len(labels) != manifest["num_samples"]:
         yield f"{path}: num_samples is {manifest['num_samples']}, the shards hold {len(labels)}; cache the tokens again"
     values, counts = np.unique(labels, return_counts=True)
-    found = {str(value): int(count) for value, count in zip(values.tolist(), counts.tolist(), strict=True)}
-    if "class_counts" in manifest and found != manifest["class_counts"]:
+    counted = {str(value): int(count) for value, count in zip(values.tolist(), counts.tolist(), strict=True)}
+    if "class_counts" in manifest and counted != manifest["class_counts"]:
         yield f"{path}: class_counts do not agree with the labels in the shards; cache the tokens again"
 
 

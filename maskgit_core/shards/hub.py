@@ -1,4 +1,4 @@
-"""Pushes a cache to a Hugging Face data-set repository and pulls it from there, verified by its manifest.
+"""Pushes a cache to a Hugging Face dataset repository and pulls it from there, verified by its manifest.
 
 The manifest goes last in both directions, so half a cache never looks whole; shards that are already there with the
 right sha256 are not sent or fetched again.
@@ -32,7 +32,7 @@ def push(folder: Path, repo_id: str, client: Any, *, prefix: str = "", private: 
 
     Args:
         folder: the cache; checked in full before anything is sent.
-        repo_id: `owner/name` of a data-set repository; made (private) where there is none.
+        repo_id: `owner/name` of a dataset repository; made (private) where there is none.
         client: see `hub`.
         prefix: folder inside the repository.
         private: whether a new repository is private.
@@ -64,7 +64,7 @@ def pull(repo_id: str, folder: Path, client: Any, *, prefix: str = "", revision:
     """Fetches a cache into `folder`; returns how many shards were fetched. A broken transfer goes on where it stopped.
 
     Args:
-        repo_id: `owner/name` of a data-set repository.
+        repo_id: `owner/name` of a dataset repository.
         folder: where to; shards that are there with the right sha256 stay.
         client: see `hub`.
         prefix: folder inside the repository.
@@ -95,11 +95,11 @@ def pull(repo_id: str, folder: Path, client: Any, *, prefix: str = "", revision:
         fetch([shard["name"] for shard in wanted])
     for shard in wanted:
         if not _is(arrived / shard["name"], shard):
-            found = sha256_of(arrived / shard["name"])
+            digest = sha256_of(arrived / shard["name"])
             shutil.rmtree(partial)  # what the library remembers of the wrong file too
             raise DataError(
                 f"{repo_id}/{place}/{shard['name']}: ".replace("//", "/")
-                + f"sha256 {found[:12]}... is not the manifest's {shard['sha256'][:12]}...; pull again, or ask its "
+                + f"sha256 {digest[:12]}... is not the manifest's {shard['sha256'][:12]}...; pull again, or ask its "
                 "owner to push it again"
             )
         os.replace(arrived / shard["name"], folder / shard["name"])

@@ -1,6 +1,6 @@
-"""Encodes a data set into token shards: decoding, encoding and writing side by side, in any number of processes.
+"""Encodes a dataset into token shards: decoding, encoding and writing side by side, in any number of processes.
 
-The data set is cut into shards by index. Pictures are decoded by threads, encoded in batches that never cross a shard
+The dataset is cut into shards by index. Pictures are decoded by threads, encoded in batches that never cross a shard
 (so that a shard's bytes do not depend on who makes it), and written by a thread.
 
 Shapes: B batch, V variants, h × w token grid.
@@ -34,7 +34,7 @@ LAYOUT = "layout.json"
 
 
 class Images(Protocol):
-    """A data set: see `maskgit_core/datasets/__init__.py`."""
+    """A dataset: see `maskgit_core/datasets/__init__.py`."""
 
     num_classes: int | None
 
@@ -251,7 +251,7 @@ class CacheMaker:
             sample = self.dataset[index]
             views, boxes = self.settings.views.of(sample.image, index)
             if self.keeps_boxes and not self.settings.views.has_boxes:
-                boxes[:, :4] = sample.box  # of the stored picture: the data set cut it, the views did not
+                boxes[:, :4] = sample.box  # of the stored picture: the dataset cut it, the views did not
             return sample.key, sample.label, views, boxes
         except DataError as error:
             return error
@@ -260,11 +260,11 @@ class CacheMaker:
         """Waits for a batch's pictures; None where the shard has one that cannot be read."""
         views = []
         for future in decoding:
-            found = future.result()
-            if isinstance(found, DataError):
-                shard.unreadable.append(str(found))
+            decoded = future.result()
+            if isinstance(decoded, DataError):
+                shard.unreadable.append(str(decoded))
                 continue
-            key, label, pixels, boxes = found
+            key, label, pixels, boxes = decoded
             shard.keys.append(key)
             shard.labels.append(-1 if label is None else int(label))
             shard.boxes.append(boxes)
@@ -277,7 +277,7 @@ class CacheMaker:
             return None
         if len({pixels.shape for pixels in views}) > 1:
             shapes = sorted({pixels.shape[1:3] for pixels in views})
-            raise DataError(f"{shard.keys[-1]}: pictures of different sizes {shapes[:3]}; let the data set crop them")
+            raise DataError(f"{shard.keys[-1]}: pictures of different sizes {shapes[:3]}; let the dataset crop them")
         return np.stack(views)
 
     def _collect(self, ready: tuple[_Shard, Any] | None) -> None:

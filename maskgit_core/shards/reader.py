@@ -64,9 +64,9 @@ def check_manifest(path: str, manifest: Any) -> dict[str, Any]:
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise DataError(f"{path}: not a manifest of token shards; expected format {FORMAT!r}")
     if manifest.get("format_version") != FORMAT_VERSION:
-        found = manifest.get("format_version")
+        version = manifest.get("format_version")
         raise DataError(
-            f"{path}: format_version {found} is not {FORMAT_VERSION}; read it with the release that wrote it"
+            f"{path}: format_version {version} is not {FORMAT_VERSION}; read it with the release that wrote it"
         )
     missing = [key for key in ("codebook_size", "grid", "num_variants", "num_samples", "shards") if key not in manifest]
     if missing:
@@ -107,7 +107,7 @@ class TokenShards:
         codebook_size: K.
         grid: (H, W).
         num_tokens: H * W.
-        num_classes: None where the data set has no labels.
+        num_classes: None where the dataset has no labels.
         num_variants: V.
         manifest: all that is known about the cache.
 
@@ -142,7 +142,7 @@ class TokenShards:
                 "cache the tokens again"
             )
         if len(self) == 0:
-            raise DataError(f"{path}: holds no samples; cache the tokens of a data set with at least one image")
+            raise DataError(f"{path}: holds no samples; cache the tokens of a dataset with at least one image")
         if len(set(self._counts[:-1].tolist())) > 1 or self._counts[-1] > self._counts[0]:
             raise DataError(
                 f"{path}: all shards but the last must hold the same number of samples; cache the tokens again"
@@ -267,7 +267,7 @@ class TokenShards:
         return self._labels(self.find(np.arange(len(self))))
 
     def key(self, index: int) -> str:
-        """The name of one sample, as its data set gave it."""
+        """The name of one sample, as its dataset gave it."""
         first = int(self.find(np.array([index]))[0]) * BLOCK
         name = self._bytes[first : first + 100].tobytes().split(b"\0", 1)[0].decode()
         return decode_key(name.removesuffix(".cls"), self._long_keys(index // self._per_shard) if "~" in name else {})
@@ -276,8 +276,8 @@ class TokenShards:
         first = int(self._first_block[shard]) * BLOCK + int(self._counts[shard]) * self.layout.stride
         header = self._bytes[first : first + BLOCK].tobytes()
         size = int(header[124:135], 8)
-        found: dict[str, str] = json.loads(self._bytes[first + BLOCK : first + BLOCK + size].tobytes())
-        return found
+        keys: dict[str, str] = json.loads(self._bytes[first + BLOCK : first + BLOCK + size].tobytes())
+        return keys
 
     def boxes(self, indices: np.ndarray | Sequence[int]) -> np.ndarray:
         """Crop boxes (B, V, 5) int32: left, top, width, height, flipped; only where the cache has them."""
@@ -306,9 +306,9 @@ def _map_file(path: Path, address: int, size: int) -> None:
     except OSError as error:
         raise DataError(f"{path}: cannot be opened ({error.strerror}); check its permissions") from None
     try:
-        found = os.fstat(descriptor).st_size
-        if found != size:
-            raise DataError(f"{path}: {found} bytes where the manifest says {size}; the shard is torn, cache it again")
+        actual = os.fstat(descriptor).st_size
+        if actual != size:
+            raise DataError(f"{path}: {actual} bytes where the manifest says {size}; the shard is torn, cache it again")
         got = _mmap(address, size, mmap.PROT_READ, mmap.MAP_SHARED | _MAP_FIXED, descriptor, 0)
         if got != address:
             reason = os.strerror(ctypes.get_errno())

@@ -122,13 +122,13 @@ def _checked_stems(layout: Layout, samples: Samples) -> list[str]:
     if len(set(stems)) != count:
         seen: set[str] = set()
         twice = next(key for key, stem in zip(samples.keys, stems, strict=True) if stem in seen or seen.add(stem))  # type: ignore[func-returns-value]
-        raise DataError(f"{twice}: this key occurs twice in one shard; every sample of a data set needs its own key")
+        raise DataError(f"{twice}: this key occurs twice in one shard; every sample of a dataset needs its own key")
     for suffix, member in layout.members.items():
         array = samples.labels[:, None] if suffix == "cls" else getattr(samples, suffix.split(".")[0])
         expected = (count, 1) if suffix == "cls" else (count, *member.shape)
         if array is None or array.shape != expected:
-            found = None if array is None else tuple(array.shape)
-            raise DataError(f"{suffix}: shape {found} does not fit the shard's layout; expected {expected}")
+            shape = None if array is None else tuple(array.shape)
+            raise DataError(f"{suffix}: shape {shape} does not fit the shard's layout; expected {expected}")
     if count and not _lie_below(samples.tokens, layout.codebook_size):
         low, high = int(samples.tokens.min()), int(samples.tokens.max())
         raise DataError(

@@ -39,10 +39,10 @@ class Tokenizer(VQGAN):
 def published_name(name: str) -> str:
     """diffusers' name of one of our tensors; its decoder counts levels from the coarsest."""
     name = name.replace("nin_shortcut", "conv_shortcut").replace("norm_out", "conv_norm_out")
-    if found := re.fullmatch(r"(encoder|decoder)\.mid\.block_(\d)\.(.+)", name):
-        return f"{found[1]}.mid_block.resnets.{int(found[2]) - 1}.{found[3]}"
-    if found := re.fullmatch(r"(encoder\.down|decoder\.up)\.(\d)\.(block|downsample|upsample)\.(.+)", name):
-        part, level, kind, rest = found.groups()
+    if match := re.fullmatch(r"(encoder|decoder)\.mid\.block_(\d)\.(.+)", name):
+        return f"{match[1]}.mid_block.resnets.{int(match[2]) - 1}.{match[3]}"
+    if match := re.fullmatch(r"(encoder\.down|decoder\.up)\.(\d)\.(block|downsample|upsample)\.(.+)", name):
+        part, level, kind, rest = match.groups()
         place = int(level) if part == "encoder.down" else len(SHAPE.multipliers) - 1 - int(level)
         inner = "resnets" if kind == "block" else f"{kind}rs.0"
         return f"{part}_blocks.{place}.{inner}.{rest}"

@@ -49,10 +49,10 @@ class Tokenizer(VQGAN):
 
 def published_name(name: str, levels: int) -> str:
     """LlamaGen's name of one of our tensors; its decoder counts levels from the coarsest."""
-    if found := re.fullmatch(r"(encoder|decoder)\.mid\.(\w+)\.(.+)", name):
-        return f"{found[1]}.mid.{_MIDDLE[found[2]]}.{found[3]}"
-    if found := re.fullmatch(r"(encoder\.down|decoder\.up)\.(\d)\.(\w+)\.(.+)", name):
-        part, level, kind, rest = found.groups()
+    if match := re.fullmatch(r"(encoder|decoder)\.mid\.(\w+)\.(.+)", name):
+        return f"{match[1]}.mid.{_MIDDLE[match[2]]}.{match[3]}"
+    if match := re.fullmatch(r"(encoder\.down|decoder\.up)\.(\d)\.(\w+)\.(.+)", name):
+        part, level, kind, rest = match.groups()
         place = int(level) if part == "encoder.down" else levels - 1 - int(level)
         return f"{part.partition('.')[0]}.conv_blocks.{place}.{'res' if kind == 'block' else kind}.{rest}"
     return name

@@ -78,11 +78,11 @@ def ported_name(name: str) -> str:
     if name == "quantize.embedding.weight":
         return "quantizer.codebook.weight"
     parts = {"norm1": "norm0", "conv1": "conv0", "norm2": "norm1", "conv2": "conv1", "nin_shortcut": "conv_res"}
-    if found := re.fullmatch(r"(encoder|decoder)\.mid\.(\d)\.(\w+)\.(\w+)", name):
-        side, block, part, kind = found.groups()
+    if match := re.fullmatch(r"(encoder|decoder)\.mid\.(\d)\.(\w+)\.(\w+)", name):
+        side, block, part, kind = match.groups()
         return f"{side}.res_blocks.{len(MULTIPLIERS) if side == 'encoder' else 0}.{block}.{parts[part]}.{kind}"
-    if found := re.fullmatch(r"(encoder\.down|decoder\.up)\.(\d)\.(?:block\.(\d)\.)?(\w+)\.(\w+)", name):
-        side, level, block, part, kind = found.groups()
+    if match := re.fullmatch(r"(encoder\.down|decoder\.up)\.(\d)\.(?:block\.(\d)\.)?(\w+)\.(\w+)", name):
+        side, level, block, part, kind = match.groups()
         place = int(level) if side == "encoder.down" else len(MULTIPLIERS) - int(level)
         inner = f"{NUM_BLOCKS + 1}" if part == "upsample_conv" else f"{block}.{parts[part]}"
         return f"{side.partition('.')[0]}.res_blocks.{place}.{inner}.{kind}"

@@ -1,4 +1,4 @@
-"""A small vector-quantising tokenizer for data sets that have no published one.
+"""A small vector-quantising tokenizer for datasets that have no published one.
 
 Van den Oord et al. 2017 (VQ-VAE, https://arxiv.org/abs/1711.00937), shaped for little compute: no layer works at
 full resolution, strided convolutions go down and sub-pixel convolutions (Shi et al. 2016,
@@ -28,7 +28,7 @@ class Tokenizer(nn.Module):
     `downsample_factor` divides.
 
     Args:
-        in_channels: channels of the images, 1 or 3; found from the data set.
+        in_channels: channels of the images, 1 or 3; found from the dataset.
         codebook_size: number of codebook vectors, K.
         code_dim: width of a codebook vector, D; with `lfq` and `fsq` it follows from K.
         downsample_factor: pixels per token along one side.
@@ -123,7 +123,7 @@ class Tokenizer(nn.Module):
         if channels != self.in_channels:
             raise DataError(
                 f"image channels: found {channels}; this tokenizer takes {self.in_channels}; "
-                "train a tokenizer on this data set"
+                "train a tokenizer on this dataset"
             )
         return images_BCHW
 

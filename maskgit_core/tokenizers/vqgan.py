@@ -26,7 +26,7 @@ class Tokenizer(VQGAN):
     """Encoder, quantizer and decoder for images of any size that `downsample_factor` divides; grey counts as RGB.
 
     Args:
-        in_channels: channels of the data set's images, 1 or 3; the network itself has 3.
+        in_channels: channels of the dataset's images, 1 or 3; the network itself has 3.
         codebook_size: number of codes, K.
         code_dim: width of a code of `vq`; with `lfq` and `fsq` it follows from K.
         downsample_factor: pixels per token along one side.

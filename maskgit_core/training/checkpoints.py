@@ -38,14 +38,14 @@ def checkpoint_step(path: Path) -> int | None:
 
 def list_checkpoints(folders: Iterable[Path]) -> list[Path]:
     """All checkpoints in the folders, the highest step first; among equal steps the earlier folder first."""
-    found = [
+    checkpoints = [
         (step, -place, path)
         for place, folder in enumerate(folders)
         if folder.is_dir()
         for path in folder.iterdir()
         if (step := checkpoint_step(path)) is not None
     ]
-    return [path for _, _, path in sorted(found, key=lambda entry: entry[:2], reverse=True)]
+    return [path for _, _, path in sorted(checkpoints, key=lambda entry: entry[:2], reverse=True)]
 
 
 def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) -> None:

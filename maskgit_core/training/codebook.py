@@ -42,7 +42,7 @@ class CodebookAverage:
         self.sums_KD = torch.zeros_like(codebook_KD)  # moving average of the sum of latents a batch
 
     @torch.no_grad()
-    def found(self, latents_ND: Tensor) -> None:
+    def initialise(self, latents_ND: Tensor) -> None:
         """k-means on the latents of one batch; sets the moving averages to match."""
         codebook_KD, counts_K = k_means(
             self.exchange.gathered(latents_ND), len(self.counts_K), stream(self.seed, KMEANS)

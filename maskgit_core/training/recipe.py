@@ -4,7 +4,7 @@ Each published implementation is one setting of these switches; see `conf/experi
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -14,11 +14,12 @@ from maskgit_core.errors import ConfigError
 from maskgit_core.hints import Neutral, Range
 from maskgit_core.losses import LossOn
 from maskgit_core.masking import Schedule
+from maskgit_core.training.muon import Muon
 
 LrSchedule = Literal["constant", "linear", "cosine", "last_tenth"]
 LrEndAs = Literal["target", "floor"]
 WarmupFrom = Literal["first_step", "zero"]
-Optimizer = Literal["adamw", "adam", "nadam", "radam", "adamax"]
+Optimizer = Literal["adamw", "adam", "nadam", "radam", "adamax", "muon"]
 EmaWarmup = Literal["none", "inverse_power", "by_ten", "by_ten_after_first"]
 DecayOn = Literal["all", "matrices"]
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -33,7 +34,8 @@ class Recipe:
         batch_size: samples an optimizer step, over all processes.
         lr: highest learning rate; lr_schedule, lr_end, lr_end_as, warmup_steps (linear), warmup_from: see
             `learning_rate`.
-        optimizer: `adamw` decouples the weight decay (Loshchilov & Hutter 2019), the others add it to the gradient.
+        optimizer: `adamw` decouples the weight decay (Loshchilov & Hutter 2019), the others add it to the gradient;
+            `muon` (Jordan et al. 2024) is AdamW but for the matrices of the blocks; see `training/muon.py`.
         weight_decay: of all parameters or, with `decay_on: matrices`, not of biases, norms, embeddings.
         betas: of Adam's moments; adam_eps: added to the root of the second.
         grad_clip: largest norm of the gradient; None: no limit.
@@ -140,8 +142,13 @@ def is_decayed(name: str, parameter: torch.Tensor, decay_on: str) -> bool:
     return decay_on == "all" or (parameter.dim() >= 2 and "emb" not in name and "tokens" not in name)
 
 
-def make_optimizer(recipe: Recipe, parameters: Mapping[str, torch.nn.Parameter]) -> torch.optim.Optimizer:
+def make_optimizer(
+    recipe: Recipe, parameters: Mapping[str, torch.nn.Parameter], hidden: Collection[str] = ()
+) -> torch.optim.Optimizer:
     """AdamW (decoupled decay), Adam or a relative of it over the named parameters, fused where PyTorch can.
+
+    Args:
+        hidden: names of the parameters in the model's blocks, whose matrices are Muon's.
 
     Raises:
         ConfigError: no such optimizer, betas outside [0, 1).
@@ -150,11 +157,15 @@ def make_optimizer(recipe: Recipe, parameters: Mapping[str, torch.nn.Parameter])
         raise ConfigError(f"betas: {list(recipe.betas)} given; give two numbers in [0, 1), such as [0.9, 0.96]")
     betas = (recipe.betas[0], recipe.betas[1])
     decayed = {name for name, parameter in parameters.items() if is_decayed(name, parameter, recipe.decay_on)}
-    groups = [
-        {"params": [parameters[name] for name in parameters if name in decayed], "weight_decay": recipe.weight_decay},
-        {"params": [parameters[name] for name in parameters if name not in decayed], "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
+    muons = {name for name in hidden if parameters[name].dim() == 2} if recipe.optimizer == "muon" else set()
+    groups: list[dict[str, Any]] = []
+    for decays, muon in ((True, False), (False, False), (True, True), (False, True)):
+        names = [name for name in parameters if (name in decayed) == decays and (name in muons) == muon]
+        group = {"params": [parameters[name] for name in names], "weight_decay": recipe.weight_decay if decays else 0.0}
+        if names:
+            groups.append(group | {"muon": True} if muon else group)
+    if recipe.optimizer == "muon":
+        return Muon(groups, lr=recipe.lr, betas=betas, eps=recipe.adam_eps)
     if recipe.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=recipe.lr, betas=betas, eps=recipe.adam_eps, fused=True)
     if recipe.optimizer == "adam":
@@ -165,7 +176,9 @@ def make_optimizer(recipe: Recipe, parameters: Mapping[str, torch.nn.Parameter])
         "adamax": torch.optim.Adamax,
     }
     if recipe.optimizer not in relatives:
-        raise ConfigError(f"optimizer: there is no optimizer {recipe.optimizer!r}; adamw, adam, {', '.join(relatives)}")
+        raise ConfigError(
+            f"optimizer: there is no optimizer {recipe.optimizer!r}; adamw, adam, muon, {', '.join(relatives)}"
+        )
     made: torch.optim.Optimizer = relatives[recipe.optimizer](groups, lr=recipe.lr, betas=betas, eps=recipe.adam_eps)
     return made
 

@@ -28,6 +28,7 @@ from maskgit_core.layers.quantizers import Reconstruction, bit_entropies
 from maskgit_core.training.adversarial import Adversary, adaptive_weight
 from maskgit_core.training.codebook import CodebookAverage, k_means
 from maskgit_core.training.exchange import Exchange
+from maskgit_core.training.muon import Muon
 from maskgit_core.training.perceptual import PerceptualLoss
 from maskgit_core.training.recipe import Ema
 from maskgit_core.training.tokenizer_images import TrainingImages, held_out_ids
@@ -57,10 +58,7 @@ class Trainer:
         if by_gradient:
             named["codebook"] = codebook.requires_grad_(True)
         self.parameters: dict[str, Tensor] = named
-        self.optimizer = torch.optim.AdamW(
-            list(named.values()), lr=recipe.lr, betas=(recipe.betas[0], recipe.betas[1]),
-            weight_decay=recipe.weight_decay, fused=True,
-        )  # fmt: skip
+        self.optimizer = self._optimizer()
         self.average = None if kind != "vq" else CodebookAverage(
             codebook.detach(), recipe.codebook_decay, tokenizer.quantizer.normalised, self.exchange, recipe.seed
         )  # fmt: skip
@@ -70,6 +68,19 @@ class Trainer:
         self.adversary = self._adversary(device) if recipe.disc_weight else None
         self.ema = None if recipe.ema_decay is None else Ema(named)
         self._forward = torch.compile(tokenizer) if compiled else tokenizer
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        recipe, named = self.recipe, self.parameters
+        betas = (recipe.betas[0], recipe.betas[1])
+        if recipe.optimizer == "adamw":
+            return torch.optim.AdamW(
+                list(named.values()), lr=recipe.lr, betas=betas, weight_decay=recipe.weight_decay, fused=True
+            )
+        ends = [[n for n, p in named.items() if n.startswith(side) and p.dim() == 4] for side in ("encoder", "decoder")]
+        inner = {name for names in ends for name in names[1:-1]}
+        parts = [[p for name, p in named.items() if (name in inner) == muon] for muon in (False, True)]
+        groups: list[dict[str, Any]] = [{"params": parts[0]}, {"params": parts[1], "muon": True}]
+        return Muon(groups, lr=recipe.lr, betas=betas, weight_decay=recipe.weight_decay)
 
     def _adversary(self, device: torch.device) -> Adversary:
         recipe = self.recipe
@@ -97,8 +108,8 @@ class Trainer:
         chosen: list[Reconstruction] = []
         self.optimizer.zero_grad(set_to_none=True)
         for part in parts:
-            made, found = self._learn(part, quantised)
-            for name, value in found.items():
+            made, losses = self._learn(part, quantised)
+            for name, value in losses.items():
                 meters[name] = meters[name] + value / len(parts) if name in meters else value / len(parts)
             chosen.append(made)
         self.exchange.average_gradients(self.parameters.values())
@@ -179,7 +190,7 @@ class Trainer:
         assert self.average is not None
         with self._precision():
             latents_ND = self.tokenizer(images_BCHW, quantised=False).latents_ND
-        self.average.found(latents_ND)
+        self.average.initialise(latents_ND)
         if self.ema is not None and "codebook" in self.ema.averages:
             self.ema.averages["codebook"].copy_(self.tokenizer.codebook)
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def held_out_ids(seed: int, num_samples: int, num_held_out: int) -> tuple[np.ndarray, np.ndarray]:
-    """Data-set indices (to train on, to judge by); at most a tenth is held out, and at least one sample."""
+    """Dataset indices (to train on, to judge by); at most a tenth is held out, and at least one sample."""
     shuffled = stream(seed, HELD_OUT).permutation(num_samples)
     count = max(1, min(num_held_out, num_samples // 10))
     return np.sort(shuffled[count:]), np.sort(shuffled[:count])

@@ -24,7 +24,9 @@ class Recipe:
     Args:
         num_train_steps: optimizer steps.
         batch_size: images a step, over all processes.
-        lr: highest learning rate (AdamW), reached after `warmup_steps`.
+        lr: highest learning rate, reached after `warmup_steps`.
+        optimizer: `adamw`, or `muon` (Jordan et al. 2024), which is AdamW but for the kernels between the first and
+            the last of the encoder and of the decoder; see `training/muon.py`.
         lr_schedule: `cosine` falls to 0 at the last step; `constant` stays.
         betas: AdamW's and the discriminator's Adam's.
         weight_decay: AdamW's, on all weights of the tokenizer.
@@ -65,6 +67,7 @@ class Recipe:
     flip: bool = False
     seed: int = 0
     lr_schedule: Annotated[Literal["cosine", "constant"], Neutral("cosine")] = "cosine"
+    optimizer: Annotated[Literal["adamw", "muon"], Neutral("adamw")] = "adamw"
     betas: Annotated[tuple[float, float], Range(0.0, 1.0, high_open=True), Neutral((0.9, 0.99))] = (0.9, 0.99)
     weight_decay: Annotated[float, Range(0), Neutral(1e-4)] = 1e-4
     l1_weight: Annotated[float, Range(0, 1000), Neutral(1.0)] = 1.0
@@ -106,7 +109,7 @@ def check_recipe(recipe: Recipe, processes: int, image_size: int, downsample_fac
     Args:
         recipe: what is asked.
         processes: that the training is divided over.
-        image_size: side of the data set's images.
+        image_size: side of the dataset's images.
         downsample_factor: of the tokenizer.
 
     Raises:

@@ -109,7 +109,9 @@ class Trainer:
         loss = TokenLoss(model, recipe.label_smoothing)
         self.parameters = dict(model.named_parameters())
         self._loss = self.accelerator.prepare(loss)
-        self.optimizer = self.accelerator.prepare(make_optimizer(recipe, self.parameters))
+        hidden = {id(parameter) for block in model.blocks for parameter in block.parameters()}
+        names = [name for name, parameter in self.parameters.items() if id(parameter) in hidden]
+        self.optimizer = self.accelerator.prepare(make_optimizer(recipe, self.parameters, names))
         self.ema = Ema(self.parameters) if recipe.ema_decay else None
         self.meters = Meters(self.accelerator)
 

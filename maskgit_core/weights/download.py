@@ -140,11 +140,11 @@ def _from_hub(entry: Entry) -> Path:
     endpoint = os.environ.get("HF_ENDPOINT")  # a mirror of the hub, as huggingface_hub itself calls it
     try:
         _check_reachable(endpoint or "https://huggingface.co")
-        found = hf_hub_download(
+        downloaded = hf_hub_download(
             entry.hub, entry.file, revision=entry.revision, local_dir=folder, endpoint=endpoint or None
         )
         arrived = entry.target.with_name(f"{entry.target.name}.part")
-        os.replace(found, arrived)
+        os.replace(downloaded, arrived)
     except Exception as error:  # its exceptions come from several packages; each means the file did not arrive
         raise _did_not_arrive(entry, error) from None
     shutil.rmtree(folder, ignore_errors=True)

@@ -75,9 +75,9 @@ class RestrictedUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in _ALLOWED:
             return _ALLOWED[module, name]
-        found = getattr(torch, name, None) if module == "torch" else None
-        if isinstance(found, torch.dtype) or (isinstance(found, type) and name.endswith("Storage")):
-            return found
+        member = getattr(torch, name, None) if module == "torch" else None
+        if isinstance(member, torch.dtype) or (isinstance(member, type) and name.endswith("Storage")):
+            return member
         if _is_dangerous(module, name):
             raise RefusedError(f"{module}.{name}")
         return Stub

@@ -102,7 +102,7 @@ def fill(
         published_name(name): (name, tuple(tensor.shape)) for name, tensor in module.state_dict().items()
     }
     wanted |= {published: (None, shape) for published, shape in (unused or {}).items()}
-    found = {}
+    filled = {}
     for published, (name, shape) in wanted.items():
         tensor = tensors.get(published)
         if tensor is None:
@@ -115,11 +115,11 @@ def fill(
         if not tensor.is_floating_point():
             raise WeightsError(f"{source}: {published} holds {tensor.dtype}, not floats; get the file again")
         if name is not None:
-            found[name] = tensor.float()
+            filled[name] = tensor.float()
     if left := sorted(set(tensors) - set(wanted)):
         raise WeightsError(
             f"{source}: holds {left[0]} (and {len(left) - 1} more) which the model does not have; "
             "these weights belong to another model"
         )
-    module.load_state_dict(found, strict=True, assign=True)
+    module.load_state_dict(filled, strict=True, assign=True)
     module.requires_grad_(False)

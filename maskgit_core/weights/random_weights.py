@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -24,31 +25,36 @@ _SPARE = 4096
 
 def layout(name: str) -> dict[str, tuple[int, ...]]:
     """Published names and shapes of a file in `layouts/`, by the name of that file."""
-    found = {}
+    shapes = {}
     for line in (LAYOUTS / f"{name}.txt").read_text().splitlines():
         if match := re.match(r"([^#\s]\S*) \[([\d, ]*)\]", line):
-            found[match[1]] = tuple(int(n) for n in match[2].split(",") if n.strip())
-    return found
+            shapes[match[1]] = tuple(int(n) for n in match[2].split(",") if n.strip())
+    return shapes
 
 
-def write_tokenizer(registered: str, path: Path, seed: int = 0) -> None:
+def write_tokenizer(registered: str, path: Path, seed: int = 0, *, small: bool = False) -> None:
     """A file that a published tokenizer reads strictly.
 
     Args:
         registered: its name in the weights registry.
         path: where it is written.
         seed: of the random numbers.
+        small: fewer layers and smaller images, where the tokenizer reads its sizes from the file (`small_layout`).
 
     Raises:
         WeightsError: no names and shapes are known for these weights.
     """
-    known = by_name(registered).layout
+    entry = by_name(registered)
+    known = entry.layout
     if not known:
         raise WeightsError(
             f"{registered}: its names and shapes are not known, so no toy weights can be made; "
             f"run `maskgit weights fetch {registered}`"
         )
     shapes = {name: shape for name, shape in layout(known).items() if not name.startswith("loss.")}
+    if small:
+        module = import_module("maskgit_core." + entry.component.replace("/", "."))
+        shapes = getattr(module, "small_layout", dict)(shapes)
     torch.save(random_state(shapes, seed), path)
 
 

@@ -70,8 +70,21 @@ def registry() -> dict[str, Entry]:
     """All entries by name."""
     import yaml
 
-    found: dict[str, dict[str, Any]] = yaml.safe_load(REGISTRY_FILE.read_text())
-    return {n: Entry(name=n, **{**e, "mirrors": tuple(e.get("mirrors", ()))}) for n, e in found.items()}
+    entries: dict[str, dict[str, Any]] = yaml.safe_load(REGISTRY_FILE.read_text())
+    return {n: Entry(name=n, **{**e, "mirrors": tuple(e.get("mirrors", ()))}) for n, e in entries.items()}
+
+
+def fixed_image_size(component: str, weights: str | None) -> int | None:
+    """The one image size that a network takes whatever is asked; None where it takes others too.
+
+    Args:
+        component: as in the registry, for instance `tokenizers/titok`.
+        weights: a name in the registry, else a file: it has the size of all published ones of the component.
+    """
+    entry = registry().get(str(weights))
+    entries = [entry] if entry else [e for e in registry().values() if e.component == component]
+    sizes = {e.facts.get("image_size") for e in entries}
+    return sizes.pop() if len(sizes) == 1 else None
 
 
 def locate(value: str | os.PathLike[str]) -> Path:
@@ -102,15 +115,15 @@ def locate(value: str | os.PathLike[str]) -> Path:
 
 def places(entry: Entry) -> list[Path]:
     """Possible places of an entry's file, in the order of search."""
-    found = [entry.target]
+    candidates = [entry.target]
     if entry.package:
         spec = find_spec(entry.package)
         if spec is not None and spec.origin:
-            found.append(Path(spec.origin).parent / entry.file)
+            candidates.append(Path(spec.origin).parent / entry.file)
     if entry.torch_hub:
         torch_home = os.environ.get("TORCH_HOME", os.environ.get("XDG_CACHE_HOME", "~/.cache") + "/torch")
-        found.append(Path(torch_home).expanduser() / "hub" / "checkpoints" / entry.file)
-    return found
+        candidates.append(Path(torch_home).expanduser() / "hub" / "checkpoints" / entry.file)
+    return candidates
 
 
 def is_published(value: object) -> bool:

@@ -1,7 +1,7 @@
 """Every transformer in `maskgit_core/models/` (found by listing the folder), and the published layouts and logits.
 
 The reference logits were made by running the named implementations once on the weights of `made_weights.py`:
-official: hmorimitsu/maskgit-torch 40c45116 (its GELU is erf; for the tanh rows it was set to tanh), prenorm:
+maskgit: hmorimitsu/maskgit-torch 40c45116 (its GELU is erf; for the tanh rows it was set to tanh), prenorm:
 xyfJASON/maskgit-pytorch ca5c7c39, halton: valeoai/Halton-MaskGIT f61b0a13; torch 2.14, CPU, float32.
 """
 
@@ -61,7 +61,7 @@ def test_without_classes_labels_are_not_asked(name: str) -> None:
     assert model.null_label is None
 
 
-@pytest.mark.parametrize("name", ["official", "prenorm"])
+@pytest.mark.parametrize("name", ["maskgit", "prenorm"])
 def test_heads_must_divide_the_width(name: str) -> None:
     with pytest.raises(ConfigError, match=r"model.num_heads: 5 heads do not divide dim 64"):
         built(name, dim=64, num_heads=5)
@@ -69,7 +69,7 @@ def test_heads_must_divide_the_width(name: str) -> None:
 
 PUBLISHED = {
     "prenorm": ({}, {"codebook_size": 1024, "num_tokens": 256, "num_classes": 1000}, 271, "2a8cc08ec130cb9b"),
-    "official": ({}, {"codebook_size": 1024, "num_tokens": 256, "num_classes": 1000}, 297, "f9a2817da3020cda"),
+    "maskgit": ({}, {"codebook_size": 1024, "num_tokens": 256, "num_classes": 1000}, 297, "f9a2817da3020cda"),
     "halton": ({}, {"codebook_size": 16384, "num_tokens": 256, "num_classes": 1000}, 142, "42fe28894646c1c3"),
     "halton small": (
         {"dim": 512, "num_heads": 6},
@@ -95,7 +95,7 @@ def test_names_and_shapes_are_the_published_ones(case: str, monkeypatch: pytest.
 TIED = {"halton": {"head.weight": "tok_emb.weight"}}
 #: name -> options, labels, logits of (row 0, token 0) and (row 1, token 7), first five; deviation of all logits
 REFERENCE = {
-    "official": (
+    "maskgit": (
         {**SMALL, "gelu": "erf"},
         (7, 9),
         [[-0.1017, -0.0305, 0.17569, 0.04664, -0.0384], [0.04656, 0.06892, -0.10758, -0.08923, 0.10194]],
@@ -146,7 +146,7 @@ FULL_SIZE = {
         ],
         0.5502805705709802,
     ),
-    "official": (
+    "maskgit": (
         {"gelu": "erf"},
         (7, 999),
         [
@@ -156,7 +156,7 @@ FULL_SIZE = {
         ],
         0.5532312891024417,
     ),
-    "official tanh": (
+    "maskgit tanh": (
         {"gelu": "tanh"},
         (7, 999),
         [

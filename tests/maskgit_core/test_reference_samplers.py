@@ -52,7 +52,7 @@ def test_published_samplers_draw_the_same_tokens_under_shared_noise(entry: dict[
 @pytest.mark.parametrize("entry", FIGURES["official"], ids=lambda entry: f"seed {entry['seed']}")
 def test_the_jax_release_gives_the_same_logits_and_tokens(entry: dict[str, Any]) -> None:
     size = {key: entry[key] for key in ("codebook_size", "num_classes", "dim", "num_layers", "num_heads")}
-    model = network("official", entry["grid"], entry["seed"], **size)
+    model = network("maskgit", entry["grid"], entry["seed"], **size)
     labels_B = torch.arange(4) % entry["num_classes"]
     with torch.no_grad():
         logits_BLK = model(inputs(model, entry["seed"]), labels_B)

@@ -37,6 +37,21 @@ def test_the_page_runs(store, monkeypatch):
     assert torch.equal(names["filled"][known >= 0], known[known >= 0])
 
 
+def test_the_twelve_lines_run(tmp_path, tmp_path_factory, monkeypatch):
+    model, tokenizer = make_inputs(tmp_path_factory, num_classes=10, num_tokens=49, grid=[7, 7])
+    for step, made in (("train_tokenizer", tokenizer), ("train", model)):
+        shutil.copytree(made.files, tmp_path / "experiments" / "quickstart" / step / "files")
+    monkeypatch.setenv("MASKGIT_STORE", str(tmp_path))
+    (lines,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "notebook.md").read_text(), re.DOTALL)
+    *most, last = lines.splitlines()
+    names: dict = {}
+    exec(compile("\n".join(most), "docs/notebook.md", "exec"), names)
+    picture = eval(last, names)  # what a notebook would display
+    known = names["masked"] >= 0
+    assert len(most) == 11 and picture.width > picture.height
+    assert torch.equal(names["filled"][known], names["tokens"][known]) and bool((names["filled"] >= 0).all())
+
+
 def test_a_sample_depends_on_its_seed_and_number_alone(store, monkeypatch):
     monkeypatch.setenv("MASKGIT_STORE", str(store))
     tokenizer = mg.load_tokenizer("store:quickstart/train_tokenizer")

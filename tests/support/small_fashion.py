@@ -1,4 +1,4 @@
-"""The first pictures of the bundled Fashion-MNIST subset as a data set of their own."""
+"""The first pictures of the bundled Fashion-MNIST subset as a dataset of their own."""
 
 import gzip
 import struct

@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import ModuleType
 from typing import Any
 
-from experiments.config.signatures import read_stage
+from experiments.config.schema.signatures import read_stage
 from experiments.running.attempt import Attempt
 from experiments.running.binding import grouped
 

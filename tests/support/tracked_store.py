@@ -35,16 +35,16 @@ class TrackedStore:
         write_json(self.root / "pipelines" / f"{self.uid}.json", record)
 
     def step(self, name: str, stage: str, kind: str, config: dict, needs=(), params=None) -> Path:
-        print_ = fingerprint({"stage": stage, "config": config, "needs": list(needs)})
-        folder = self.root / stage / f"{stage}-{print_[:8]}"
+        identity = fingerprint({"stage": stage, "config": config, "needs": list(needs)})
+        folder = self.root / stage / f"{stage}-{identity[:8]}"
         entry = {
-            "name": name, "step": name.split("[")[0], "stage": stage, "kind": kind, "fingerprint": print_,
+            "name": name, "step": name.split("[")[0], "stage": stage, "kind": kind, "fingerprint": identity,
             "folder": str(folder.relative_to(self.root)), "params": params or {}, "needs": list(needs),
             "action": "run", "reason": "",
         }  # fmt: skip
         self.steps.append(entry)
         folder.mkdir(parents=True, exist_ok=True)
-        Request(fingerprint=print_, stage=stage, module="", version=1, kind=kind, config=config).write(folder)
+        Request(fingerprint=identity, stage=stage, module="", version=1, kind=kind, config=config).write(folder)
         self.write()
         return folder
 

@@ -95,15 +95,15 @@ def peak_memory(rows: int) -> float:
 def main() -> None:
     """Prints one JSON object a figure."""
     torch.set_num_threads(1)
-    spent, found = [0.0, 0.0], [{}, {}]
+    spent, scores = [0.0, 0.0], [{}, {}]
     for seed in range(2):
         original, decoded = images(seed)
         with tempfile.TemporaryDirectory() as folder:
             for side, work in enumerate((our_way, their_way)):
                 began = time.process_time()
-                found[side] = work(original, decoded) if side == 0 else work(original, decoded, Path(folder))  # type: ignore[operator]
+                scores[side] = work(original, decoded) if side == 0 else work(original, decoded, Path(folder))  # type: ignore[operator]
                 spent[side] += time.process_time() - began
-    gap = {name: abs(found[0][name] - found[1][name]) / abs(found[1][name]) for name in found[0]}
+    gap = {name: abs(scores[0][name] - scores[1][name]) / abs(scores[1][name]) for name in scores[0]}
     note = "ms an image of 256 x 256; relative differences " + ", ".join(f"{k} {v:.0e}" for k, v in gap.items())
     figure("eval_tokenizer_without_forward", *(1000 * s / (2 * COUNT) for s in spent), "CPU ms", note)
     small, large = peak_memory(1000), peak_memory(50_000)

@@ -68,8 +68,8 @@ def watch(work: Any, seconds: float | None = None) -> None:
     began, deadline = time.process_time(), None if seconds is None else time.process_time() + seconds
 
     def tell() -> None:
-        found = {"mb": round(peak[0] - before, 1), "cpu_s": round(time.process_time() - began, 2)}
-        print(json.dumps(found), flush=True)
+        usage = {"mb": round(peak[0] - before, 1), "cpu_s": round(time.process_time() - began, 2)}
+        print(json.dumps(usage), flush=True)
 
     def look() -> None:
         while not done.wait(0.01):
@@ -140,8 +140,8 @@ def measured(mode: str, count: int, seconds: float) -> dict[str, float]:
         command = [sys.executable, "-m", "tools.bench.evaluation_memory", "--mode", mode, "--folder", folder]
         command += ["--count", str(count), "--seconds", str(seconds)]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
-    found: dict[str, float] = json.loads([line for line in done.stdout.splitlines() if line.startswith("{")][-1])
-    return found
+    usage: dict[str, float] = json.loads([line for line in done.stdout.splitlines() if line.startswith("{")][-1])
+    return usage
 
 
 def main() -> None:
@@ -171,9 +171,9 @@ def main() -> None:
     figure("evaluate_cost_of_a_sample", late, early, "CPU ms", note)
     whole = 2 * args.large * 2048 * 4 / 2**20
     for which in ("kernel", "neighbours"):
-        found = measured(which, args.large, args.seconds)
+        usage = measured(which, args.large, args.seconds)
         note = f"peak RssAnon over {args.large:,} x 2,048 features of each set, against the features' own size"
-        figure(f"{which}_peak_memory", found["mb"], whole, "MB", note)
+        figure(f"{which}_peak_memory", usage["mb"], whole, "MB", note)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Shuffled batches of 256 as int64 tensors: token shards against an npz file per image and WebDataset's pipeline.
 
-All three hold the same samples (two variants of 256 tokens, a label). The npz folder is read by a map-style data set
+All three hold the same samples (two variants of 256 tokens, a label). The npz folder is read by a map-style dataset
 and torch's loader, the usual way; WebDataset by its own shuffle buffer, decoders and batching. Each of them counts at
 its better of 0 and 2 workers. Rounds are interleaved, and each side keeps its best round.
 """

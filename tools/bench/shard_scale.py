@@ -92,18 +92,18 @@ def main() -> None:
         if not (folder / "manifest.json").exists():
             make(folder, options.samples)
         command = [sys.executable, "-m", "tools.bench.shard_scale", "--read", str(folder)]
-        found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        resumed = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
         skip = webdataset_skip_s(folder, options.samples)
     size = f"{options.samples:,} samples of 2 x 256 tokens"
-    exact = "every sample once in the epoch" if found["exact"] else "NOT every sample once in the epoch"
+    exact = "every sample once in the epoch" if resumed["exact"] else "NOT every sample once in the epoch"
     note = (
         f"to the first batch; {size}; theirs: WebDataset reads half an epoch and throws it away (scaled from one shard)"
     )
-    figure("shard_scale/resume_in_mid_epoch", found["resume_s"], skip, "s", note)
-    budget("shard_scale/open", found["open_s"], 2.0, "s", size)
-    note = f"RssAnon after an epoch in {found['epoch_s']:.1f} s, torch included; {exact}"
-    budget("shard_scale/anonymous_memory", found["rss_anon_mb"], 500.0, "MB", note)
-    if not found["exact"]:
+    figure("shard_scale/resume_in_mid_epoch", resumed["resume_s"], skip, "s", note)
+    budget("shard_scale/open", resumed["open_s"], 2.0, "s", size)
+    note = f"RssAnon after an epoch in {resumed['epoch_s']:.1f} s, torch included; {exact}"
+    budget("shard_scale/anonymous_memory", resumed["rss_anon_mb"], 500.0, "MB", note)
+    if not resumed["exact"]:
         raise SystemExit("the epoch was not a permutation")
 
 

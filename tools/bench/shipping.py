@@ -76,20 +76,20 @@ def write_store(root: Path, name: str, steps: int) -> None:
     from experiments.store.records import PipelineRecord, PipelineStep
     from experiments.store.typed_json import fingerprint
 
-    uid, print_ = f"20260101-000000-{name}", fingerprint(name)
-    folder = root / "train" / f"{name}-{print_[:8]}"
+    uid, identity = f"20260101-000000-{name}", fingerprint(name)
+    folder = root / "train" / f"{name}-{identity[:8]}"
     attempt = StepFolder(folder).attempt(1)
     attempt.files.mkdir(parents=True)
     with open(attempt.journal, "w") as file:
         for i in range(steps):
             metrics = {f"m{k}": i / (k + 1) for k in range(METRICS)}
             file.write(json.dumps({"step": i, "time": 1_790_000_000_000 + i, "metrics": metrics}) + "\n")
-    request = Request(fingerprint=print_, stage="train", module="", version=1, kind="model", config={"lr": 0.1})
+    request = Request(fingerprint=identity, stage="train", module="", version=1, kind="model", config={"lr": 0.1})
     request.write(folder)
     Start(time=1_790_000_000.0, pipeline=uid).write(attempt.path)
     Manifest.of_files(request, 1, attempt.files, Notes(), {}).write(folder)
     relative = str(folder.relative_to(root))
-    entry = PipelineStep(name="train", step="train", stage="train", kind="model", fingerprint=print_, folder=relative)
+    entry = PipelineStep(name="train", step="train", stage="train", kind="model", fingerprint=identity, folder=relative)
     PipelineRecord(uid=uid, experiment=name, command="maskgit run", time=1_790_000_000.0, steps=(entry,)).save(root)
 
 

@@ -88,7 +88,7 @@ class Rig:
 
     @property
     def facts(self) -> dict[str, int]:
-        """What an ImageNet model is built with."""
+        """Derived facts of an ImageNet model."""
         return self.pick(
             {"codebook_size": 1024, "num_tokens": 256, "num_classes": 1000},
             {"codebook_size": 64, "num_tokens": 16, "num_classes": 10},

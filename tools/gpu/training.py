@@ -190,7 +190,7 @@ def _launched(rig: Rig, world_size: int) -> Figure:
 
 
 def one_rank() -> None:
-    """What each process of `two_ranks` does."""
+    """The work of each process of `two_ranks`."""
     from maskgit_core.devices import bind_device
 
     print(json.dumps(_trained(Rig(bind_device(), "--dry" in sys.argv))))

@@ -9,10 +9,11 @@ import pytest
 from conftest import LAB
 
 from experiments.config.checker import Checker
-from experiments.config.coercion import coerce
 from experiments.config.compose import groups
-from experiments.config.signatures import Param, read_stage
-from experiments.config.sources import FOLDERS, Sources
+from experiments.config.schema.coercion import coerce
+from experiments.config.schema.params import Param
+from experiments.config.schema.signatures import read_stage
+from experiments.config.schema.sources import FOLDERS, Sources
 from experiments.planning.pipeline import build
 from maskgit_core.errors import ConfigError
 
@@ -169,14 +170,14 @@ def test_values_have_one_canonical_form() -> None:
 
 def test_every_component_and_stage_has_a_readable_signature() -> None:
     """Law over folders: a new file is tested by existing."""
-    from experiments.config.signatures import read_component
+    from experiments.config.schema.signatures import read_component
 
     sources = Sources()
     seen = 0
     for base, folder in FOLDERS.items():
         for name in sources.components(base):
             module = f"maskgit_core.{folder}.{name.replace('/', '.')}"
-            from experiments.config.signatures import source_file
+            from experiments.config.schema.signatures import source_file
 
             path = source_file(module)
             assert path is not None

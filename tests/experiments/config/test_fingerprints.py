@@ -10,7 +10,7 @@ import pytest
 from conftest import LAB
 
 from experiments.planning.pipeline import build
-from experiments.store.content_digests import Outside
+from experiments.store.content_digests import ContentDigests
 from experiments.store.typed_json import canonical
 
 
@@ -111,13 +111,13 @@ def test_replacing_one_file_of_a_folder_changes_its_digest(tmp_path: Path) -> No
     folder.mkdir(parents=True)
     for i in range(3):
         (folder / f"{i}.bin").write_bytes(bytes([i]) * 100)
-    before = Outside(tmp_path / "store")("d", str(tmp_path / "data"), "content")
-    assert Outside(tmp_path / "store")("d", str(tmp_path / "data"), "content") == before
+    before = ContentDigests(tmp_path / "store")("d", str(tmp_path / "data"), "content")
+    assert ContentDigests(tmp_path / "store")("d", str(tmp_path / "data"), "content") == before
     (folder / "1.bin").write_bytes(b"x" * 100)
-    after = Outside(tmp_path / "store")("d", str(tmp_path / "data"), "content")
+    after = ContentDigests(tmp_path / "store")("d", str(tmp_path / "data"), "content")
     assert after != before
     shutil.move(tmp_path / "data", tmp_path / "elsewhere")
-    assert Outside(tmp_path / "store")("d", str(tmp_path / "elsewhere"), "content") == after
+    assert ContentDigests(tmp_path / "store")("d", str(tmp_path / "elsewhere"), "content") == after
 
 
 def test_values_without_canonical_form_are_refused() -> None:

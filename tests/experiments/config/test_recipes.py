@@ -11,12 +11,12 @@ import yaml
 
 from experiments.planning.pipeline import build
 from maskgit_core.errors import ConfigError
-from maskgit_core.models import halton, official, prenorm
+from maskgit_core.models import halton, maskgit, prenorm
 from maskgit_core.training.recipe import Recipe, ema_decay_at, is_decayed, learning_rate, make_optimizer
 
 #: What differs from the defaults, which are those of the paper's release.
 PUBLISHED = {
-    "official": "ema_decay=0.999 ema_warmup=none label_drop=0.0 lr_schedule=constant min_mask_ratio=0.5",
+    "maskgit": "ema_decay=0.999 ema_warmup=none label_drop=0.0 lr_schedule=constant min_mask_ratio=0.5",
     "pytorch maskgit": "mask_ratio_per=batch label_smoothing=0.1",
     "halton 2023": "loss_on=all mask_kind=bernoulli mask_schedule=arccos weight_decay=1.0e-5 batch_size=512 "
     "ema_decay=null",
@@ -97,7 +97,7 @@ def test_moving_averages_are_those_of_the_formulas() -> None:
         assert ema_decay_at(recipe(ema_warmup=form), 10**6) == 0.999
 
 
-@pytest.mark.parametrize("module", [prenorm, official, halton])
+@pytest.mark.parametrize("module", [prenorm, maskgit, halton])
 def test_decay_on_matrices_spares_biases_norms_and_embeddings(module: Any) -> None:
     """A step with a gradient of zero shrinks exactly what is decayed."""
     model = module.Model(codebook_size=5, num_tokens=4, num_classes=3, dim=16, num_layers=1, num_heads=2)

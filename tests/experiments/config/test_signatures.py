@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments.config.signatures import MISSING, read_stage
+from experiments.config.schema.params import MISSING
+from experiments.config.schema.signatures import read_component, read_stage
 from experiments.running.binding import grouped
 from maskgit_core.errors import ConfigError
 
@@ -96,3 +97,31 @@ def test_a_stage_s_dataclass_declares_its_keys_and_nothing_else_does(stage: str)
     for group, (module, name) in signature.groups.items():
         declared = [f.name for f in fields(getattr(importlib.import_module(module), name))]
         assert declared == [p.name for p in signature.params.values() if p.group == group]
+
+
+SAMPLERS = {
+    "own": "@dataclass(frozen=True)\nclass Sampler(StepSampler):\n    num_steps: int = 9\n    bias: float = 0.5\n",
+    "heir": "class Sampler(StepSampler):\n    pass\n",
+    "plain": "class Sampler:\n    def __init__(self, *, bias: float = 0.5) -> None: ...\n",
+    "none": "class Sampler:\n    pass\n",
+    "loose": "@dataclass\nclass Sampler(StepSampler):\n    bias: float = 0.5\n",
+}
+
+
+@pytest.mark.parametrize("form", SAMPLERS)
+def test_a_component_declares_its_keys_in_any_form_of_a_class(tmp_path, monkeypatch, form: str) -> None:
+    package = f"plug_component_{form}"
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / package / "samplers").mkdir(parents=True)
+    imports = "from dataclasses import dataclass\nfrom maskgit_core.samplers import StepSampler\n\n"
+    (tmp_path / package / "samplers" / "one.py").write_text(imports + SAMPLERS[form])
+    importlib.invalidate_caches()
+    if form == "loose":
+        with pytest.raises(ConfigError, match=r"key: one.py: Sampler: only the fields of a frozen dataclass"):
+            read_component(f"{package}.samplers.one", "Sampler", "key")
+        return
+    params = read_component(f"{package}.samplers.one", "Sampler", "key").params
+    assert ("guidance_scale" in params) == (form in ("own", "heir")) and ("bias" in params) == (
+        form in ("own", "plain")
+    )
+    assert form != "own" or (params["num_steps"].default, params["guidance_scale"].low) == (9, 0.0)

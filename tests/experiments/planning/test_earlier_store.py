@@ -18,7 +18,9 @@ REMEDY = "if results are what they were, run `python -m tools.earlier_code 4c262
 
 ARCHIVE = Path(__file__).with_name("goldens") / "earlier_store.tar.xz"
 REQUEST = [
-    "experiment=quickstart",
+    "experiment=earlier_quickstart",  # the quickstart as it was then
+    "--config-dir",
+    str(ARCHIVE.with_name("earlier_conf")),
     "train_tokenizer.num_train_steps=40",
     "train.num_train_steps=40",
     "train.checkpoint_every=20",

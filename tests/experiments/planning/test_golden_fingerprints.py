@@ -15,19 +15,19 @@ import pytest
 
 from experiments.config.compose import group_names
 from experiments.planning.pipeline import build
-from experiments.store.content_digests import Outside
+from experiments.store.content_digests import ContentDigests
 from maskgit_core.errors import MaskgitError
 
 GOLDENS = Path(__file__).with_name("goldens") / "fingerprints.json"
 
 
 def fingerprints(experiment: str) -> dict[str, str]:
-    """Step name -> fingerprint, with every data set and every weight file taken as the same bytes."""
+    """Step name -> fingerprint, with every dataset and every weight file taken as the same bytes."""
     request = [f"experiment={experiment}", "paths.store=/nonexistent/store"]
-    with patch.object(Outside, "__call__", lambda self, key, value, mark: "0" * 64):
+    with patch.object(ContentDigests, "__call__", lambda self, key, value, mark: "0" * 64):
         try:
             graph = build([*request, "dataset.root=/nonexistent/data"])
-        except MaskgitError:  # its data set has no root
+        except MaskgitError:  # its dataset has no root
             graph = build(request)
     return {node.name: fingerprint for fingerprint, node in graph.nodes.items()}
 

@@ -184,17 +184,17 @@ def test_steps_of_the_store_are_found_by_name_folder_and_fingerprint(store: Path
 def test_a_finished_training_is_extended_with_one_override_and_a_name_of_two_is_refused(store: Path) -> None:
     first = graph_of(store)
     prepared(first, store)
-    finished(first, "train_tokenizer", "cache_tokens", "train", num_train_steps=950)
-    longer = graph_of(store, "train.continue_from=train@950", "train.num_train_steps=1900")
+    finished(first, "train_tokenizer", "cache_tokens", "train", num_train_steps=700)
+    longer = graph_of(store, "train.continue_from=train@700", "train.num_train_steps=1900")
     train = node_of(longer, "train")
     assert list(train.inputs["continue_from"]) == [node_of(first, "train").fingerprint]
     prepared(longer, store)
-    again = graph_of(store, "train.continue_from=train@950", "train.num_train_steps=1900")
+    again = graph_of(store, "train.continue_from=train@700", "train.num_train_steps=1900")
     assert node_of(again, "train").fingerprint == train.fingerprint, "asked again it is still the same"
     other = graph_of(store, "train.lr=1")
     prepared(other, store)
-    finished(other, "train", num_train_steps=950)
+    finished(other, "train", num_train_steps=700)
     with pytest.raises(ConfigError, match=r"train means several: \[prenorm-\w+, prenorm-\w+\]; write one of these"):
-        graph_of(store, "train.continue_from=train@950", "train.num_train_steps=1900")
-    assert node_of(graph_of(store, f"train.continue_from={node_of(first, 'train').folder.name}@950",
+        graph_of(store, "train.continue_from=train@700", "train.num_train_steps=1900")
+    assert node_of(graph_of(store, f"train.continue_from={node_of(first, 'train').folder.name}@700",
                             "train.num_train_steps=1900"), "train").fingerprint == train.fingerprint  # fmt: skip

@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from experiments.config.compose import group_names, read_choice
-from experiments.config.signatures import MISSING, read_component
+from experiments.config.schema.params import MISSING
+from experiments.config.schema.signatures import read_component
 from experiments.planning import preflight
 from experiments.planning.graph import Graph
 from experiments.planning.pipeline import build
@@ -76,7 +77,8 @@ def test_what_just_works_is_planned(tmp_path: Path) -> None:
 def folder(tmp_path: Path, num_classes: int) -> Path:
     for name in [f"class{c}" for c in range(num_classes)] or ["."]:
         (tmp_path / "pictures" / name).mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (32, 32)).save(tmp_path / "pictures" / name / "a.png")
+        for file in ("a.png", "b.png"):
+            Image.new("RGB", (32, 32)).save(tmp_path / "pictures" / name / file)
     return tmp_path / "pictures"
 
 

@@ -22,12 +22,12 @@ def store(tmp_path):
         for seed in (0, 1):
             params = {"sampler.scale": scale, "train.seed": seed}
             model = made.step(f"train[{seed}]", "train", "model", {"seed": seed, "lr": 1e-4}, (), params)
-            print_ = made.steps[-1]["fingerprint"]
+            identity = made.steps[-1]["fingerprint"]
             own = made.attempt(model)
             lines(own / "journal.jsonl", [(i, {"loss/low": 1.0 / (i + 1 + seed)}) for i in range(5)], int(T0 * 1000))
             made.done(model)
             config = {"sampler": {"name": "s", "scale": scale}}
-            folder = made.step(f"evaluate[{scale},{seed}]", "evaluate", "scores", config, [print_], params)
+            folder = made.step(f"evaluate[{scale},{seed}]", "evaluate", "scores", config, [identity], params)
             scores = {"fid": 10 - scale + seed / 10, "inception_score": 100 * scale - 50 * (scale == 3.0) - 200 * 0}
             write_scores(made.attempt(folder) / "files", "p", {"reference": "val"}, **scores)
             made.done(folder)

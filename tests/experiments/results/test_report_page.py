@@ -133,8 +133,8 @@ def test_a_sweep_becomes_a_table_and_a_chart_with_its_front(tmp_path):
             write_scores(store.attempt(folder) / "files", "p", {"reference": "val"}, **numbers)
             store.done(folder, headline={"name": "fid", "value": 1.0, "protocol": {"name": "p"}})
             (folder / "files").symlink_to("attempts/0001/files")
-            print_ = store.steps[-1]["fingerprint"]
-            inputs.append(Input("evaluate", "scores", folder, print_, {}, {}, params))
+            identity = store.steps[-1]["fingerprint"]
+            inputs.append(Input("evaluate", "scores", folder, identity, {}, {}, params))
     attempt = Attempt(tmp_path / "report", 1)
     report.run(attempt, scores=inputs, tokenizer_scores=[], samples=[], models=[], tokenizers=[])
     attempt.close()

@@ -23,7 +23,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Input, Input]:
 
 
 class Pictures:
-    """A stand-in data set of random grey pictures of 16 x 20."""
+    """A stand-in dataset of random grey pictures of 16 x 20."""
 
     num_classes, class_names, channels = 3, ["a", "b", "c"], 1
 

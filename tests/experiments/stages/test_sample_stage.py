@@ -9,7 +9,7 @@ import torch
 from sample_inputs import make_inputs
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from experiments.config.specs import Input, SamplerSpec
+from experiments.config.specs import Input, ModelSpec, SamplerSpec
 from experiments.running.attempt import Attempt, Stopped
 from experiments.running.components import load_model, load_tokenizer
 from experiments.running.signals import StopFlag
@@ -23,7 +23,9 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Input, Input]:
     return make_inputs(tmp_path_factory)
 
 
-def run(folder: Path, inputs: tuple[Input, Input], number: int = 1, stop: Any = None, **changed: Any) -> Attempt:
+def run(
+    folder: Path, inputs: tuple[Input | ModelSpec, Input], number: int = 1, stop: Any = None, **changed: Any
+) -> Attempt:
     ranks = {name: changed.pop(name) for name in ("rank", "world_size") if name in changed}
     attempt = Attempt(folder, number, stop=stop, **ranks)
     options = {"num_steps": 4, "guidance_scale": 2.0, **changed.pop("sampler", {})}
@@ -101,6 +103,23 @@ def test_classes_seeds_and_untrained_weights(tmp_path: Path, inputs: tuple[Input
     first = read_piece(whole.files / "tokens.npz")["tokens"][:8]
     for attempt in (other, fresh):
         assert not np.array_equal(read_piece(attempt.files / "tokens.npz")["tokens"], first)
+
+
+def test_a_ceiling_needs_a_cache_alone(tmp_path: Path, inputs: tuple[Input, Input]) -> None:
+    model, tokenizer = inputs
+    facts = {name: model.facts[name] for name in ("codebook_size", "num_classes", "grid")}
+    tokens = Input("cache_tokens", "tokens", tmp_path, "e" * 64, {**facts, "class_names": ["a", "b", "c"]}, {})
+    spec = ModelSpec("prenorm", {"dim": 32, "num_layers": 2, "num_heads": 4})
+    asked = {"num_samples": 8, "untrained": True}
+    made = run(tmp_path / "fresh", (spec, tokenizer), tokens=tokens, **asked)
+    assert made.notes.facts["class_names"] == ["a", "b", "c"] and made.notes.facts["untrained"]
+    beside = run(tmp_path / "beside", inputs, **asked)  # the same weights, as a trained model's file describes them
+    first, second = (read_piece(attempt.files / "tokens.npz")["tokens"] for attempt in (made, beside))
+    assert np.array_equal(first, second)
+    assert outputs(run(tmp_path / "both", inputs, tokens=tokens, **asked)) == outputs(beside)
+    for more in ({}, {"tokens": tokens, "untrained": False}):
+        with pytest.raises(ConfigError, match=r"^pipeline.steps.sample.needs: "):
+            run(tmp_path / "refused", (spec, tokenizer), **{**asked, **more})
 
 
 @pytest.mark.parametrize(

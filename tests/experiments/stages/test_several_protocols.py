@@ -128,7 +128,7 @@ def test_published_statistics_serve_only_their_own_network() -> None:
         for n in graph("protocol=[toy,toy_neighbours,toy_fine]", "reference_statistics.statistics=s.npz").nodes.values()
     }
     assert steps["reference_toy_neighbours"].content["statistics"] == "s.npz"
-    assert "statistics" not in steps["reference_toy_fine"].content, "the data set instead"
+    assert "statistics" not in steps["reference_toy_fine"].content, "the dataset instead"
     given = graph("protocol=[toy,toy_fine]", "reference_statistics.statistics=s.npz",
                   "reference_toy_fine.statistics=fine.npz")  # fmt: skip
     own = next(n.request for n in given.nodes.values() if n.request.name == "reference_toy_fine")

@@ -67,7 +67,7 @@ def test_a_server_that_is_away_never_fails_a_run(maskgit, store):
     assert len(list(store.glob("*/*/manifest.json"))) == 2
 
 
-def test_a_step_killed_with_sigkill_is_killed_in_the_window_too(maskgit, store, tmp_path_factory):
+def test_a_step_killed_with_sigkill_is_killed_in_mlflow_too(maskgit, store, tmp_path_factory):
     """Its process dies without a word; the run that started it ships what its files say."""
     from mlflow import MlflowClient
 

@@ -464,9 +464,9 @@ def test_the_ui_command_serves_the_store_on_loopback_and_ends_cleanly(tmp_path, 
     store.done(folder)
     port = free_port()
     command = [sys.executable, "-m", "experiments.cli", "ui", "--store", str(store.root), "--port", str(port)]
-    window = subprocess.Popen(command, cwd=tmp_path, env=PYTHON, stdout=subprocess.PIPE, text=True)
-    STARTED.append(window)
-    for line in window.stdout:
+    server = subprocess.Popen(command, cwd=tmp_path, env=PYTHON, stdout=subprocess.PIPE, text=True)
+    STARTED.append(server)
+    for line in server.stdout:
         if f"http://127.0.0.1:{port}" in line:
             break
     address = f"http://127.0.0.1:{port}/api/2.0/mlflow/experiments/search?max_results=5"
@@ -474,7 +474,7 @@ def test_the_ui_command_serves_the_store_on_loopback_and_ends_cleanly(tmp_path, 
     assert requests.get(address, headers={"Host": "evil.example.org"}, timeout=60).status_code == 403
     busy = subprocess.run([*command, "--no-sync"], cwd=tmp_path, env=PYTHON, capture_output=True, text=True, timeout=60)
     assert busy.returncode == 2 and busy.stderr.startswith("error: --port: ") and busy.stderr.count("\n") == 1
-    window.send_signal(signal.SIGINT)
-    assert window.wait(60) == 0
+    server.send_signal(signal.SIGINT)
+    assert server.wait(60) == 0
     with pytest.raises(requests.ConnectionError):
         requests.get(address, timeout=5)

@@ -1,4 +1,4 @@
-"""Data sets: what the files say is what comes out, and damage is one line before work begins."""
+"""Datasets: what the files say is what comes out, and damage is one line before work begins."""
 
 from __future__ import annotations
 
@@ -201,7 +201,7 @@ def test_center_crop_equals_torchvisions() -> None:
 def test_splits_are_no_classes(pictures: Path) -> None:
     above = pictures.parent
     (above / "set").rename(above / "train")
-    with pytest.raises(DataError, match=r"\[train\] are splits, not classes; set the data set's root to .*/train"):
+    with pytest.raises(DataError, match=r"\[train\] are splits, not classes; set the dataset's root to .*/train"):
         image_folder.Dataset(root=str(above))
     assert image_folder.Dataset(root=str(above), split="train").num_classes == 2
     (above / "bus").mkdir()

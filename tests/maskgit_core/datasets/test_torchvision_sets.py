@@ -1,4 +1,4 @@
-"""torchvision's data sets read through its own classes, from small files in its layouts."""
+"""torchvision's datasets read through its own classes, from small files in its layouts."""
 
 from __future__ import annotations
 

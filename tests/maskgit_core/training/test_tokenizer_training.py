@@ -34,6 +34,7 @@ SETTINGS = {
     "accumulated": {**ADVERSARIAL, "accumulate": 2, "adaptive_weight": False},
     "bf16": {"precision": "bf16", **ADVERSARIAL},
     "vqgan": {"network": "vqgan", **ADVERSARIAL},
+    "muon": {"optimizer": "muon", **ADVERSARIAL, "ema_decay": 0.9},
 }
 OF_TOKENIZER = ("quantizer", "normalised", "fsq_levels")
 
@@ -87,7 +88,7 @@ def test_stopped_anywhere_it_goes_on_bit_for_bit(setting, tmp_path):
                 assert torch.equal(a, b), f"cut at {cut}: {name}"
 
 
-DIVIDED = ("normalised", "gradient", "lfq", "adversarial", "accumulated")
+DIVIDED = ("normalised", "gradient", "lfq", "adversarial", "accumulated", "muon")
 
 
 def one_step(setting, path, step, rank=0, processes=1):

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from experiments.config.signatures import Hint, Param
+from experiments.config.schema.params import Hint, Param
 from maskgit_core.errors import ConfigError, suggestion
 
 

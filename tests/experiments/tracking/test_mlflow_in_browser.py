@@ -34,7 +34,7 @@ def _needs_chromium():
 
 
 @pytest.fixture
-def window(maskgit, store, tmp_path, tmp_path_factory):
+def address(maskgit, store, tmp_path, tmp_path_factory):
     """The address of MLflow on the store of a sweep over train.lr that `maskgit run` really ran."""
     store.mkdir()
     shutil.copy(empty_database(tmp_path_factory), store / "mlflow.db")
@@ -49,7 +49,7 @@ def window(maskgit, store, tmp_path, tmp_path_factory):
         server.stop(process)
 
 
-def test_a_sweep_is_nested_below_its_parent_and_one_selection_plots_lr_against_the_score(window, store, tmp_path):
+def test_a_sweep_is_nested_below_its_parent_and_one_selection_plots_lr_against_the_score(address, store, tmp_path):
     from mlflow import MlflowClient
 
     client = MlflowClient(f"sqlite:///{store}/mlflow.db")
@@ -58,7 +58,7 @@ def test_a_sweep_is_nested_below_its_parent_and_one_selection_plots_lr_against_t
     wanted = sorted([float(r.data.params["train.lr"]), r.data.metrics["fd_toy"]] for r in scored)
     assert [lr for lr, _ in wanted] == RATES
     with Browser(tmp_path) as browser:
-        browser.open(f"{window}/#/experiments/{experiment}/runs")
+        browser.open(f"{address}/#/experiments/{experiment}/runs")
         assert "evaluate[lr=0.01]" not in browser.wait_for_text("rates 2", "matching runs")
         browser.click("[data-component-id='mlflow.assistant.chat_panel.close']")
         browser.click("button[data-component-id*=runnamecellrenderer]")  # opens the parent

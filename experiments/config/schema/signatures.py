@@ -2,20 +2,22 @@
 
 The grammar of hints: `int float bool str`, `None`, `X | Y`, `Optional[X]`, `Literal[...]`, `tuple[X, ...]`,
 `tuple[X, Y]`, `list[X]`, `dict[str, X]`, component specs, `Input`, and the marks of `maskgit_core/hints.py`. Names of
-aliases and constants are followed to where they are assigned, also across `from ... import ...`. A stage may take a
-frozen dataclass (`recipe: Recipe`): its fields are keys of the stage's block like any other.
+aliases and constants are followed to where they are assigned, also across `from ... import ...`. A component may be a
+frozen dataclass (its fields are its keys, those of its bases included), and a stage may take one (`recipe: Recipe`).
 """
 
 from __future__ import annotations
 
 import ast
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from experiments.config.schema.params import Hint, Param, Signature
 from maskgit_core.errors import ConfigError
+from maskgit_core.models import present_module
 
 SCALARS = ("int", "float", "bool", "str")
 MARKS = {"Derived": "derived", "Execution": "execution", "Content": "content", "Weights": "weights"}
@@ -24,77 +26,6 @@ SPEC_NAMES = {
     **{name: name for name in ("Tokenizer", "Model", "Sampler", "Dataset", "Extractor", "Metric")},
 }
 _KNOWN = "Range, Divides, Neutral, Revised, UnusedIf, Kind"
-MISSING: Any = type("Missing", (), {"__repr__": lambda self: "MISSING"})()
-
-
-@dataclass(frozen=True)
-class Hint:
-    """A type hint as data.
-
-    `form` is a scalar's name, `none`, `literal`, `union`, `tuple`, `list`, `dict`, `spec` or `input`.
-    """
-
-    form: str
-    args: tuple[Any, ...] = ()
-
-    def __str__(self) -> str:
-        if self.form == "literal":
-            return "one of [" + ", ".join(map(str, self.args)) + "]"
-        if self.form == "union":
-            return " or ".join(map(str, self.args))
-        if self.form in ("tuple", "list"):
-            return f"{self.form} of " + ", ".join("..." if a is Ellipsis else str(a) for a in self.args)
-        if self.form == "spec":
-            return f"a {self.args[0].lower()} (a mapping with `name`)"
-        return {"none": "null", "dict": "mapping", "input": "artifact"}.get(self.form, self.form)
-
-
-@dataclass(frozen=True)
-class Param:
-    """One keyword of a signature."""
-
-    name: str
-    hint: Hint
-    default: Any = MISSING
-    marks: frozenset[str] = frozenset()
-    kind: str | None = None  # artifact kind, for inputs
-    low: float | None = None
-    high: float | None = None
-    low_open: bool = False
-    high_open: bool = False
-    divides: str | None = None  # another parameter
-    neutral: Any = MISSING
-    revision: int | None = None  # the meaning of its values changed ...
-    unrevised: tuple[Any, ...] = ()  # ... but for these
-    unused_if: tuple[str, Any] | None = None  # another parameter and its value with which this one does nothing
-    group: str = ""  # the stage's parameter whose dataclass has this field
-
-    @property
-    def required(self) -> bool:
-        """True where there is no default."""
-        return self.default is MISSING
-
-    def forms(self) -> set[str]:
-        """The outermost forms the hint allows."""
-        return {h.form for h in self.hint.args} if self.hint.form == "union" else {self.hint.form}
-
-    def entry(self) -> Param | None:
-        """One entry's parameter where this is a mapping of names to components (`dict[str, ExtractorSpec]`)."""
-        for hint in self.hint.args if self.hint.form == "union" else (self.hint,):
-            if hint.form == "dict" and hint.args and hint.args[0].form == "spec":
-                return replace(self, hint=hint.args[0])
-        return None
-
-
-@dataclass(frozen=True)
-class Signature:
-    """The keyword-only parameters of a component's constructor or of a stage's `run`, and the module's constants."""
-
-    module: str
-    path: Path
-    params: dict[str, Param]
-    constants: dict[str, Any] = field(default_factory=dict)
-    groups: dict[str, tuple[str, str]] = field(default_factory=dict)  # parameter -> module and name of its dataclass
 
 
 def read_component(module: str, class_name: str, key: str) -> Signature:
@@ -111,7 +42,7 @@ def source_file(module: str) -> Path | None:
     """The file of a dotted module, found without importing it; None where there is none."""
     if module in _found:
         return _found[module]
-    package, _, rest = module.partition(".")
+    package, _, rest = present_module(module).partition(".")
     spec = find_spec(package)
     for place in (spec.submodule_search_locations or []) if spec else []:
         path = Path(place, *rest.split(".")).with_suffix(".py")
@@ -130,30 +61,52 @@ def _read(module: str, class_name: str | None, key: str) -> Signature:
     if path is None:
         raise ConfigError(f"{key}: there is no module {module}")
     tree = _tree(path)
-    body = tree.body
-    if class_name is not None:
-        owner = next((n for n in body if isinstance(n, ast.ClassDef) and n.name == class_name), None)
-        if owner is None:
-            raise ConfigError(f"{key}: {path.name} has no class {class_name}")
-        body = owner.body
-    wanted = "run" if class_name is None else "__init__"
-    function = next((n for n in body if isinstance(n, ast.FunctionDef) and n.name == wanted), None)
-    if function is None:
-        if class_name is not None:
-            return Signature(module, path, {}, _constants(tree))
-        raise ConfigError(f"{key}: {path.name} has no function run")
-    if function.args.kwarg is not None or (class_name is not None and len(function.args.args) > 1):
-        raise ConfigError(f"{key}: {path.name}: {wanted} must take keyword-only arguments; its signature is the schema")
     signature = Signature(module, path, {}, _constants(tree))
+    wanted: tuple[type, str] = (ast.FunctionDef, "run") if class_name is None else (ast.ClassDef, class_name)
+    node = next((n for n in tree.body if isinstance(n, wanted[0]) and getattr(n, "name", None) == wanted[1]), None)
+    if node is None:
+        raise ConfigError(f"{key}: {path.name} has no {'function' if class_name is None else 'class'} {wanted[1]}")
+    try:
+        signature.params.update(_keys(node, module, signature.groups))
+    except ValueError as error:
+        raise ConfigError(f"{key}{error}") from None
+    return signature
+
+
+def _keys(node: ast.stmt, module: str, groups: dict[str, tuple[str, str]]) -> dict[str, Param]:
+    """The keys of a function or class: keyword-only arguments, fields of a dataclass, or those of its first base."""
+    path = source_file(module) or source_file(f"{module}.__init__")
+    name = path.name if path is not None else module
+    if isinstance(node, ast.FunctionDef):
+        if node.args.kwarg is not None or len(node.args.args) > 1:
+            raise ValueError(f": {name}: {node.name} must take keyword-only arguments; its signature is the schema")
+        return _arguments(node, module, name, groups)
+    assert isinstance(node, ast.ClassDef)
+    if _is_dataclass(node):
+        try:
+            return _fields(node, module)
+        except ValueError as error:
+            raise ValueError(f": {name}: {node.name}: {error}") from None
+    own = next((n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"), None)
+    if own is not None:
+        return _keys(own, module, groups)
+    bases = (_definition(ast.unparse(base), module) for base in node.bases)
+    return next((_keys(b[0], b[1], groups) for b in bases if b is not None and isinstance(b[0], ast.ClassDef)), {})
+
+
+def _arguments(
+    function: ast.FunctionDef, module: str, file: str, groups: dict[str, tuple[str, str]]
+) -> dict[str, Param]:
+    params: dict[str, Param] = {}
     for argument, default in zip(function.args.kwonlyargs, function.args.kw_defaults, strict=True):
         try:
-            for param in _params(argument, default, module, signature.groups):
-                if param.name in signature.params:
+            for param in _params(argument, default, module, groups):
+                if param.name in params:
                     raise ValueError(f"{param.name} is declared twice")
-                signature.params[param.name] = param
+                params[param.name] = param
         except ValueError as error:
-            raise ConfigError(f"{key}.{argument.arg}: {path.name} line {argument.lineno}: {error}") from None
-    return signature
+            raise ValueError(f".{argument.arg}: {file} line {argument.lineno}: {error}") from None
+    return params
 
 
 @cache
@@ -198,15 +151,18 @@ def _param(name: str, hint: ast.expr, default: ast.expr | None, module: str) -> 
     return param if default is None else replace(param, default=_literal(default, module))
 
 
+def _is_dataclass(node: ast.AST) -> bool:
+    return isinstance(node, ast.ClassDef) and any("dataclass" in ast.unparse(d) for d in node.decorator_list)
+
+
 def _fields(node: ast.expr | ast.ClassDef, module: str) -> dict[str, Param]:
     """The fields of a dataclass, those of its bases first."""
-    decorators = [ast.unparse(d) for d in node.decorator_list] if isinstance(node, ast.ClassDef) else []
-    if not isinstance(node, ast.ClassDef) or not any("dataclass" in d and "frozen=True" in d for d in decorators):
+    if not isinstance(node, ast.ClassDef) or not any("frozen=True" in ast.unparse(d) for d in node.decorator_list):
         raise ValueError("only the fields of a frozen dataclass can be keys of a config")
     fields: dict[str, Param] = {}
-    for base in node.bases:
+    for base in reversed(node.bases):
         definition = _definition(ast.unparse(base), module)
-        if definition is not None:
+        if definition is not None and _is_dataclass(definition[0]):
             fields |= _fields(*definition)
     for inner in node.body:
         if isinstance(inner, ast.AnnAssign) and not ast.unparse(inner.annotation).startswith("ClassVar"):
@@ -308,7 +264,7 @@ def _is_any(node: ast.expr) -> bool:
 
 def _definition(name: str, module: str) -> tuple[ast.expr | ast.ClassDef, str] | None:
     """The class or expression that `name` means at the top of `module`, followed through imports; and its module."""
-    path = source_file(module)
+    path = source_file(module) or source_file(f"{module}.__init__")
     if path is None:
         return None
     for node in _tree(path).body:
@@ -320,7 +276,7 @@ def _definition(name: str, module: str) -> tuple[ast.expr | ast.ClassDef, str] |
             return (node.value, module) if node.value is not None else None
         if isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
             for alias in node.names:
-                if (alias.asname or alias.name) == name and source_file(node.module) is not None:
+                if (alias.asname or alias.name) == name:
                     return _definition(alias.name, node.module)
     return None
 

@@ -1,13 +1,16 @@
-"""Finds the source files of stages and components, in this project and then in plugins."""
+"""Finds the source files of stages and components, in this project and then in plugins, and a parameter's value."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
+from typing import Any
 
-from experiments.config.signatures import Signature, read_component, read_stage, source_file
-from maskgit_core.errors import unknown_name
+from experiments.config.schema.params import MISSING, Param, Signature
+from experiments.config.schema.signatures import read_component, read_stage, source_file
+from maskgit_core.errors import SYNONYMS, unknown_name
+from maskgit_core.models import RENAMED, present_module
 
 #: Class of a component -> its folder.
 FOLDERS = {
@@ -18,6 +21,11 @@ FOLDERS = {
     "Extractor": "extractors",
     "Metric": "metrics",
 }
+
+
+def present_name(base: str, name: object) -> object:
+    """The name that a component of class `base` has now, whichever of its names is given."""
+    return RENAMED.get(str(name), name) if base == "Model" else name
 
 
 class Sources:
@@ -50,7 +58,7 @@ class Sources:
         """
         if re.fullmatch(r"[A-Za-z0-9_]+(/[A-Za-z0-9_]+)*", name):
             for package in ("maskgit_core", *self._plugins):
-                module = f"{package}.{FOLDERS[base]}.{name.replace('/', '.')}"
+                module = present_module(f"{package}.{FOLDERS[base]}.{name.replace('/', '.')}")
                 if source_file(module) is not None:
                     return read_component(module, base, key)
         raise unknown_name(f"{key}.name", name, self.components(base), base.lower())
@@ -69,6 +77,19 @@ class Sources:
         stages = [self.stage(name, name).params.values() for name in self.stages()]
         return {p.name for params in stages for p in params if "derived" not in p.marks}
 
+    def places(self, key: str, config: Mapping[str, Any], signatures: Mapping[str, Signature]) -> list[str]:
+        """Dotted keys that `key` may mean: options of that name, or of a usual synonym, of what is configured."""
+        wanted, found = dict.fromkeys([key, *SYNONYMS.get(key.lower(), ())]), []
+        for base in FOLDERS:
+            block = config.get(base.lower())
+            name = block.get("name") if isinstance(block, Mapping) else None
+            if isinstance(name, str):
+                params = self.component(base, name, base.lower()).params
+                found += [f"{base.lower()}.{option}" for option in wanted if option in params]
+        steps = sorted(signatures, key=lambda step: step != "train")
+        found += [f"{step}.{option}" for step in steps for option in wanted if option in signatures[step].params]
+        return found
+
     def _names(self, folder: str, package: str) -> list[str]:
         """The files of a folder; listed once, as every point of a sweep asks."""
         if folder not in self._listed:
@@ -80,3 +101,28 @@ class Sources:
                     names += [name for name in files if not name.rsplit("/", 1)[-1].startswith("_")]
             self._listed[folder] = sorted(names)
         return self._listed[folder]
+
+
+def find_value(
+    param: Param, stage: str, blocks: Sequence[str], config: Mapping[str, Any], top: Sequence[str]
+) -> tuple[str, Any]:
+    """The place of a stage parameter's value: the step's block over the stage's over the top level."""
+    key, value = f"{stage}.{param.name}", MISSING
+    if param.name in top:
+        key, value = param.name, config[param.name]
+    for block in blocks:
+        if param.name in config[block]:
+            inner = config[block][param.name]
+            if param.base and _is_same_component(param.base, value, inner):
+                value = {**value, **inner}
+            else:
+                value = inner
+            key = f"{block}.{param.name}"
+    return key, value
+
+
+def _is_same_component(base: str, above: Any, inner: Any) -> bool:
+    """True where options of one block go over those of another: both mean the component of one name."""
+    if not isinstance(inner, Mapping) or not isinstance(above, Mapping):
+        return False
+    return "name" not in inner or present_name(base, inner["name"]) == present_name(base, above.get("name"))
