@@ -59,7 +59,7 @@ class Notes:
 
 
 def origin(cell: Cell) -> str:
-    """Run uids and commits behind a reproduced cell, with the number of images and the reference of each, and what changed since."""
+    """Run uids and commits behind a reproduced cell, with images and reference of each, and code that has changed."""
     about = [_measured(score) for score in cell.scores] or [""] * len(cell.results)
     runs = [f"{r.run} at {r.commit[:12] or 'no commit'}" for r in cell.results]
     changed = cell.results[0].old_code if cell.results else ()
