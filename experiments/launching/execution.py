@@ -58,8 +58,8 @@ def start(
     with _one_at_a_time(store) if launcher.is_detached else nullcontext():
         for line in mend(graph, store):
             print(coloured(f"warning: {line}", "yellow"), file=sys.stderr)
-        planned = plan(graph, redo, with_queue=launcher.is_detached, reuse_old_code=reuse_old_code)
-        planned = restricted(planned, only)
+        found = plan(graph, redo, with_queue=launcher.is_detached, reuse_old_code=reuse_old_code)
+        planned = restricted(found, only)
         missing = [s for s in planned if s.action != "done" and s.node.maker is None]
         chosen = to_submit(planned) if launcher.is_detached else missing
         if voice != "quiet" and not (chosen and launcher.is_detached):
@@ -76,8 +76,7 @@ def start(
         check_datasets(planned)
         set_aside(planned)
         prepare(graph, planned, store, uid=uid)
-        for step in chosen:
-            (step.node.folder / "logs").mkdir(parents=True, exist_ok=True)
+        _make_log_folders(chosen)
         context = launch_context(graph, planned, keys, store, uid) if launcher.is_detached else None
         if not launcher.is_detached:
             announce(store.root, uid)
@@ -94,6 +93,11 @@ def start(
         _report_submission(graph, len(chosen), uid)
         return 0
     return _end(graph, store, todo, outcomes)
+
+
+def _make_log_folders(chosen: Sequence[PlannedStep]) -> None:
+    for step in chosen:
+        (step.node.folder / "logs").mkdir(parents=True, exist_ok=True)
 
 
 def _say_nothing_runs(graph: Graph, store: Store, *, is_done: bool) -> None:
