@@ -41,9 +41,7 @@ def start(
     reuse_old_code: bool = False,
     voice: Voice = "normal",
 ) -> int:
-    """Plans, prepares and launches whatever is missing; returns the exit code.
-
-    Inline and local launches are reported when all has ended, launches into a queue when all is submitted.
+    """Plans, prepares and launches what is missing; returns the exit code once all has ended, or been submitted.
 
     Args:
         redo: names of steps to run again although they are done.
@@ -58,8 +56,8 @@ def start(
     with _one_at_a_time(store) if launcher.is_detached else nullcontext():
         for line in mend(graph, store):
             print(coloured(f"warning: {line}", "yellow"), file=sys.stderr)
-        found = plan(graph, redo, with_queue=launcher.is_detached, reuse_old_code=reuse_old_code)
-        planned = restricted(found, only)
+        whole = plan(graph, redo, with_queue=launcher.is_detached, reuse_old_code=reuse_old_code)
+        planned = restricted(whole, only)
         missing = [s for s in planned if s.action != "done" and s.node.maker is None]
         chosen = to_submit(planned) if launcher.is_detached else missing
         if voice != "quiet" and not (chosen and launcher.is_detached):
