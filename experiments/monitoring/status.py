@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from experiments.store.records import PipelineRecord, PipelineStep
+<<<<<<< HEAD
 from experiments.store.typed_json import Block
 
 if TYPE_CHECKING:
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
 
     from experiments.store.claims import JobAlive
     from launchers.cluster.queue import QueueEntry
+=======
+from experiments.store.typed_json import DamagedError
+>>>>>>> main
 
 
 def rows_of(record: PipelineRecord, store: Path) -> list[Block]:
@@ -25,15 +29,31 @@ def rows_of(record: PipelineRecord, store: Path) -> list[Block]:
     states: dict[str, str] = {}
     rows = []
     for entry in record.steps:
-        row = row_of(entry, store, alive, queued, states)
+        try:
+            row = row_of(entry, store, alive, queued, states)
+        except DamagedError as error:
+            row = _damaged_row(entry, store, error)
         states[entry.fingerprint] = row["state"]
         rows.append(row)
     return rows
 
 
+<<<<<<< HEAD
 def row_of(
     entry: PipelineStep, store: Path, alive: JobAlive | None, queued: Mapping[str, QueueEntry], states: dict[str, str]
 ) -> Block:
+=======
+def _damaged_row(entry: PipelineStep, store: Path, error: DamagedError) -> Block:
+    """A step of which nothing can be told, so that the others are shown all the same."""
+    unknown = dict.fromkeys(("job", "owner", "seconds", "headline", "progress"))
+    name = f"{error.path.name} is damaged ({error.problem}); maskgit run repairs it or runs the step again"
+    return {"name": entry.name, "stage": entry.stage, "state": "damaged", "attempt": 0, "reason": name, **unknown,
+            "folder": str(store / entry.folder), "fingerprint": entry.fingerprint,
+            "params": entry.params}  # fmt: skip
+
+
+def row_of(entry: PipelineStep, store: Path, alive: Any, queued: Any, states: dict[str, str]) -> Block:
+>>>>>>> main
     """One step's state: from its files first, then the queue, then what it waits for."""
     from experiments.monitoring.queue import retried, running_tasks
     from experiments.store.paths import StepFolder
