@@ -7,17 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from experiments.store.records import PipelineRecord, PipelineStep
-<<<<<<< HEAD
-from experiments.store.typed_json import Block
+from experiments.store.typed_json import Block, DamagedError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from experiments.store.claims import JobAlive
     from launchers.cluster.queue import QueueEntry
-=======
-from experiments.store.typed_json import DamagedError
->>>>>>> main
 
 
 def rows_of(record: PipelineRecord, store: Path) -> list[Block]:
@@ -38,11 +34,6 @@ def rows_of(record: PipelineRecord, store: Path) -> list[Block]:
     return rows
 
 
-<<<<<<< HEAD
-def row_of(
-    entry: PipelineStep, store: Path, alive: JobAlive | None, queued: Mapping[str, QueueEntry], states: dict[str, str]
-) -> Block:
-=======
 def _damaged_row(entry: PipelineStep, store: Path, error: DamagedError) -> Block:
     """A step of which nothing can be told, so that the others are shown all the same."""
     unknown = dict.fromkeys(("job", "owner", "seconds", "headline", "progress"))
@@ -52,8 +43,9 @@ def _damaged_row(entry: PipelineStep, store: Path, error: DamagedError) -> Block
             "params": entry.params}  # fmt: skip
 
 
-def row_of(entry: PipelineStep, store: Path, alive: Any, queued: Any, states: dict[str, str]) -> Block:
->>>>>>> main
+def row_of(
+    entry: PipelineStep, store: Path, alive: JobAlive | None, queued: Mapping[str, QueueEntry], states: dict[str, str]
+) -> Block:
     """One step's state: from its files first, then the queue, then what it waits for."""
     from experiments.monitoring.queue import retried, running_tasks
     from experiments.store.paths import StepFolder

@@ -15,7 +15,7 @@ from experiments.store.claims import JobAlive
 from experiments.store.code_digests import CodeNow
 from experiments.store.documents import Manifest, Record, Request
 from experiments.store.step_folder import Status, check_outputs, status
-from experiments.store.typed_json import Options, plain
+from experiments.store.typed_json import Block, Options, plain
 from maskgit_core.errors import ArtifactError, ConfigError
 
 Action = Literal["done", "running", "queued", "run", "check"]
@@ -61,12 +61,8 @@ class Planner:
         *,
         redo: Collection[str] = (),
         job_alive: JobAlive | None = None,
-<<<<<<< HEAD
-        queued: Options | None = None,
-=======
         queued: Options | None = None,
         reuse_old_code: bool = False,
->>>>>>> main
     ) -> None:
         self._graph = graph
         self._queued = queued or {}
@@ -74,7 +70,7 @@ class Planner:
         self._reuse_old_code = reuse_old_code
         self._mixing: Mapping[str, tuple[str, ...]] = {}  # fingerprint -> modules that have changed since it was made
         self._job_alive = job_alive
-        self._siblings: dict[Path, list[tuple[Path, dict[str, object]]]] = {}
+        self._siblings: dict[Path, list[tuple[Path, Block]]] = {}
         self._code = CodeNow(source_file)
         known = {n.request.name for n in graph.nodes.values()} | {n.name for n in graph.nodes.values()}
         for name in self._redo - known:
