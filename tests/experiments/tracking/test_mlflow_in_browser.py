@@ -9,6 +9,7 @@ from conftest import LAB
 from mlflow_server import empty_database, free_port
 
 from experiments.tracking import server
+from experiments.tracking.pages import runs_page
 
 pytestmark = pytest.mark.chromium
 RATES = [0.01, 0.03, 0.1, 0.3, 0.7, 0.9]
@@ -77,4 +78,11 @@ def test_a_sweep_is_nested_below_its_parent_and_one_selection_plots_lr_against_t
         plotted = browser.wait(lambda: browser.run(DOTS), "dots")
         assert sorted(plotted) == wanted
         browser.screenshot(tmp_path / "compare.png")
+        best = min(scored, key=lambda r: (r.data.metrics["fd_toy"], float(r.data.params["train.lr"])))
+        browser.open(f"{window}/#/experiments/{experiment}/runs/{best.info.run_id}/artifacts/samples.png")
+        drawn = (
+            "return [...document.images].some(i => i.src.includes('samples.png') && i.naturalWidth === 16) || "
+            "[...document.images].some(i => i.naturalWidth === 16 && i.naturalHeight === 8)"
+        )
+        browser.wait(lambda: browser.run(drawn), "the best one's samples")
     assert not browser.left(), "the browser is gone, and everything it started"
