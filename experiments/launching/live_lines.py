@@ -83,7 +83,7 @@ class LiveLines:
 
 
 def _note(call: Call, since: float) -> dict[str, Any] | None:
-    """What the newest attempt said of how far it is; None before it said anything in this launch."""
+    """How far the newest attempt says it is; None before it said anything in this launch."""
     attempts = StepFolder(Path(call.args[0])).attempts()
     found = read_json(attempts[-1].progress) if attempts else None
     return found if isinstance(found, dict) and found.get("time", 0) >= since else None

@@ -1,4 +1,4 @@
-"""What a page says of an execution before any number: what it is, when, where and by which command it was made."""
+"""The head of a page about an execution: what it is, when, where and by which command it was made."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def _laid_out(
 
 
 def direct(name: str, needs: Mapping[str, set[str]]) -> set[str]:
-    """What a step needs without what it also needs through another step."""
+    """The a step needs without what it also needs through another step."""
     through: set[str] = set()
     above = list(needs[name])
     while above:

@@ -140,7 +140,7 @@ def _strip(images: Sequence[Any], alt: str) -> html.Picture | None:
 
 
 def caption(item: Input, name: str) -> str:
-    """What one sees in a picture that a step shows."""
+    """The caption of a picture that a step shows."""
     stem, stage = Path(name).stem, Request.needed(item.folder).stage
     told = CAPTIONS.get((stage, stem), f"{Path(name).name}.")
     names = item.facts.get("class_names")

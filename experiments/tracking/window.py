@@ -1,4 +1,4 @@
-"""What a researcher meets when MLflow opens: notes of experiments, chosen columns, models with their scores.
+"""The look of MLflow for a researcher: notes of experiments, chosen columns, models with their scores.
 
 Works through a client it is given and imports no tracker.
 """
@@ -40,10 +40,8 @@ def columns(runs: Sequence[Run]) -> list[str]:
     return ["attributes.`Duration`", *chosen, *(f"params.`{key}`" for key in varied)][:MAX_COLUMNS]
 
 
-def view(runs: Sequence[Run], run_ids: Mapping[str, str]) -> str:
-    """The content of the tag that holds the view: MLflow's state of the page, deflated; the newest run is unfolded."""
-    newest = max((run for run in runs if run.parent is None), key=lambda run: run.start_ms, default=None)
-    unfolded = {run_ids[newest.uid]: True} if newest is not None and newest.uid in run_ids else {}
+def view(runs: Sequence[Run]) -> str:
+    """The content of the tag that holds the view: MLflow's state of the page, deflated."""
     state = {
         "searchFilter": "",
         "orderByKey": "attributes.start_time",
@@ -53,7 +51,7 @@ def view(runs: Sequence[Run], run_ids: Mapping[str, str]) -> str:
         "datasetsFilter": [],
         "modelVersionFilter": "All Runs",
         "selectedColumns": columns(runs),
-        "runsExpanded": unfolded,
+        "runsExpanded": {},
         "runsPinned": [],
         "runsHidden": [],
         "runListHidden": False,
@@ -85,7 +83,7 @@ def dress(client: Any, experiments: Mapping[str, str], runs: Sequence[Run], run_
     for name, experiment_id in experiments.items():
         own = [run for run in runs if run.experiment == name]
         described = next((t for run in own if (t := run.tags.get("mlflow.note.content"))), "")
-        tags = {"mlflow.note.content": note(name, described), VIEW_TAG + VIEW: view(own, run_ids)}
+        tags = {"mlflow.note.content": note(name, described), VIEW_TAG + VIEW: view(own)}
         present = client.get_experiment(experiment_id).tags
         for key, value in tags.items():
             if present.get(key) != value and len(value) < 5000:
@@ -111,9 +109,8 @@ def _register(client: Any, experiment_id: str, run: Run, run_id: str, runs: Sequ
         logged = client.search_logged_models([experiment_id], filter_string=f"tags.fingerprint = '{fingerprint}'")
         if not logged:
             return
-        model_id = logged[0].model_id
-        client.create_model_version(name, f"models:/{model_id}", run_id, tags=tags, model_id=model_id,
-                                    description=run.name)  # fmt: skip
+        client.create_model_version(name, logged[0].artifact_location, run_id, tags=tags, description=run.name,
+                                    model_id=logged[0].model_id)  # fmt: skip
         return
     for key, value in tags.items():
         if found[0].tags.get(key) != value:

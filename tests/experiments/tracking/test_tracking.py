@@ -515,10 +515,9 @@ def test_a_trained_model_is_registered_with_its_scores(store):
     trained(store)
     evaluated(store, [store.steps[0]["fingerprint"]])
     ship(store.root)
-    client = MlflowClient(f"sqlite:///{store.root}/mlflow.db")
-    (version,) = client.search_model_versions("name = 'toy.train'")
+    (version,) = client(store.root).search_model_versions("name = 'toy.train'")
     assert version.tags["fid"] == "2.5" and version.tags["fingerprint"] == store.steps[0]["fingerprint"]
     ship(store.root)
-    assert len(client.search_model_versions("name = 'toy.train'")) == 1
-    tags = client.get_experiment_by_name("toy").tags
+    assert len(client(store.root).search_model_versions("name = 'toy.train'")) == 1
+    tags = client(store.root).get_experiment_by_name("toy").tags
     assert tags["mlflow.note.content"] == "a toy" and tags["mlflow.sharedViewState.maskgit"].startswith("deflate;")
