@@ -25,6 +25,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     request_arguments(parser)
     part_arguments(parser)
     parser.add_argument("--redo", action="append", default=[], metavar="STEP", help="as if this step had to run again")
+    parser.add_argument("--reuse-old-code", action="store_true", help="keep a sweep's points that older code made")
     parser.add_argument("--sbatch", action="store_true", help="print the job scripts (launcher=slurm)")
     parser.add_argument("--dot", action="store_true", help="the DAG for Graphviz: maskgit plan ... --dot | dot -Tsvg")
     parser.add_argument("--json", action="store_true", help="machine-readable output")
@@ -32,7 +33,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Prints the plan."""
-    from experiments.launching.bill import bill, scripts
+    from experiments.launching.bill import bill, queue_estimate, scripts
     from experiments.launching.calls import load_launcher
     from experiments.launching.submission import plan
     from experiments.planning.absent_weights import with_absent_weights
@@ -40,7 +41,7 @@ def main(args: argparse.Namespace) -> int:
 
     graph = build(args.overrides, config_dirs(args), check=lambda settings: load_launcher(settings["launcher"]),
                   part=part_of(args), allow_absent=True)  # fmt: skip
-    planned = with_absent_weights(plan(graph, args.redo), graph.absent)
+    planned = with_absent_weights(plan(graph, args.redo, reuse_old_code=args.reuse_old_code), graph.absent)
     if args.json:
         rows = [
             {
@@ -72,6 +73,6 @@ def main(args: argparse.Namespace) -> int:
     print(*graph.notes, sep="\n", end="\n" if graph.notes else "")
     print_plan(planned)
     if launcher.is_detached:
-        print(*bill(graph, planned), sep="\n")
+        print(*bill(graph, planned), *queue_estimate(graph, planned, launcher), sep="\n")
     print(*graph.left_out, sep="\n", end="\n" if graph.left_out else "")
     return 0

@@ -16,8 +16,8 @@ from typing import Any
 from experiments.config.needs import Need, match_needs, reference
 from experiments.config.resources import step_resources
 from experiments.config.schema.coercion import coerce
-from experiments.config.schema.params import MISSING, Param, Signature
-from experiments.config.schema.sources import Sources, present_name
+from experiments.config.schema.params import MISSING, Hint, Param, Signature
+from experiments.config.schema.sources import Sources, find_value, present_name
 from maskgit_core.errors import ConfigError, unknown_key
 from maskgit_core.models import first_name
 
@@ -44,6 +44,9 @@ class StepRequest:
     modules: Mapping[str, str]  # dotted key of a component -> its module
     needs: Mapping[str, tuple[Need, ...]]  # parameter -> upstream steps
     resources: Mapping[str, Any] = field(default_factory=dict)
+    made_for: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # the model that the sampler's settings were published with
 
 
 @dataclass
@@ -56,6 +59,7 @@ class _Parts:
     content: dict[str, Any] = field(default_factory=dict)
     weights: dict[str, str] = field(default_factory=dict)
     modules: dict[str, str] = field(default_factory=dict)
+    made_for: dict[str, Any] = field(default_factory=dict)
 
 
 class Checker:
@@ -175,7 +179,7 @@ class Checker:
             for block in blocks:
                 _refuse_unknown(block, config[block], signature)
             for param in signature.params.values():
-                key, value = _find(param, stage, blocks, config, top)
+                key, value = find_value(param, stage, blocks, config, top)
                 if param.kind is not None and isinstance(value, str):
                     needs[param.name], value = (reference(name, param, key, value, kinds),), MISSING
                 self._take(param, key, value, param.name, parts, param.name in needs)
@@ -232,6 +236,9 @@ class Checker:
         base, name = param.base, present_name(param.base, value.get("name"))
         if not isinstance(name, str):
             raise ConfigError(f"{key}.name: missing; one of [{', '.join(self._sources.components(base))}]")
+        if base == "Sampler" and "made_for" in value:
+            parts.made_for = self._made_for(f"{key}.made_for", value["made_for"])
+            value = {k: v for k, v in value.items() if k != "made_for"}
         signature = self._sources.component(base, name, key)
         self._refuse_options_of_others(base, name, key, value, signature)
         _refuse_unknown(key, {k: v for k, v in value.items() if k != "name"}, signature)
@@ -247,6 +254,14 @@ class Checker:
         for mine, theirs in ((parts.execution, inner.execution), (parts.content, inner.content),
                              (parts.weights, inner.weights), (parts.modules, inner.modules)):  # fmt: skip
             mine.update({f"{path}.{k}": v for k, v in theirs.items()})
+
+    def _made_for(self, key: str, value: Any) -> dict[str, Any]:
+        """The model that a sampler's settings were made for: its name, and options that tell its size."""
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{key}: found {value!r}; it must be a mapping with the `name` of a model")
+        parts = _Parts()
+        self._component(Param("model", Hint("spec", ("Model",))), key, value, "model", parts)
+        return {option: parts.config["model"].get(option) for option in value}
 
     def _refuse_options_of_others(
         self, base: str, name: str, key: str, value: Mapping[str, Any], signature: Signature
@@ -311,28 +326,3 @@ def _refuse_remainder(param: Param, key: str, values: Mapping[str, Any]) -> None
             f"{key}.{param.name}: {values[param.name]} does not divide {key}.{param.divides} "
             f"({values[param.divides]}); give a divisor of it"
         )
-
-
-def _find(
-    param: Param, stage: str, blocks: Sequence[str], config: Mapping[str, Any], top: Sequence[str]
-) -> tuple[str, Any]:
-    """The place of a stage parameter's value: the step's block over the stage's over the top level."""
-    key, value = f"{stage}.{param.name}", MISSING
-    if param.name in top:
-        key, value = param.name, config[param.name]
-    for block in blocks:
-        if param.name in config[block]:
-            inner = config[block][param.name]
-            if param.base and _is_same_component(param.base, value, inner):
-                value = {**value, **inner}
-            else:
-                value = inner
-            key = f"{block}.{param.name}"
-    return key, value
-
-
-def _is_same_component(base: str, above: Any, inner: Any) -> bool:
-    """True where options of one block go over those of another: both mean the component of one name."""
-    if not isinstance(inner, Mapping) or not isinstance(above, Mapping):
-        return False
-    return "name" not in inner or present_name(base, inner["name"]) == present_name(base, above.get("name"))

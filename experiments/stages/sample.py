@@ -12,7 +12,7 @@ by one; a killed run goes on with the missing ones. Publishes `images.npz` (`arr
 | model | the model, or a checkpoint that its training keeps: `sample.model=train@50000` |
 | weights | `model` (moving average where there is one) or `raw` |
 | untrained | fresh random weights instead: the ceiling that a score can be placed under |
-| tokens | with `untrained`: a cache that tells codebook, grid and classes, so that no trained model is waited for |
+| tokens | with `untrained` and no `model`: a cache that tells codebook, grid and classes of the model that is meant |
 | precision | of the forward pass: fp32, bf16 or fp16 |
 | grid_columns, grid_rows | of the picture |
 | png | also writes every image as `png/<index>.png`; with `png_folders=class` as `png/<class>/<index>.png` |
@@ -168,11 +168,13 @@ def share(attempt: Attempt, maker: Any, num_samples: int, batch_size: int, piece
     for place in iterate(attempt, mine):
         first, end = ranges[place]
         if not paths[place].is_file():
-            began = time.perf_counter()
+            began, cpu_began = time.perf_counter(), time.process_time()
             batches = [maker.make(at, min(at + batch_size, end)) for at in range(first, end, batch_size)]
             arrays = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
             attempt.publish(paths[place], partial(write_piece, arrays=arrays))
-            attempt.log({"images_per_s": (end - first) / (time.perf_counter() - began)}, step=end)
+            rate = (end - first) / (time.perf_counter() - began)
+            cpu_s = (time.process_time() - cpu_began) / (end - first)
+            attempt.log({"images_per_s": rate, "cpu_seconds_per_image": cpu_s}, step=end)
         progress.update(end - first)
     progress.close()
     if attempt.is_main:

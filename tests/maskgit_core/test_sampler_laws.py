@@ -194,6 +194,7 @@ def test_halton_order_covers_every_cell_of_any_grid(grid: tuple[int, int]) -> No
 def test_settings_of_halton_maskgits_first_version_give_its_values_at_every_step() -> None:
     settings = yaml.safe_load((Path(__file__).parents[2] / "conf/sampler/halton_confidence.yaml").read_text())
     steps, scale, choice = settings["num_steps"], settings["guidance_scale"], settings["choice_temperature"]
+    settings.pop("made_for")
     sampler = built(settings.pop("name"), **settings)
     for t in range(steps):
         w = guidance_scale(settings["guidance_schedule"], scale, t, steps, revealed=0.0) - 1

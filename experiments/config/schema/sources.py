@@ -1,4 +1,4 @@
-"""Finds the source files of stages and components, in this project and then in plugins."""
+"""Finds the source files of stages and components, in this project and then in plugins, and a parameter's value."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
-from experiments.config.schema.params import Signature
+from experiments.config.schema.params import MISSING, Param, Signature
 from experiments.config.schema.signatures import read_component, read_stage, source_file
 from maskgit_core.errors import SYNONYMS, unknown_name
 from maskgit_core.models import RENAMED, present_module
@@ -101,3 +101,28 @@ class Sources:
                     names += [name for name in files if not name.rsplit("/", 1)[-1].startswith("_")]
             self._listed[folder] = sorted(names)
         return self._listed[folder]
+
+
+def find_value(
+    param: Param, stage: str, blocks: Sequence[str], config: Mapping[str, Any], top: Sequence[str]
+) -> tuple[str, Any]:
+    """The place of a stage parameter's value: the step's block over the stage's over the top level."""
+    key, value = f"{stage}.{param.name}", MISSING
+    if param.name in top:
+        key, value = param.name, config[param.name]
+    for block in blocks:
+        if param.name in config[block]:
+            inner = config[block][param.name]
+            if param.base and _is_same_component(param.base, value, inner):
+                value = {**value, **inner}
+            else:
+                value = inner
+            key = f"{block}.{param.name}"
+    return key, value
+
+
+def _is_same_component(base: str, above: Any, inner: Any) -> bool:
+    """True where options of one block go over those of another: both mean the component of one name."""
+    if not isinstance(inner, Mapping) or not isinstance(above, Mapping):
+        return False
+    return "name" not in inner or present_name(base, inner["name"]) == present_name(base, above.get("name"))
