@@ -137,7 +137,7 @@ class Gpus:
     """Load, memory and power of the job's GPUs through NVML; silent where there is none."""
 
     def __init__(self, environment: Mapping[str, str] | None = None) -> None:
-        self._handles: list[Any] = []
+        self._handles: list[object] = []
         self._nvml: Any = None
         wanted = own_gpus(os.environ if environment is None else environment)
         if wanted == []:
@@ -150,7 +150,7 @@ class Gpus:
             names = [str(i) for i in range(pynvml.nvmlDeviceGetCount())] if wanted is None else wanted
             self._handles = [self._handle(name) for name in names]
 
-    def _handle(self, name: str) -> Any:
+    def _handle(self, name: str) -> object:
         if name.isdigit():
             return self._nvml.nvmlDeviceGetHandleByIndex(int(name))
         return self._nvml.nvmlDeviceGetHandleByUUID(name)

@@ -22,6 +22,7 @@ from experiments.config.settings import resolve_uri, without_password
 from experiments.store.claims import Claim, JobAlive
 from experiments.store.documents import DatasetUse
 from experiments.store.journal import Point
+from experiments.store.typed_json import Options
 from experiments.tracking.address import ShipReport, knock, modules_set_apart, told
 from experiments.tracking.embedded import embedded_lock, prepare_database
 from experiments.tracking.points import first_points, last_points
@@ -156,7 +157,7 @@ class MlflowStore:
             # Deleted since it was noted: by hand, or as the twin of a run that another machine's shipper made.
             return self._bring(run, experiment, note, {})
 
-    def _bring(self, run: Run, experiment: str, note: Path, known: Mapping[str, Any]) -> int:
+    def _bring(self, run: Run, experiment: str, note: Path, known: Mapping[str, object]) -> int:
         """Everything MLflow should have of a run; `known` is what this store remembers of it."""
         signature = run.signature()
         run_id, marks = self._find_or_create(run, experiment, known)
@@ -202,7 +203,7 @@ class MlflowStore:
             self._experiments[name] = f"{experiment.experiment_id}-{experiment.creation_time}"
         return self._experiments[name]
 
-    def _find_or_create(self, run: Run, experiment: str, known: Mapping[str, Any]) -> tuple[str | None, dict[str, int]]:
+    def _find_or_create(self, run: Run, experiment: str, known: Options) -> tuple[str | None, dict[str, int]]:
         if known.get("run_id") and "marks" in known:
             return str(known["run_id"]), dict(known["marks"])
         present, deleted = self._search(run, experiment)
@@ -326,7 +327,7 @@ def _uid(uid: str) -> str:
     return hashlib.sha256(uid.encode()).hexdigest()[:32]
 
 
-def _digest(value: Any) -> str:
+def _digest(value: object) -> str:
     return hashlib.sha256(json.dumps(value, default=dict).encode()).hexdigest()
 
 
@@ -344,6 +345,6 @@ def _dataset(use: DatasetUse) -> Any:
     return DatasetInput(data, [InputTag("mlflow.data.context", use.context[:500])])
 
 
-def _chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+def _chunks(items: Sequence[object], size: int) -> Iterator[Sequence[Any]]:
     for start in range(0, len(items), size):
         yield items[start : start + size]
