@@ -19,6 +19,7 @@ from maskgit_core import rng
 from maskgit_core.errors import ConfigError
 from maskgit_core.guidance import guidance_scale, guided
 from maskgit_core.refusals import check_guidance, check_steps
+from maskgit_core.reuse import ContextReuse
 
 #: Matrix products of fewer rows take other kernels on CPUs, whose sums round differently; small batches are padded to
 #: this many rows, so that a sample does not depend on how many others are drawn with it.
@@ -61,6 +62,7 @@ class Decoder:
         grid: (H, W) with H * W = L, or (H, W, S) where a model draws S groups for a token.
         seeds_B: int64, one per sample; all that its draws depend on.
         known_BL: int64 tokens that are given, -1 where unknown; None where nothing is known.
+        full_every: evaluations of the model that reuse nothing, every so many (`maskgit_core/reuse.py`); 1: all.
     Raises:
         ConfigError: a class out of range, a grid or known tokens that do not fit, guidance without classes.
     """
@@ -74,8 +76,10 @@ class Decoder:
         known_BL: torch.Tensor | None = None,
         guidance: Guidance | None = None,
         num_steps: int = 1,
+        full_every: int = 1,
     ) -> None:
         self.model, self.grid, self.num_steps = model, grid, num_steps
+        self.reuse = ContextReuse(model, full_every, MIN_ROWS) if full_every > 1 else None
         self.guidance = guidance or Guidance()
         self.seeds_B = seeds_B
         self._check(labels_B, known_BL)
@@ -142,6 +146,9 @@ class Decoder:
         wanted_UL = torch.ones(len(labels_U), wanted_BL.shape[1], dtype=torch.bool, device=wanted_BL.device)
         masks_UL = self.tokens_BL[:1].expand(len(labels_U), -1)
         logits_ULK: torch.Tensor = self._masked_logits(masks_UL, labels_U, wanted_UL).unflatten(0, wanted_UL.shape)
+        if self.reuse is not None:
+            count = len(labels_B)
+            self.reuse.spread(places if unguided else torch.cat([places[:count], places[count:].expand(count)]))
         rows_M, cells_M = wanted_BL.nonzero(as_tuple=True)
         cond_MK = logits_ULK[places[: len(labels_B)][rows_M], cells_M]
         if unguided:
@@ -149,6 +156,13 @@ class Decoder:
         return guided(cond_MK, logits_ULK[places[-1], cells_M], scale_B.float()[rows_M, None])
 
     def _masked_logits(
+        self, tokens_BL: torch.Tensor, labels_B: torch.Tensor | None, wanted_BL: torch.Tensor
+    ) -> torch.Tensor:
+        if self.reuse is not None:
+            return self.reuse.logits(tokens_BL, labels_B, wanted_BL, self._evaluated)
+        return self._evaluated(tokens_BL, labels_B, wanted_BL)
+
+    def _evaluated(
         self, tokens_BL: torch.Tensor, labels_B: torch.Tensor | None, wanted_BL: torch.Tensor
     ) -> torch.Tensor:
         count, length = tokens_BL.shape
