@@ -5,10 +5,11 @@ signature is the schema of the config group `launcher`. Launchers know nothing o
 function `module:function` and plain arguments. `inline` and `local` wait until all calls have ended; `slurm` returns
 once they are in the queue.
 
-The function returns an exit code: 0 done, 1 failed, 2 the request is wrong, 75 saved its state and wants to be run
-again, 130 or 143 saved its state and ended because it was asked to. Its process finds RANK, WORLD_SIZE, LOCAL_RANK,
-LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT in its environment (accelerate and torch.distributed read them),
-OMP_NUM_THREADS, CUDA_VISIBLE_DEVICES, and MASKGIT_LAUNCH_ID, which is the same for all ranks of one start.
+The function returns an exit code: 0 done, 1 failed, 2 the request is wrong, 74 the disk is full, 75 saved its state
+and wants to be run again, 130 or 143 saved its state and ended because it was asked to. Its process finds RANK,
+WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT in its environment (accelerate and
+torch.distributed read them), OMP_NUM_THREADS, CUDA_VISIBLE_DEVICES, and MASKGIT_LAUNCH_ID, which is the same for all
+ranks of one start.
 """
 
 from __future__ import annotations
@@ -20,9 +21,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from launchers.retry import Retry
 from maskgit_core.errors import LaunchError
 
 CONTINUE = 75  # exit code (EX_TEMPFAIL): state is saved, run me again
+DISK_FULL = 74  # exit code (EX_IOERR): no room on the disk; the same may work later
 STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)  # exit codes: state is saved, asked to end
 
 
@@ -38,6 +41,7 @@ class Resources:
         timeout_min: time limit in minutes; None leaves it to the site.
         pack: how many calls of one group share one job task, one after another (SLURM only).
         partition, qos, account, constraint, gpu_type: instead of the launcher's (SLURM only).
+        retry: which ends are mended by running the call again (SLURM only).
     """
 
     ranks: int = 1
@@ -52,6 +56,7 @@ class Resources:
     account: str | None = None
     constraint: str | None = None
     gpu_type: str | None = None
+    retry: Retry = field(default_factory=Retry)
 
     def __post_init__(self) -> None:
         for name in ("ranks", "nodes", "cpus_per_task", "pack"):
@@ -154,6 +159,7 @@ class LaunchContext:
         queued: job ids of calls that others have submitted and that `needs` may name.
         packed: those of them that share their job with other calls.
         on_ids: called with all ids before anything may start; an error it raises undoes the submission.
+        tell: called with remarks for the user.
     """
 
     folder: Path
@@ -161,6 +167,7 @@ class LaunchContext:
     queued: Mapping[str, Sequence[str]] = field(default_factory=dict)
     packed: Collection[str] = ()
     on_ids: OnIds = lambda links, shared: None
+    tell: Callable[[str], None] = lambda line: None
 
 
 class LauncherProtocol(Protocol):
@@ -241,7 +248,7 @@ def rank_log(log: Path, rank: int) -> Path:
 def describe_exit(code: int) -> str:
     """An exit code in words; negative codes are signals, as `subprocess` reports them."""
     if code >= 0:
-        return f"exit code {code}"
+        return "the disk is full" if code == DISK_FULL else f"exit code {code}"
     try:
         name = signal.Signals(-code).name
     except ValueError:

@@ -16,6 +16,7 @@ from typing import Any, Literal
 from launchers.calls import Call, LaunchContext, LauncherProtocol, OnEvent, Outcome
 from launchers.cluster.batches import Batch, Submitted, Waits, array_dependency, make_batches, waves
 from launchers.cluster.container import Container
+from launchers.cluster.nodes import avoidable, failing
 from launchers.cluster.submission import Submission, _scontrol, max_array_size, sbatch
 from maskgit_core.errors import LaunchError
 from maskgit_core.files import write_json
@@ -49,6 +50,7 @@ class Launcher(LauncherProtocol):
             before did not end well.
         max_attempts: jobs in such a chain.
         max_idle_restarts: how often a step may be restarted without getting any further.
+        exclude_after: nodes that lost so many jobs of this store within a day are left out, and named; 0: none.
     """
 
     is_detached = True
@@ -81,6 +83,7 @@ class Launcher(LauncherProtocol):
         requeue: Literal["scontrol", "chain"] = "scontrol",
         max_attempts: int = 4,
         max_idle_restarts: int = 3,
+        exclude_after: int = 2,
     ) -> None:
         self.partition, self.account, self.qos, self.constraint = partition, account, qos, constraint
         self.cpu_partition, self.reservation, self.exclude = cpu_partition, reservation, exclude
@@ -92,6 +95,7 @@ class Launcher(LauncherProtocol):
         self.srun_args, self.sbatch = list(srun_args), dict(sbatch)
         self.signal_s, self.requeue = signal_s, requeue
         self.max_attempts, self.max_idle_restarts = max_attempts, max_idle_restarts
+        self.exclude_after = exclude_after
 
     def launch(
         self, calls: Sequence[Call], *, on_event: OnEvent | None = None, context: LaunchContext | None = None
@@ -108,6 +112,7 @@ class Launcher(LauncherProtocol):
         batches = make_batches(calls, limit)
         together = waves(batches, self.max_parallel)
         earlier = {batch.number: wave for wave, next_wave in pairwise(together) for batch in next_wave}
+        avoid = self._failing_nodes(batches, context)
         submission = Submission(folder)
         submission.begin([self._name(batch, folder) for batch in batches])
         submitted = Submitted({key: tuple(jobs) for key, jobs in context.queued.items()}, set(context.packed))
@@ -119,7 +124,7 @@ class Launcher(LauncherProtocol):
             for batch in batches:
                 before = submitted.array_links(earlier.get(batch.number, ()))
                 waits = [submitted.waits(task, before) for task in batch.tasks]
-                ids = self._submit_batch(batch, waits, sizes, context, updates)
+                ids = self._submit_batch(batch, waits, sizes, context, updates, avoid[batch.number])
                 sizes |= dict.fromkeys(ids, len(batch.tasks))
                 (others if any(wait.expression() for wait in waits) else roots).append(ids[0])
                 others.extend(ids[1:])
@@ -139,6 +144,21 @@ class Launcher(LauncherProtocol):
 
         return check(self, calls)
 
+    def _failing_nodes(self, batches: Sequence[Batch], context: LaunchContext) -> dict[int, list[str]]:
+        """Batch -> nodes of its partition that keep losing jobs; they are named to the user."""
+        from launchers.cluster.script import partition, store_of
+
+        lost = failing(store_of(context.folder / "000"), self.exclude_after)
+        if self.sbatch.get("nodelist"):
+            lost = {}
+        places = {batch.number: partition(self, batch.resources) for batch in batches}
+        found = {place: avoidable(lost, place) for place in set(places.values())}
+        for node in dict.fromkeys(node for nodes in found.values() for node in nodes):
+            context.tell(
+                f"{node} lost {lost[node]} jobs within a day and is left out (launcher.exclude_after=0: use it)"
+            )
+        return {number: found[place] for number, place in places.items()}
+
     def _name(self, batch: Batch, folder: Path) -> str:
         """Unique in the queue, so that a job whose id was lost can be found."""
         return f"{re.sub(r'[^A-Za-z0-9_.-]', '-', batch.group)}.{folder.name[-8:]}.{batch.number}"
@@ -150,6 +170,7 @@ class Launcher(LauncherProtocol):
         sizes: Mapping[str, int],
         context: LaunchContext,
         updates: list[str],
+        avoid: Sequence[str],
     ) -> list[str]:
         """Writes what the tasks read, calls sbatch for each link and notes each id; returns the ids."""
         from launchers.cluster.script import script
@@ -165,7 +186,9 @@ class Launcher(LauncherProtocol):
                 expression = None if batch.is_array else ",".join(f"afternotok:{job}" for job in ids)
             path = place / f"job-{link}.sh"
             name = self._name(batch, folder)
-            path.write_text(script(self, batch, place, name, context.code, dependency=expression or "", link=link))
+            path.write_text(
+                script(self, batch, place, name, context.code, dependency=expression or "", link=link, avoid=avoid)
+            )
             ids.append(sbatch(path))
             write_json(place / "jobs.json", ids)
             if expression is None:

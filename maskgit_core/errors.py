@@ -40,6 +40,10 @@ class ArtifactError(MaskgitError):
     """A step's folder is not what it should be; names the folder or file."""
 
 
+class DiskFullError(ArtifactError):
+    """There is no room on the disk, or the quota is used up; the same may work later."""
+
+
 class LaunchError(MaskgitError):
     """A launcher cannot do what was asked; names the resource or setting."""
 

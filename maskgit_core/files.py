@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from maskgit_core.errors import ArtifactError
+from maskgit_core.errors import ArtifactError, DiskFullError
 
 
 def _read_umask() -> int:
@@ -56,7 +56,8 @@ def explain(error: OSError, path: Path) -> ArtifactError:
         errno.ENOTDIR: "a part of this path is a file, not a folder; choose another folder (for a run: paths.store)",
         errno.EEXIST: "is a file, not a folder; choose another folder (for a run: paths.store)",
     }
-    return ArtifactError(f"{path}: {reasons.get(error.errno or 0, f'cannot be written ({error.strerror})')}")
+    kind = DiskFullError if error.errno in (errno.ENOSPC, errno.EDQUOT) else ArtifactError
+    return kind(f"{path}: {reasons.get(error.errno or 0, f'cannot be written ({error.strerror})')}")
 
 
 def write_bytes(path: Path, data: bytes, *, durable: bool = True) -> None:

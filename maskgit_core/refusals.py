@@ -28,11 +28,8 @@ def check_weights(step: str, has_model: bool, has_tokens: bool, untrained: bool)
     """Raises `ConfigError` where a step that samples has neither trained weights nor what fresh ones are made for."""
     if not has_model and not untrained:
         raise ConfigError(f"pipeline.steps.{step}.needs: no step that makes a model; add one, such as train")
-    if has_model == has_tokens:
-        wrong = "both a model and tokens" if has_model else "neither a model nor tokens"
-        raise ConfigError(
-            f"pipeline.steps.{step}.needs: {wrong}; {step} takes one of them (tokens with untrained=true)"
-        )
+    if not (has_model or has_tokens):
+        raise ConfigError(f"pipeline.steps.{step}.needs: neither a model nor tokens that a fresh one would be made for")
 
 
 def check_steps(num_steps: int, num_tokens: int, key: str = "sampler.num_steps") -> None:

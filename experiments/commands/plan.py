@@ -32,7 +32,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Prints the plan."""
-    from experiments.launching.bill import bill, scripts
+    from experiments.launching.bill import bill, queue_estimate, scripts
     from experiments.launching.calls import load_launcher
     from experiments.launching.submission import plan
     from experiments.planning.absent_weights import with_absent_weights
@@ -72,6 +72,6 @@ def main(args: argparse.Namespace) -> int:
     print(*graph.notes, sep="\n", end="\n" if graph.notes else "")
     print_plan(planned)
     if launcher.is_detached:
-        print(*bill(graph, planned), sep="\n")
+        print(*bill(graph, planned), *queue_estimate(graph, planned, launcher), sep="\n")
     print(*graph.left_out, sep="\n", end="\n" if graph.left_out else "")
     return 0

@@ -22,8 +22,10 @@ examples:
   maskgit status quickstart          one experiment
   maskgit status --watch             again every two seconds
   maskgit status --json              for scripts
+  maskgit status quickstart --html dag.html --watch   a page with the DAG, curves and pictures, kept up to date
   maskgit status quickstart --usage  what its jobs asked for and what they used
 """
+REFRESH_S = 5  # a page that is watched loads itself again
 FOLD_ABOVE = 60  # rows
 FOLD_KEEPS = 3  # items of one step in one state that are still shown one by one
 COLOURS = {
@@ -39,11 +41,12 @@ COLOURS = {
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Experiment, `--watch`, `--all`, `--json`, `--usage`, `--store`."""
+    """Experiment, `--watch`, `--all`, `--json`, `--html`, `--usage`, `--store`."""
     parser.add_argument("experiment", nargs="?", help="an experiment's name or a run's uid")
     parser.add_argument("--watch", action="store_true", help="repeat every two seconds until everything has ended")
     parser.add_argument("--all", action="store_true", help="every row, also of large sweeps")
     parser.add_argument("--json", action="store_true", help="machine-readable output")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write a self-contained page of the DAG")
     parser.add_argument("--usage", action="store_true", help="time, CPU and memory used against asked for (SLURM)")
     parser.add_argument("--store", type=Path, help="the store (default: MASKGIT_STORE or ./runs)")
 
@@ -57,6 +60,9 @@ def main(args: argparse.Namespace) -> int:
     before = ""
     while True:
         rows = [(record, rows_of(record, store)) for record in latest_records(store, args.experiment)]
+        busy = any(row["state"] in ("running", "queued") for _, steps in rows for row in steps)
+        if args.html:
+            _write_page(args.html, rows, store, REFRESH_S if args.watch and busy else None)
         if args.json:
             executions = [{"experiment": r.experiment, "uid": r.uid, "steps": s} for r, s in rows]
             text = json.dumps(executions, indent=2)
@@ -72,10 +78,27 @@ def main(args: argparse.Namespace) -> int:
         if text != before:
             print(text, flush=True)
         before = text
-        busy = any(row["state"] in ("running", "queued") for _, steps in rows for row in steps)
         if not args.watch or not busy:
             return 0
         time.sleep(2)
+
+
+def _write_page(
+    path: Path, rows: Sequence[tuple[PipelineRecord, list[dict[str, Any]]]], store: Path, refresh_s: int | None
+) -> None:
+    """The page of the one execution that was asked for.
+
+    Raises:
+        ConfigError: several experiments; names them.
+    """
+    from experiments.results.dag_page import page
+    from maskgit_core.errors import ConfigError
+    from maskgit_core.files import write_bytes
+
+    if len(rows) != 1:
+        names = ", ".join(record.experiment for record, _ in rows) or f"none has been run in {store}"
+        raise ConfigError(f"--html: a page shows one experiment; name one of [{names}]")
+    write_bytes(path.expanduser().absolute(), page(rows[0][0], rows[0][1], store, refresh_s).encode(), durable=False)
 
 
 def _lines(

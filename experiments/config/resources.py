@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.config.compose import CONF
+from launchers.retry import Retry
 from maskgit_core.errors import ConfigError, unknown_key
 
 
@@ -25,6 +26,7 @@ PLACE_KEYS = ("partition", "qos", "account", "constraint", "gpu_type")
 RESOURCE_KEYS = (
     *("ranks", "nodes", "cpus_per_task", "gpus_per_task", "mem_gb", "timeout_min", "pack", "num_tasks"),
     *PLACE_KEYS,
+    "retry",
 )
 
 
@@ -42,6 +44,9 @@ def step_resources(name: str, stage: str, asked: Mapping[str, Any], piecewise: b
         for inner, value in block.items():
             if inner not in RESOURCE_KEYS:
                 raise unknown_key(f"resources.{key}.{inner}", str(inner), RESOURCE_KEYS)
+            if inner == "retry":
+                merged[inner] = _retry(merged.get(inner), value, f"resources.{key}.retry")
+                continue
             if inner in PLACE_KEYS:
                 merged[inner] = None if value is None else str(value)  # a GPU's type may look like a number: 3090
                 continue
@@ -58,3 +63,9 @@ def step_resources(name: str, stage: str, asked: Mapping[str, Any], piecewise: b
                 )
             merged[inner] = value
     return merged
+
+
+def _retry(known: Any, block: Any, where: str) -> dict[str, Any] | None:
+    """A checked `retry` block; what it leaves out is kept from the stage's."""
+    Retry.read(block, where)
+    return {**(known or {}), **block} if block is not None else None

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from experiments.console import duration, table
 from experiments.launching.calls import calls, step_key
 from experiments.planning.graph import Graph, store_of
 from experiments.planning.plan import PlannedStep
-from experiments.store.documents import Manifest, Start
+from experiments.store.documents import End, Manifest, Start
 from experiments.store.paths import StepFolder
 from experiments.store.step_folder import Store
 from launchers.calls import LauncherProtocol, Resources
@@ -57,7 +58,8 @@ def bill(graph: Graph, planned: Sequence[PlannedStep]) -> list[str]:
             ]
         )
     more = f", without {', '.join(dict.fromkeys(unknown))} (never run here)" if unknown else ""
-    return [table(rows, ["dim"]), f"about {total:.2f} GPU-hours, by earlier runs of the same stages{more}"]
+    hints = list(dict.fromkeys(hint for batch in batches if (hint := suggestion(store_of(graph), batch, stages))))
+    return [table(rows, ["dim"]), *hints, f"about {total:.2f} GPU-hours, by earlier runs of the same stages{more}"]
 
 
 def scripts(graph: Graph, planned: Sequence[PlannedStep], launcher: LauncherProtocol) -> list[str]:
@@ -85,6 +87,57 @@ def earlier(store: Store, stage: str) -> tuple[float | None, float | None]:
     if not times:
         return None, None
     return sum(seconds for seconds, _ in times) / len(times), sum(hours for _, hours in times) / len(times)
+
+
+def suggestion(store: Store, batch: Batch, stages: Mapping[str, str]) -> str:
+    """Memory and time that would do for a batch, where earlier steps of its stage used far less than it asks for.
+
+    Their peak of memory with half as much again (rank 0's, times the ranks of a node), and twice their longest time.
+    """
+    wanted, stage = batch.resources, stages[step_key(batch.tasks[0][0].key)]
+    used = [entry for entry in _used(store, stage) if entry[2] == wanted.ranks]
+    peaks = [gigabytes for gigabytes, _, _ in used if gigabytes is not None]
+    told = []
+    if peaks and wanted.mem_gb is not None:
+        enough = max(1, math.ceil(1.5 * max(peaks) * wanted.ranks / wanted.nodes))
+        if not enough <= wanted.mem_gb <= 2 * enough:
+            told.append(f"mem_gb: {enough} (asked: {wanted.mem_gb:g}, used: {max(peaks) * wanted.ranks:.2g})")
+    if used and wanted.timeout_min is not None:
+        longest = max(seconds for _, seconds, _ in used) / 60
+        minutes = max(5, math.ceil(2 * longest))
+        if not minutes <= wanted.timeout_min <= 4 * minutes:
+            told.append(f"timeout_min: {minutes} (asked: {wanted.timeout_min:g}, used: {longest:.2g})")
+    known = f"{len(used)} earlier step{'s' * (len(used) > 1)} of stage {stage}"
+    return f"resources.{batch.group}: by {known}, {', '.join(told)}" if told else ""
+
+
+def _used(store: Store, stage: str) -> list[tuple[float | None, float, int]]:
+    """Peak memory of rank 0 in GB, seconds and ranks of the newest finished steps of a stage."""
+    manifests = sorted((store.root / stage).glob(f"*/{Manifest.FILE}"), key=lambda p: p.stat().st_mtime, reverse=True)
+    found = []
+    for path in manifests[:_LOOKED_AT]:
+        manifest = Manifest.read(path.parent)
+        if manifest is None or manifest.adopted_from is not None:
+            continue
+        attempt = StepFolder(path.parent).attempt(manifest.attempt).path
+        start, end = Start.read(attempt), End.read(attempt)
+        ranks = int(str(((start.resources if start else None) or {}).get("ranks") or 1))
+        found.append((end.peak_memory_gb if end else None, manifest.seconds, ranks))
+    return found
+
+
+def queue_estimate(graph: Graph, planned: Sequence[PlannedStep], launcher: LauncherProtocol) -> list[str]:
+    """When SLURM says that the first jobs would start (`sbatch --test-only`); nothing where it does not say."""
+    from launchers.cluster.checks import start_estimate
+    from launchers.slurm import Launcher
+
+    if not isinstance(launcher, Launcher):
+        return []
+    firsts = [
+        batch for batch in batches_of(graph, planned) if not any(c.needs or c.after for t in batch.tasks for c in t)
+    ]
+    told = [(batch.group, start_estimate(launcher, batch.tasks[0][0])) for batch in firsts[:3]]
+    return [f"{group}: the queue would start it {estimate}" for group, estimate in told if estimate]
 
 
 def _gpus(folder: Path, attempt: int) -> int:

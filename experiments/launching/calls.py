@@ -15,6 +15,7 @@ from experiments.config.schema.signatures import read_component, source_file
 from experiments.planning.graph import Graph
 from experiments.planning.plan import PlannedStep
 from launchers.calls import Call, LauncherProtocol, Resources
+from launchers.retry import Retry
 from maskgit_core.errors import ConfigError, LaunchError, unknown_key, unknown_name
 
 TARGET = "experiments.running.job:main"
@@ -65,6 +66,7 @@ def resources(step: PlannedStep) -> Resources:
     asked: dict[str, Any] = {k: v for k, v in step.node.request.resources.items() if v is not None and k != "num_tasks"}
     whole = ("ranks", "nodes", "cpus_per_task", "gpus_per_task", "pack")
     asked |= {key: int(value) for key, value in asked.items() if key in whole}
+    asked["retry"] = Retry.read(asked.get("retry"), f"resources.{step.node.request.name}.retry")
     try:
         return Resources(**asked)
     except (LaunchError, TypeError) as error:

@@ -135,6 +135,7 @@ def launch_context(
         code=freeze(store.root, graph.settings.get("plugins") or ()),
         queued=queued,
         packed=packed,
+        tell=lambda line: print(line, flush=True),
         on_ids=lambda links, shared: _note(mine, links, shared, uid, store.root),
     )
 

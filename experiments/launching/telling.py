@@ -12,7 +12,7 @@ from typing import Literal
 
 from experiments.console import coloured, duration
 from experiments.launching.live_lines import LiveLines
-from launchers.calls import Call, Event, Outcome
+from launchers.calls import DISK_FULL, Call, Event, Outcome
 
 Voice = Literal["quiet", "normal", "verbose"]
 LAST_LINES = 8
@@ -87,12 +87,12 @@ def refusal(call: Call, outcome: Outcome, lines: list[str] | None = None) -> str
 
     found = _lines(call) if lines is None else lines
     told = [line for line in found if line.startswith("error: ")]
-    if "No space left" in outcome.message or (outcome.exit_code == 2 and not told):
+    if "No space left" in outcome.message or (outcome.exit_code in (2, DISK_FULL) and not told):
         # The log itself could not be written.
         end = last_end(Path(call.args[0]))
         reason = (end and end.reason) or f"{call.log.parent}: the disk is full; free some space"
         told = [f"error: {reason}"]
-    met = told and (outcome.exit_code == 2 or "No space left" in outcome.message)
+    met = told and (outcome.exit_code in (2, DISK_FULL) or "No space left" in outcome.message)
     return told[-1] if met else None
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+from collections import Counter
 from collections.abc import Sequence
-from functools import cache
+from contextlib import suppress
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +15,16 @@ from experiments.monitoring import queue as queue_hint
 from experiments.store.claims import JobAlive
 from experiments.store.documents import Request, Submission
 from maskgit_core.files import read_json
+
+_RETRY_WORDS = {
+    "oom": "out of memory",
+    "disk_full": "the disk is full",
+    "node_fail": "node failure",
+    "before": "job script failed",
+    "own_error": "own error",
+    "timeout": "time limit",
+    "preempted": "preemption",
+}
 
 if TYPE_CHECKING:
     from launchers.cluster.queue import Queue, QueueEntry
@@ -104,19 +117,49 @@ def queued_steps(folders: dict[str, Path]) -> dict[str, QueueEntry]:
 def exit_note(folder: Path, store: Path) -> dict[str, Any] | None:
     """The note of the job that last ran this step about its end; a rank's own trouble goes first."""
     submitted = queue_hint.submitted(folder)
-    request = Request.read(folder)
+    request = Request.read(folder) if submitted is not None else None
     if submitted is None or request is None:
         return None
     notes: list[dict[str, Any]] = []
-    for batch in sorted((store / "slurm" / submitted.pipeline).glob("[0-9]*/batch.json")):
-        for index, task in enumerate((read_json(batch) or {}).get("tasks", [])):
-            for position, call in enumerate(task):
-                if call["key"] == request.fingerprint:
-                    ends = batch.parent / "ends"
-                    paths = [*ends.glob(f"{index}-{position}.*json"), *ends.glob(f"{index}.script.json")]
-                    preempted = any(batch.parent.glob(f"preempted-{index}-*"))
-                    notes += [{**note, "preempted": preempted} for p in paths if (note := read_json(p))]
+    for batch, index, position in _calls_of(store, submitted.pipeline).get(request.fingerprint, ()):
+        ends = batch / "ends"
+        paths = [*ends.glob(f"{index}-{position}.*json"), *ends.glob(f"{index}.script.json")]
+        preempted = any(batch.glob(f"preempted-{index}-*"))
+        notes += [{**note, "preempted": preempted} for p in paths if (note := read_json(p))]
     if bad := [note for note in notes if note["code"] not in (0, 75, 130, 143)]:
         # The first to break takes the others with it; a killed process is the cause of exceptions elsewhere.
         return min(bad, key=lambda note: (note["code"] >= 0, note["time"]))
     return max(notes, key=lambda note: float(note["time"]), default=None)
+
+
+def _calls_of(store: Path, pipeline: str) -> dict[str, list[tuple[Path, int, int]]]:
+    """Call key -> batch folder, task and place in the task, of one submission."""
+    batches = sorted((store / "slurm" / pipeline).glob("[0-9]*/batch.json"))
+    return _places(tuple(batches))
+
+
+@lru_cache(maxsize=64)
+def _places(batches: tuple[Path, ...]) -> dict[str, list[tuple[Path, int, int]]]:
+    # a batch's calls never change
+    found: dict[str, list[tuple[Path, int, int]]] = {}
+    for batch in batches:
+        for index, task in enumerate((read_json(batch) or {}).get("tasks", [])):
+            for position, call in enumerate(task):
+                found.setdefault(call["key"], []).append((batch.parent, index, position))
+    return found
+
+
+def retried(folder: Path, store: Path) -> str:
+    """In words, why and how often the job of this step was run again (`launchers.cluster.job_end`); empty for never."""
+    note, request = submitted(folder), Request.read(folder)
+    if note is None or request is None:
+        return ""
+    lines: list[dict[str, Any]] = []
+    for batch, index, _ in _calls_of(store, note.pipeline).get(request.fingerprint, ()):
+        with suppress(OSError, ValueError):
+            lines += [json.loads(line) for line in (batch / "retries" / f"{index}.jsonl").read_text().splitlines()]
+    counts = Counter(_RETRY_WORDS.get(str(line["reason"]), "") for line in lines)
+    told = [f"{word} x {count}" if count > 1 else word for word, count in counts.items() if word]
+    memory = [line["changes"] for line in lines if "MinMemoryNode=" in line["changes"]]
+    more = f", now with {int(memory[-1].partition('=')[2]) / 1024:.3g} GB" if memory else ""
+    return f"run again after: {', '.join(told)}{more}" if told else ""

@@ -26,14 +26,14 @@ def rows_of(record: PipelineRecord, store: Path) -> list[dict[str, Any]]:
 
 def row_of(entry: PipelineStep, store: Path, alive: Any, queued: Any, states: dict[str, str]) -> dict[str, Any]:
     """One step's state: from its files first, then the queue, then what it waits for."""
-    from experiments.monitoring.queue import running_tasks
+    from experiments.monitoring.queue import retried, running_tasks
     from experiments.store.paths import StepFolder
     from experiments.store.step_folder import status
     from experiments.store.typed_json import plain
     from maskgit_core.files import read_json
 
     folder = store / entry.folder
-    step = status(folder, alive)
+    step = status(folder, alive, brief=True)
     state, job = str(step.state), step.owner.job if step.owner else None
     reason = step.reason
     waiting = queued.get(entry.fingerprint)
@@ -41,6 +41,8 @@ def row_of(entry: PipelineStep, store: Path, alive: Any, queued: Any, states: di
         job, reason, state = waiting.job, waiting.reason, "queued"
         if (told := running_tasks(folder)) is not None:
             reason, state = told, "running"
+        elif again := retried(folder, store):
+            reason = again
     blockers = [n for n in entry.needs if states.get(n) in ("failed", "killed", "cancelled", "blocked", "stopped")]
     if state in ("waiting", "absent"):
         state = "blocked" if blockers else "waiting"
@@ -75,8 +77,8 @@ def ended_outside(folder: Path, store: Path, state: str, reason: str, job: str |
     from experiments.monitoring.queue import exit_note
     from experiments.store.documents import Refusal
 
-    note = exit_note(folder, store)
     submitted = queue.submitted(folder)
+    note = exit_note(folder, store) if submitted is not None else None
     if note is not None and note["code"] not in (0, 75):
         refusal = Refusal.read(folder)
         told = refusal.reason if refusal and state == "waiting" else note["message"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 from experiments.config import compose as configs
 from experiments.planning.graph import Graph, Node
 from experiments.planning.pipeline import build, weights_of
+from experiments.results.fill_commands import fill_arguments
 from experiments.results.results import Result
 from experiments.store.documents import Request
 from experiments.store.records import PipelineStep, step_params
@@ -33,6 +35,11 @@ class RowRequests:
     def unset(self, run: Run) -> list[str]:
         """Keys that the experiment leaves to the user (`???`): a command without them does not run."""
         return _unset(str(run["experiment"]), tuple(map(str, run.get("overrides", ()))), self._dirs)
+
+    def command(self, run: Run) -> str:
+        """The whole command that fills the row, with a word in capitals or `...` for what the user must give."""
+        words = fill_arguments(str(run["experiment"]), run.get("overrides", ()), self.unset(run), self._dirs)
+        return shlex.join(["maskgit", "run", *words])
 
     def absent(self, run: Run) -> list[str]:
         """Published weights that the run needs and that are not on this machine."""

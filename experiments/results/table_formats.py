@@ -5,11 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from experiments.results import html
+from experiments.results.fill_commands import placeholders
 from experiments.results.tables import Cell, Column, Filled, missing
+from experiments.store.scores import Score
 
 LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 LATEX |= {c: f"\\{c}" for c in "&%$#_{}"}
@@ -57,8 +59,26 @@ class Notes:
 
 
 def origin(cell: Cell) -> str:
-    """Run uids and commits behind a reproduced cell."""
-    return ", ".join(f"{r.run} at {r.commit[:12] or 'no commit'}" for r in cell.results)
+    """Run uids and commits behind a reproduced cell, with the number of images and the reference of each."""
+    about = [_measured(score) for score in cell.scores] or [""] * len(cell.results)
+    runs = [f"{r.run} at {r.commit[:12] or 'no commit'}" for r in cell.results]
+    return ", ".join(f"{run}{text}" for run, text in zip(runs, about, strict=True))
+
+
+def _measured(score: Score) -> str:
+    """` (50,000 images; reference VIRTUAL.npz, sha256 0123456789ab)`, as far as it is known."""
+    parts = [] if score.num_images is None else [f"{score.num_images:,} images"]
+    reference = score.details.get("reference")
+    if isinstance(reference, Mapping):
+        names = [str(reference[key]) for key in ("dataset", "split", "file") if reference.get(key)]
+        if isinstance(count := reference.get("num_images"), int):
+            names.append(f"{count:,} pictures")
+        if digest := reference.get("sha256"):
+            names.append(f"sha256 {str(digest)[:12]}")
+        parts += [f"reference {', '.join(names)}"] if names else []
+    elif isinstance(reference, str):
+        parts.append(f"reference {reference}")
+    return f" ({'; '.join(parts)})" if parts else ""
 
 
 def _note_of(cell: Cell) -> str | None:
@@ -74,7 +94,10 @@ def _legend(filled: Filled) -> list[str]:
     ]
     both = any(c.published is not None and c.command for row in filled.cells for c in row.values())
     sources = list(dict.fromkeys(str(r.source) for r in filled.table.rows if r.published and r.source))
+    commands = [c.command for row in filled.cells for c in row.values() if c.command and c.missing]
+    words = list(dict.fromkeys(word for command in commands for word in placeholders(command)))
     return [
+        *([f"{', '.join(words)}: data of yours; docs/reproducing.md says which"] if words else []),
         *(["published / reproduced (difference); ± is one standard deviation over seeds"] if both else []),
         *(f"source: {s}" for s in sources),
         *(f"protocol {text}" for text in about),

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from experiments.config.compose import CONF, group_names
+from experiments.results.fill_commands import fill_arguments
 from experiments.results.results import Filter, Result, Spread, collect, select
 from experiments.store.scores import METRICS, PREFIXES, Score, describe_metric, unlike
 from maskgit_core.errors import ConfigError, suggestion, unknown_key, unknown_name
@@ -64,7 +65,7 @@ class Row:
         """The command that fills this row, if any experiment does."""
         if self.run is None:
             return None
-        return " ".join(["maskgit run", f"experiment={self.run['experiment']}", *self.run.get("overrides", ())])
+        return " ".join(["maskgit run", *fill_arguments(self.run["experiment"], self.run.get("overrides", ()))])
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,7 @@ class Cell:
     source: str | None = None
     reproduced: Spread | None = None
     results: tuple[Result, ...] = ()
+    scores: tuple[Score, ...] = ()  # one of each result
     missing: str | None = None  # why, and the command that would fill it
     differs: str | None = None  # by what the runs there are differ from what the row asks for
     command: str | None = None
@@ -103,8 +105,8 @@ class Cell:
 class Requests(Protocol):
     """Requests of a table's rows; see `RowRequests`."""
 
-    def unset(self, run: Mapping[str, Any], /) -> Sequence[str]:
-        """Keys that the user must set."""
+    def command(self, run: Mapping[str, Any], /) -> str:
+        """The whole command, with a word in capitals or `...` for what the user must give."""
 
     def absent(self, run: Mapping[str, Any], /) -> Sequence[str]:
         """Published weights that are not on this machine."""
@@ -259,7 +261,7 @@ def _cell(row: Row, column: Column, results: Sequence[Result], requests: Request
         return Cell(text=row.facts.get(column.key))
     published, command = row.published.get(column.key), None if column.published_only else row.command()
     if command is not None and requests is not None and row.run is not None:
-        command = " ".join([command, *(f"{key}=..." for key in requests.unset(row.run))])
+        command = requests.command(row.run)
     base = Cell(published, row.source if published is not None else None, command=command)
     if command is None or row.run is None:
         return base
@@ -281,9 +283,8 @@ def _cell(row: Row, column: Column, results: Sequence[Result], requests: Request
             base,
             missing=f"{column.title} of {row.name}: {len(fitting)} runs match and differ in {keys}; narrow run.where",
         )
-    return _with(
-        base, reproduced=Spread.of([s.value for _, s in fitting]), results=tuple(r for r, _ in fitting), command=command
-    )
+    results, scores = (tuple(some) for some in zip(*fitting, strict=True))
+    return _with(base, reproduced=Spread.of([s.value for s in scores]), results=results, scores=scores, command=command)
 
 
 def _with(cell: Cell, **changed: Any) -> Cell:

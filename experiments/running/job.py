@@ -1,7 +1,7 @@
 """Executes one step in its folder: what every launcher calls, in every process of the step.
 
-Exit codes: 0 done, 1 failed, 2 the request cannot be met (one line), 75 saved and wants to be continued,
-143 stopped on request (saved; goes on at the next run).
+Exit codes: 0 done, 1 failed, 2 the request cannot be met (one line), 74 the disk is full, 75 saved and wants to be
+continued, 143 stopped on request (saved; goes on at the next run).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from experiments.monitoring.queue import job_alive
 from experiments.running.attempt import Attempt, Stopped, SupersededError, wait_for_file
 from experiments.running.binding import arguments, input_manifests, load_inputs
 from experiments.running.signals import StopFlag
-from experiments.running.system_metrics import system_metrics
+from experiments.running.system_metrics import peak_memory_gb, system_metrics
 from experiments.store import provenance
 from experiments.store.claims import SILENT_S, Claim, JobAlive
 from experiments.store.code_digests import loaded_science
@@ -33,12 +33,12 @@ from experiments.store.paths import StepFolder
 from experiments.store.step_folder import finish, is_current, new_attempt, retire
 from experiments.store.typed_json import plain
 from experiments.tracking.live import Forwarder
-from maskgit_core.errors import ArtifactError, MaskgitError
+from maskgit_core.errors import ArtifactError, DiskFullError, MaskgitError
 from maskgit_core.files import explain, read_json, write_bytes, write_for_group, write_json
 from maskgit_core.training.health import DivergedError
 
 Inputs = Mapping[str, list[Input]]
-DONE, FAILED, REFUSED, CONTINUE, STOPPED = 0, 1, 2, 75, 143
+DONE, FAILED, REFUSED, DISK_FULL, CONTINUE, STOPPED = 0, 1, 2, 74, 75, 143
 
 
 def main(folder: str) -> int:
@@ -87,7 +87,7 @@ class Job:
             self.claim.release()
             say(f"error: {error}")
             self._note_refusal(error)
-            return REFUSED
+            return _code(error)
         except Stopped as stopped:
             return CONTINUE if stopped.requeue else STOPPED
         forwarder = Forwarder.start(self.folder, launch) if self.rank == 0 and self.forwards else None
@@ -150,12 +150,14 @@ class Job:
         try:
             attempt = self._new_attempt(number)
         except OSError as error:
-            say(f"error: {explain(error, self.folder)}")
-            return REFUSED
+            told = explain(error, self.folder)
+            say(f"error: {told}")
+            return _code(told)
         try:
             return self._execute(attempt, request, launch, inputs, digests)
         finally:
-            attempt.close()
+            with contextlib.suppress(OSError):  # a full disk: what was to be said about it has been said
+                attempt.close()
 
     def _new_attempt(self, number: int) -> Attempt:
         return Attempt(self.folder, number, rank=self.rank, world_size=self.world_size, stop=self.stop)
@@ -166,10 +168,10 @@ class Job:
             if attempt.is_main:
                 self._write_start(attempt, launch, started)
             stage = importlib.import_module(request.module)
-            with system_metrics(attempt):
+            with system_metrics(attempt) as metrics:
                 stage.run(attempt, **arguments(request, launch, inputs))
             if attempt.is_main:
-                self._publish(attempt, request, launch, digests, started)
+                self._publish(attempt, request, launch, digests, started, peak_memory_gb(metrics))
             return DONE
         except Stopped as stopped:
             return self._ended(
@@ -181,7 +183,9 @@ class Job:
         except MaskgitError as error:
             say(f"error: {error}")
             # a training that went wrong was asked for rightly
-            return self._ended(attempt, "failed", str(error), FAILED if isinstance(error, DivergedError) else REFUSED)
+            return self._ended(
+                attempt, "failed", str(error), FAILED if isinstance(error, DivergedError) else _code(error)
+            )
         except KeyboardInterrupt:
             return self._ended(attempt, "stopped", "interrupted", STOPPED)
         except Exception as error:
@@ -190,7 +194,7 @@ class Job:
     def _crashed(self, attempt: Attempt, error: Exception) -> int:
         if (told := disk_trouble(error, self.folder)) is not None:
             say(f"error: {told}")
-            return self._ended(attempt, "failed", str(told), REFUSED)
+            return self._ended(attempt, "failed", str(told), _code(told))
         trace = traceback.format_exc()
         say(trace)
         return self._ended(attempt, "failed", _one_line(error), FAILED, trace)
@@ -208,12 +212,14 @@ class Job:
         )
         start.write(attempt.own)
 
-    def _publish(self, attempt: Attempt, request: Request, launch: Launch, digests: Digests, started: float) -> None:
+    def _publish(
+        self, attempt: Attempt, request: Request, launch: Launch, digests: Digests, started: float, peak_gb: float
+    ) -> None:
         attempt.close()
         attempt.check_fence()
         manifest = Manifest.of_files(request, attempt.number, attempt.files, attempt.notes, digests, started=started)
         self._write_record(attempt, request, launch, started, manifest)
-        End(state="done", time=manifest.time, reason="done").write(attempt.own)
+        End(state="done", time=manifest.time, reason="done", peak_memory_gb=round(peak_gb, 3)).write(attempt.own)
         if finish(self.folder, manifest):
             shutil.rmtree(attempt.checkpoints, ignore_errors=True)
             shutil.rmtree(attempt.parts, ignore_errors=True)
@@ -284,6 +290,10 @@ def disk_trouble(error: BaseException, folder: Path) -> ArtifactError | None:
             return explain(OSError(errno.ENOSPC, "No space left on device"), folder)
         told = told.__cause__ or told.__context__
     return None
+
+
+def _code(error: MaskgitError) -> int:
+    return DISK_FULL if isinstance(error, DiskFullError) else REFUSED
 
 
 def _one_line(error: BaseException) -> str:

@@ -38,6 +38,7 @@ class SystemMetrics:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="system-metrics", daemon=True)
         self._last_step = -1
+        self.peak_gb = 0.0  # most memory seen in a sample
 
     def __enter__(self) -> SystemMetrics:
         self._thread.start()
@@ -56,15 +57,25 @@ class SystemMetrics:
                 step = int(time.time() - self._began)
                 if step > self._last_step:
                     self._last_step = step
-                    self._log({**processes.sample(), **gpus.sample()}, step)
+                    sample = {**processes.sample(), **gpus.sample()}
+                    self.peak_gb = max(self.peak_gb, sample[f"{SYSTEM_PREFIX}memory_gb"])
+                    self._log(sample, step)
 
 
-def system_metrics(attempt: Attempt) -> AbstractContextManager[object]:
+def system_metrics(attempt: Attempt) -> AbstractContextManager[SystemMetrics | None]:
     """Samples into an attempt's journal while the block runs; nothing in processes other than rank 0."""
     if not attempt.is_main:
         return nullcontext()
     first = Start.read(StepFolder(attempt.folder).attempt(1).path)
     return SystemMetrics(attempt.log, first.time if first else None)
+
+
+def peak_memory_gb(metrics: SystemMetrics | None) -> float:
+    """Most resident memory of this process with its children so far, in 10^9 bytes."""
+    import resource
+
+    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    return max(own, metrics.peak_gb if metrics else 0.0)
 
 
 class Processes:

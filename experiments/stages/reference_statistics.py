@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -115,6 +116,9 @@ def _from_file(
     features: FeaturePass, path: Path, num_images: int | None, settings: Settings, given: bool
 ) -> tuple[Blocks | None, dict[str, Any]]:
     about: dict[str, Any] = {"file": path.name, "order": "file order"}
+    if path.is_file():
+        with path.open("rb") as file:
+            about["sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
     if given and not settings.keeps_features:
         return None, {**about, "statistics": "as in the file"}
     images = open_images(path)

@@ -12,7 +12,7 @@ by one; a killed run goes on with the missing ones. Publishes `images.npz` (`arr
 | model | the model, or a checkpoint that its training keeps: `sample.model=train@50000` |
 | weights | `model` (moving average where there is one) or `raw` |
 | untrained | fresh random weights instead: the ceiling that a score can be placed under |
-| tokens | with `untrained`: a cache that tells codebook, grid and classes, so that no trained model is waited for |
+| tokens | with `untrained` and no `model`: a cache that tells codebook, grid and classes of the model that is meant |
 | precision | of the forward pass: fp32, bf16 or fp16 |
 | grid_columns, grid_rows | of the picture |
 | png | also writes every image as `png/<index>.png`; with `png_folders=class` as `png/<class>/<index>.png` |

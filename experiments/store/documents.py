@@ -254,6 +254,7 @@ class End(Document):
     time: float | None = None
     code: int | None = None
     traceback: str | None = None
+    peak_memory_gb: float | None = field(default=None, metadata=OPTIONAL)  # resident, 10^9 bytes, of rank 0
 
 
 @dataclass(frozen=True, kw_only=True)

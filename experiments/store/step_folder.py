@@ -100,16 +100,21 @@ class Status:
         return self.end.reason if self.end is not None else ""
 
 
-def status(folder: Path, job_alive: JobAlive | None = None) -> Status:
+def status(folder: Path, job_alive: JobAlive | None = None, *, brief: bool = False) -> Status:
     """Reads a step's state from its files; a process that died without a word is `killed`.
+
+    Args:
+        brief: of a finished step only the manifest is read.
 
     Raises:
         DamagedError: a document is damaged.
     """
-    if not folder.exists():
+    manifest = Manifest.read(folder)
+    if manifest is not None and brief:
+        return Status("done", manifest.attempt, manifest=manifest)
+    if manifest is None and not folder.exists():
         return Status("absent")
     step = StepFolder(folder)
-    manifest = Manifest.read(folder)
     tried = step.attempts()
     last = tried[-1] if tried else None
     number = last.number if last else 0

@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
 import types
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -43,9 +44,9 @@ def load(path: Path) -> object:
         MalformedError: it is not one whole JSON value in UTF-8 with finite numbers, or larger than `MAX_BYTES`.
     """
     with open(path, "rb") as file:
-        data = file.read(MAX_BYTES + 1)
-    if len(data) > MAX_BYTES:
-        raise MalformedError(f"has more than {MAX_BYTES} bytes")
+        if os.fstat(file.fileno()).st_size > MAX_BYTES:
+            raise MalformedError(f"has more than {MAX_BYTES} bytes")
+        data = file.read()  # a limit given here would be allocated each time
     try:
         return json.loads(data.decode(), parse_constant=_refuse_constant, parse_float=_finite)
     except RecursionError:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
 import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 from launchers.calls import Call, Resources
@@ -173,14 +175,34 @@ def _check_gpus(launcher: Profile, step: str, wanted: Resources, usable: list[No
         )
 
 
-def _ask_sbatch(launcher: Profile, call: Call) -> None:
+def start_estimate(launcher: Profile, call: Call) -> str:
+    """When SLURM would start this call if it were submitted now, in words; empty where it does not say."""
+    try:
+        told = _test_only(launcher, call).stderr
+    except LaunchError:
+        return ""
+    match = re.search(
+        r"to start at (\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d) using .*?(?:in partition (\S+))?$", told, re.MULTILINE
+    )
+    if match is None:
+        return ""
+    wait_s = (datetime.fromisoformat(match[1]) - datetime.now()).total_seconds()
+    where = f" in partition {match[2]}" if match[2] else ""
+    return ("at once" if wait_s < 60 else f"in {wait_s / 3600:.1f} h, at {match[1].replace('T', ' ')}") + where
+
+
+def _test_only(launcher: Profile, call: Call) -> subprocess.CompletedProcess[str]:
     from launchers.cluster.script import script
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "job.sh"
         batch = Batch(0, call.group, call.resources, ((call,),))
         path.write_text(script(launcher, batch, Path(folder), call.name, Path(os.sep)))
-        done = call_tool(["sbatch", "--test-only", str(path)])
+        return call_tool(["sbatch", "--test-only", str(path)])
+
+
+def _ask_sbatch(launcher: Profile, call: Call) -> None:
+    done = _test_only(launcher, call)
     if done.returncode != 0:
         lines = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines()
         told = re.sub(r"^(sbatch: )?(error|allocation failure): ", "", lines[-1].strip()) if lines else "no answer"

@@ -34,3 +34,4 @@ class Profile(Protocol):
     requeue: Literal["scontrol", "chain"]
     max_attempts: int
     max_idle_restarts: int
+    exclude_after: int

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,15 @@ class _Executor(submitit.SlurmExecutor):
 
 
 def script(
-    launcher: Profile, batch: Batch, folder: Path, name: str, code: Path, *, dependency: str = "", link: int = 0
+    launcher: Profile,
+    batch: Batch,
+    folder: Path,
+    name: str,
+    code: Path,
+    *,
+    dependency: str = "",
+    link: int = 0,
+    avoid: Sequence[str] = (),
 ) -> str:
     """The text of the sbatch script.
 
@@ -45,6 +54,7 @@ def script(
         folder: the batch folder, which the job reads.
         code: folder put first on the job's module path; the job also starts there.
         link: place in a chain of jobs.
+        avoid: nodes to stay away from besides `launcher.exclude`.
     """
     wanted = batch.resources
     needed = [store_of(folder), code]
@@ -54,6 +64,7 @@ def script(
     executor = _Executor(folder=folder, python=python)
     executor.command = f"{python} -u -m launchers.cluster.task {shlex.quote(str(folder))}"
     minutes = time_limit(launcher, wanted)
+    signal_s = signal_seconds(launcher, minutes)
     executor.update_parameters(
         job_name=name,
         time=None if minutes is None else max(1, round(minutes)),
@@ -65,27 +76,31 @@ def script(
         account=wanted.account or launcher.account,
         qos=wanted.qos or launcher.qos,
         constraint=wanted.constraint or launcher.constraint,
-        exclude=launcher.exclude,
+        exclude=",".join([*([launcher.exclude] if launcher.exclude else []), *avoid]) or None,
         dependency=dependency or None,
-        setup=[*prologue(folder, link, launcher.requeue), *_setup(launcher, code)],
-        signal_delay_s=signal_seconds(launcher, minutes),
+        setup=[*prologue(folder, link, launcher.requeue, wanted.retry, signal_s), *_setup(launcher, code)],
+        signal_delay_s=signal_s,
         array_parallelism=min(launcher.max_parallel, len(batch.tasks)),
         stderr_to_stdout=True,
         wckey=None,
-        srun_args=[
-            "--export=ALL",
-            "--kill-on-bad-exit=1",
-            f"--cpu-bind={_cpu_bind(launcher, wanted)}",
-            f"--cpus-per-task={wanted.cpus_per_task}",  # since 22.05 srun does not take it over from sbatch
-            *(launcher.container.srun_args(needed) if launcher.container else ()),
-            *launcher.srun_args,
-        ],
+        srun_args=_srun_args(launcher, wanted, needed),
         additional_parameters=_additional(launcher, wanted),
     )
     try:
         return executor.text(len(batch.tasks))
     except (TypeError, ValueError) as error:
         raise LaunchError(f"launcher.sbatch: {error}") from error
+
+
+def _srun_args(launcher: Profile, wanted: Resources, needed: Sequence[Path]) -> list[str]:
+    return [
+        "--export=ALL",
+        "--kill-on-bad-exit=1",
+        f"--cpu-bind={_cpu_bind(launcher, wanted)}",
+        f"--cpus-per-task={wanted.cpus_per_task}",  # since 22.05 srun does not take it over from sbatch
+        *(launcher.container.srun_args(needed) if launcher.container else ()),
+        *launcher.srun_args,
+    ]
 
 
 def _additional(launcher: Profile, wanted: Resources) -> dict[str, Any]:

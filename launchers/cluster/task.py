@@ -7,6 +7,7 @@ here depends on the submitting process still being there.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import pickle
@@ -19,12 +20,14 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from launchers.calls import CONTINUE, STOPPED, describe_exit, rank_log, rank_variables, resolve
+from launchers.calls import CONTINUE, DISK_FULL, STOPPED, describe_exit, rank_log, rank_variables, resolve
 from launchers.cluster.queue import call_tool
 from launchers.entry import LIFELINE
-from maskgit_core.errors import LaunchError
+from maskgit_core.errors import DiskFullError, LaunchError
 from maskgit_core.files import read_json, write_json
 
+#: What the job script takes an exit code for; a process that SIGKILL ended is taken to have lacked memory.
+_WHY = {0: "", CONTINUE: "", **dict.fromkeys(STOPPED, ""), DISK_FULL: "disk_full", 2: "refused"}
 _OTHERS_WAIT_S = 600.0  # how long a rank that has saved waits for the others, or to be ended with the job
 _RELAY_AFTER_S = 5.0
 
@@ -58,6 +61,19 @@ class Task:
 
     def run(self) -> int:
         """Tries every call of the task; returns the exit code of this rank (0: all done)."""
+        try:
+            return self._run()
+        except DiskFullError as error:
+            told: Exception = error
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            told = error
+        with contextlib.suppress(OSError):
+            print(f"error: {told}", flush=True)
+        return DISK_FULL
+
+    def _run(self) -> int:
         for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._pass_on)
         self._mark(f"began/{self.index}-{self.link}-{self.restart}")
@@ -72,6 +88,10 @@ class Task:
                 codes.append(1)
                 continue
             began = time.time()
+            if self._failed_before(position):
+                codes.append(1)
+                continue
+            self._end_path(position).unlink(missing_ok=True)  # how an earlier life ended says nothing about this one
             code = self._execute(call, position)
             self._note(position, call, code, began)
             codes.append(code)
@@ -80,6 +100,8 @@ class Task:
         if any(code in STOPPED for code in codes):
             return self._leave(STOPPED[1])
         self._write_result(codes)
+        if self.rank == 0 and not any(codes):
+            self._mark(f"done/{self.index}-{self.link}-{self.restart}")
         return max((min(abs(code), 125) for code in codes), default=0)
 
     # -- the call ---------------------------------------------------------------------------------------------------
@@ -90,7 +112,9 @@ class Task:
         command = [sys.executable, "-u", "-m", "launchers.entry", call["target"], json.dumps(call["args"])]
         try:
             with open(log, "ab") as output:
-                head = f"--- job {self.job}, restart {self.restart}, rank {self.rank} on {self.node}\n"
+                memory = os.environ.get("SLURM_MEM_PER_NODE")
+                more = f", {memory} MB" if memory and memory != "0" else ""
+                head = f"--- job {self.job}, restart {self.restart}, rank {self.rank} on {self.node}{more}\n"
                 output.write(head.encode())
                 output.flush()
                 self._child = subprocess.Popen(
@@ -194,7 +218,11 @@ class Task:
         value = resolve(call["progress"])(*call["args"])
         known = read_json(path) or {}
         lives = self.restart + self.link
-        idle = known.get("idle", 0) + 1 if lives and known.get("value") == value else 0
+        idle = known.get("idle", 0)
+        if not lives or known.get("value") != value:
+            idle = 0
+        elif self._retries() not in ("oom", "disk_full", "own_error", "before"):  # those have limits of their own
+            idle += 1
         write_json(path, {"value": value, "idle": idle})
         limit = int(self.batch["max_idle_restarts"])
         if idle <= limit:
@@ -204,14 +232,24 @@ class Task:
         self._note(position, call, 1, time.time(), message)
         return True
 
-    def _earlier_link_failed(self) -> bool:
-        """In a chain of jobs, a link that ended with an error of its own is not tried again."""
-        if not self.link:
+    def _failed_before(self, position: int) -> bool:
+        """True for one of several packed calls that an earlier life saw fail by itself: only the others come again."""
+        if len(self.calls) == 1 or not (self.restart or self.link) or self._retries() == "own_error":
             return False
-        ends = [read_json(self._end_path(i)) or {} for i in range(len(self.calls))]
-        codes = [end.get("code", CONTINUE) for end in ends]
-        preempted = self._count(f"preempted-{self.index}-{self.link - 1}-*") > 0
-        return any(code not in (0, CONTINUE) and not (preempted and code in STOPPED) for code in codes)
+        code = (read_json(self._end_path(position)) or {}).get("code", 0)
+        return 0 < code < 128 and code not in (CONTINUE, DISK_FULL)
+
+    def _retries(self) -> str:
+        """Why the job script ran this job again the last time (`launchers.cluster.job_end`); empty where it did not."""
+        try:
+            lines = (self.folder / "retries" / f"{self.index}.jsonl").read_text().splitlines()
+            return str(json.loads(lines[-1])["reason"])
+        except (OSError, ValueError, IndexError, KeyError):
+            return ""
+
+    def _earlier_link_failed(self) -> bool:
+        """In a chain of jobs, a link that ended for good is followed by none that works."""
+        return self.link > 0 and self._count(f"final/{self.index}-{self.link - 1}") > 0
 
     def _end_path(self, position: int) -> Path:
         rank = f".rank{self.rank}" if self.rank else ""
@@ -226,6 +264,8 @@ class Task:
 
     def _note(self, position: int, call: Mapping[str, Any], code: int, began: float, message: str = "") -> None:
         """Leaves a note on how the call ended; a rank above 0 only where it did not end well."""
+        if (why := _WHY.get(code, "oom" if code == -signal.SIGKILL else "own_error")) and not message:
+            self._mark(f"why/{self.index}-{self.link}-{self.restart}.{why}")
         if self.rank and (code in (0, CONTINUE) or code in STOPPED):
             return
         note = {

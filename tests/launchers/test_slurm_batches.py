@@ -23,6 +23,7 @@ from launchers.cluster.checks import _gpus
 from launchers.cluster.job_end import prologue
 from launchers.cluster.queue import clean_environment, clock_seconds, read_usage
 from launchers.cluster.script import script
+from launchers.retry import Retry
 from launchers.slurm import Launcher
 from maskgit_core.errors import ConfigError
 
@@ -139,7 +140,85 @@ def test_the_script_says_what_was_asked(tmp_path: Path) -> None:
     assert "--signal=USR2@15" in short and "gpus" not in short
 
 
-SHOWN = "JobState={state} PreemptTime={preempted} RunTime={ran} TimeLimit={limit}\n   StartTime=2026-01-02T00:00:00\n"
+SHOWN = (
+    "JobState={state} Restarts=1 ReqNodeList=(null) ExcNodeList=n9 PreemptTime={preempted} "
+    "RunTime={ran} TimeLimit={limit}\n   StartTime=2026-01-02T00:00:00\n"
+)
+
+
+def put_scontrol(folder: Path) -> None:
+    """A `scontrol` that shows the job in `shown`, knows its requeue, and notes what else it is told in `told`."""
+    text = (
+        "#!/bin/sh\ncase $1-$2 in\nshow-job) exec cat {0}/shown ;;\nshow-hostnames) echo $3 | tr , '\\n'; exit ;;\n"
+        "show-*) exit ;;\nrequeue-*) sed -i s/Restarts=1/Restarts=2/ {0}/shown ;;\nesac\necho $* >> {0}/told\n"
+    )
+    sinfo = (
+        "#!/bin/sh\ncase $* in\n*%m*) echo 3000+ ;;\n*) printf 'n1 idle\\nn2 mixed\\nn9 idle\\nn3 down*\\n' ;;\nesac\n"
+    )
+    for name, content in (("scontrol", text.format(folder)), ("sinfo", sinfo)):
+        (folder / name).write_text(content)
+        (folder / name).chmod(0o755)
+
+
+@pytest.mark.parametrize(
+    ("code", "marks", "policy", "tried", "told"),
+    [
+        (9, ["why/3-0-1.oom"], {}, "", ["requeue 9_3", "update JobId=9_3 MinMemoryNode=2000"]),
+        (1, ["why/3-0-1.own_error", "why/3-0-1.oom"], {}, "", ["requeue 9_3", "update JobId=9_3 MinMemoryNode=2000"]),
+        (137, [], {"oom": {"mem_gb": "x8"}}, "", ["requeue 9_3", "update JobId=9_3 MinMemoryNode=3000"]),
+        (137, [], {"oom": {"mem_gb": "+1"}}, "", ["requeue 9_3", "update JobId=9_3 MinMemoryNode=2024"]),
+        (9, [], {}, "oom oom oom", []),
+        (9, [], {"oom": "fail"}, "", []),
+        (1, ["why/3-0-1.own_error"], {}, "", []),
+        (1, ["why/3-0-1.own_error"], {"own_error": 1}, "", ["requeue 9_3"]),
+        (1, ["why/3-0-1.own_error"], {"own_error": 1}, "own_error", []),
+        (137, ["why/3-0-1.own_error"], {}, "", []),  # the others were killed with the one that failed
+        (2, ["why/3-0-1.refused"], {"own_error": 3}, "", []),
+        (74, [], {}, "", ["requeue 9_3", "update JobId=9_3 StartTime=now+120seconds"]),
+        (74, [], {"disk_full": "fail"}, "", []),
+        (140, [], {}, "", ["requeue 9_3"]),  # USR2 before Python listened
+        (5, ["began/none"], {}, "", ["requeue 9_3", "update JobId=9_3 ExcNodeList=n1,n9"]),
+        (5, ["began/none"], {}, "before", []),
+        (5, ["began/none"], {"node_fail": "fail"}, "", []),
+    ],
+)
+def test_what_is_run_again_and_with_what(
+    tmp_path: Path, code: int, marks: list[str], policy: dict[str, Any], tried: str, told: list[str]
+) -> None:
+    (tmp_path / "shown").write_text(SHOWN.format(state="RUNNING", ran="00:01:00", limit="01:00:00", preempted="None"))
+    put_scontrol(tmp_path)
+    for name in [*([] if "began/none" in marks else ["began/3-0-1"]), *marks]:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "retries").mkdir()
+    (tmp_path / "retries" / "3.jsonl").write_text("".join(f'{{"reason": "{word}"}}\n' for word in tried.split()))
+    lines = ["sleep() { :; }", *prologue(tmp_path, 0, "scontrol", Retry.read(policy)), f"(exit {code})"]
+    environment = {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "12", "SLURM_ARRAY_JOB_ID": "9",
+        "SLURM_ARRAY_TASK_ID": "3", "SLURM_RESTART_COUNT": "1", "SLURM_MEM_PER_NODE": "1000",
+        "SLURMD_NODENAME": "n1", "SLURM_JOB_PARTITION": "p", "SLURM_JOB_NUM_NODES": "1",
+    }  # fmt: skip
+    done = subprocess.run(["bash", "-c", "\n".join(lines)], env=environment, capture_output=True, text=True)
+    found = (tmp_path / "told").read_text().splitlines() if (tmp_path / "told").exists() else []
+    assert found == told, done
+    assert (tmp_path / "final" / "3-0").exists() == (not told)
+
+
+@pytest.mark.parametrize(
+    ("block", "message"),
+    [
+        ({"oom": {"mem": "x2"}}, r"r.oom.mem: unknown key"),
+        ({"oom": {"mem_gb": "x1"}}, r'r.oom.mem_gb: found \'x1\'; "x2" for twice as much'),
+        ({"timeout": "no"}, r"r.timeout: found 'no'; one of \[continue, fail\]"),
+        ({"own_error": -1}, r"r.own_error: found -1; it must be a whole number from 0 to 100"),
+        ({"ooms": 1}, r"r.ooms: unknown key; did you mean oom\?"),
+        ("x", r"r: found 'x'; it must be a mapping"),
+        ({"node_fail": {"exclude": 1}}, r"r.node_fail.exclude: found 1; true or false"),
+    ],
+)
+def test_a_wrong_policy_is_one_line(block: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Retry.read(block, "r")
 
 
 @pytest.mark.parametrize(
@@ -162,9 +241,7 @@ def test_who_ends_a_job_decides_whether_it_comes_back(
 ) -> None:
     """The shell code in a real bash; `scontrol` is a script that shows a job in this state."""
     (tmp_path / "shown").write_text(SHOWN.format(state=state, ran=ran, limit=limit, preempted=preempted))
-    tool = tmp_path / "scontrol"
-    tool.write_text(f"#!/bin/sh\n[ $1 = show ] && exec cat {tmp_path}/shown\necho $* >> {tmp_path}/told\n")
-    tool.chmod(0o755)
+    put_scontrol(tmp_path)
     for name in ["began/3-0-1", *(["continue/3-0-1"] if saved else [])]:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()

@@ -22,6 +22,7 @@ Run = Callable[..., Done]
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 
 SLOW = ("numbers.count=24", "numbers.pause_s=0.25")
+FINAL = "resources.numbers.retry={oom: fail, disk_full: fail}"  # what comes back by itself: test_slurm_retries.py
 
 
 def jobs_in(text: str) -> dict[str, str]:
@@ -94,7 +95,7 @@ def test_two_live_attempts_of_one_step(cluster, store, on_slurm: Run, lab: Run, 
 
 
 def test_a_killed_process_fails_its_step_and_is_continued(cluster, store, on_slurm: Run, undisturbed) -> None:
-    on_slurm("experiment=chain", *SLOW)
+    on_slurm("experiment=chain", *SLOW, FINAL)
     folder = running(store)
     os.kill(owner_pid(folder), signal.SIGKILL)
     cluster.idle()
@@ -105,7 +106,7 @@ def test_a_killed_process_fails_its_step_and_is_continued(cluster, store, on_slu
 
 
 def test_the_supervisor_killed_takes_its_process_along(cluster, store, on_slurm: Run, undisturbed) -> None:
-    on_slurm("experiment=chain", *SLOW)
+    on_slurm("experiment=chain", *SLOW, FINAL)
     folder = running(store)
     pid = owner_pid(folder)
     supervisor = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
@@ -257,7 +258,7 @@ def test_a_full_disk_in_one_step(cluster, store, on_slurm: Run, undisturbed, tmp
         blocker = tool(
             "sbatch", "--parsable", "-o", "/dev/null", "-N", "4", "--exclusive", "--wrap", "sleep 60"
         ).strip()
-        on_slurm("experiment=chain", *SLOW[:1])
+        on_slurm("experiment=chain", *SLOW[:1], FINAL)
         folder = step_folder(store, "numbers")
         (folder / "parts").symlink_to(small)
         tool("scancel", blocker)

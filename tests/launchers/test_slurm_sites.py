@@ -159,7 +159,8 @@ def test_a_container_without_slurm_requeues_and_releases(
 ) -> None:
     """No SLURM tool is found by the step's processes; the job script on the host has them."""
     bare = f"launcher.python='env PATH=/nowhere {sys.executable}'"
-    jobs = jobs_in(on_slurm("experiment=chain", *SLOW, bare).stdout)
+    final = "resources.numbers.retry.oom=fail"
+    jobs = jobs_in(on_slurm("experiment=chain", *SLOW, bare, final).stdout)
     folder = running(store)
     tool("scancel", "--signal=USR2", jobs["numbers"])
     wait_until(lambda: len(list((folder / "attempts").iterdir())) == 2, 120)

@@ -196,5 +196,5 @@ def test_a_finished_training_is_extended_with_one_override_and_a_name_of_two_is_
     finished(other, "train", num_train_steps=700)
     with pytest.raises(ConfigError, match=r"train means several: \[prenorm-\w+, prenorm-\w+\]; write one of these"):
         graph_of(store, "train.continue_from=train@700", "train.num_train_steps=1900")
-    assert node_of(graph_of(store, f"train.continue_from={node_of(first, 'train').folder.name}@950",
+    assert node_of(graph_of(store, f"train.continue_from={node_of(first, 'train').folder.name}@700",
                             "train.num_train_steps=1900"), "train").fingerprint == train.fingerprint  # fmt: skip

@@ -116,10 +116,10 @@ def test_a_ceiling_needs_a_cache_alone(tmp_path: Path, inputs: tuple[Input, Inpu
     beside = run(tmp_path / "beside", inputs, **asked)  # the same weights, as a trained model's file describes them
     first, second = (read_piece(attempt.files / "tokens.npz")["tokens"] for attempt in (made, beside))
     assert np.array_equal(first, second)
-    for given, more in (((spec, tokenizer), {}), ((spec, tokenizer), {"tokens": tokens, "untrained": False}),
-                        (inputs, {"tokens": tokens})):  # fmt: skip
+    assert outputs(run(tmp_path / "both", inputs, tokens=tokens, **asked)) == outputs(beside)
+    for more in ({}, {"tokens": tokens, "untrained": False}):
         with pytest.raises(ConfigError, match=r"^pipeline.steps.sample.needs: "):
-            run(tmp_path / "refused", given, **{**asked, **more})
+            run(tmp_path / "refused", (spec, tokenizer), **{**asked, **more})
 
 
 @pytest.mark.parametrize(

@@ -24,8 +24,18 @@ def run(
     offset: Annotated[int, Neutral(0)] = 0,
     pause_s: Execution[float] = 0.0,
     fail: Execution[str | None] = None,
+    needs_mb: Execution[float] = 0.0,
+    holds_mb: Execution[float] = 0.0,
 ) -> None:
-    """Publishes one part a number, so that a killed attempt loses at most one."""
+    """Publishes one part a number, so that a killed attempt loses at most one.
+
+    Args:
+        needs_mb: a SLURM job that was given less kills itself, as the kernel would.
+        holds_mb: memory that is really taken.
+    """
+    if float(os.environ.get("SLURM_MEM_PER_NODE", "inf")) < needs_mb:
+        os.kill(os.getpid(), 9)
+    held = bytearray(b"x" * int(holds_mb * 1e6))
     base = 0.0
     if source is not None:
         with open(source) as file:
@@ -43,6 +53,7 @@ def run(
         attempt.log({"value": json.loads(part.read_text())}, step=i)
         if attempt.should_stop:
             attempt.stop()
+    del held
     if attempt.share is not None:
         return
     if fail == "crash":
