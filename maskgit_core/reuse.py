@@ -1,14 +1,15 @@
 """Keys and values kept between reveal steps (ReCAP, Liu et al. 2025, https://arxiv.org/abs/2505.19089).
 
 Few tokens change from one step to the next, and what the others tell their neighbours hardly does. Of every few
-evaluations one is full and keeps the keys and values of all attention layers; the others are partial: only positions that
-are asked for, and those whose token has changed since, go through the network, and they attend to the kept keys and values
-of all others (the paper's local evaluation). No weights change, nothing is trained.
+evaluations one is full and keeps the keys and values of all attention layers. The others are partial: only positions
+that are asked for, and those whose token has changed since, go through the network; they attend to the kept keys and
+values of all others (the paper's local evaluation). No weights change, nothing is trained.
 
-Works with any model whose `blocks` take the rows first and the wanted positions last and use `layers.dropout.attention`.
+Works with any model whose `blocks` take the rows first and the wanted positions last and attend by
+`maskgit_core.layers.dropout.attention`.
 
 Shapes: C rows of a batch (samples, or samples with and without their class), L tokens, N cells (L / splits), A active
-cells, H heads, d columns of a head.
+cells, M positions asked for, K codebook, H heads, d columns of a head.
 """
 
 from collections.abc import Callable, Iterator
@@ -26,7 +27,7 @@ Pass = Callable[[torch.Tensor, torch.Tensor | None, torch.Tensor], torch.Tensor]
 
 
 def exchanged(k_CHLd: torch.Tensor, v_CHLd: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The keys and values to attend to: kept for later in a full evaluation, put among the kept ones in a partial one."""
+    """The keys and values to attend to: kept for later if full, put among the kept ones if partial."""
     current = None if torch.compiler.is_compiling() else _current.get()
     return (k_CHLd, v_CHLd) if current is None else current.exchange(k_CHLd, v_CHLd)
 
@@ -43,7 +44,7 @@ class ContextReuse:
     Args:
         model: a `Model` in eval mode.
         full_every: from 2; one full evaluation, then so many less one partial ones.
-        min_rows: fewest rows of a product of matrices; fewer are filled up with copies, so that batch size changes nothing.
+        min_rows: fewest rows of a matrix product; fewer are filled up with copies, so that no batch size shows.
     """
 
     def __init__(self, model: Any, full_every: int, min_rows: int) -> None:
@@ -57,7 +58,7 @@ class ContextReuse:
         self.offset = self._rows_before_tokens()
 
     def _rows_before_tokens(self) -> int:
-        """Where a model puts its first token in the sequence: 1 after a class token; by looking where it is asked for."""
+        """Where a model puts its first token: at 1 after a class token; found by asking for it."""
         found: list[int] = []
         tokens_1L = torch.full((1, self.model.num_tokens), self.model.mask_token_id, device=_device(self.model))
         first_1L = torch.arange(self.model.num_tokens, device=tokens_1L.device)[None] == 0
@@ -88,8 +89,8 @@ class ContextReuse:
             logits_MK = full(tokens_CL, labels_C, wanted_CL)
         if len(self.layers) != len(self.model.blocks):
             raise ConfigError(
-                f"sampler.full_every: found {self.full_every}; features of {type(self.model).__module__} cannot be kept, as "
-                "its blocks do not attend by maskgit_core.layers.dropout.attention; set it to 1"
+                f"sampler.full_every: found {self.full_every}; {type(self.model).__module__} does not attend by "
+                "maskgit_core.layers.dropout.attention, so its keys cannot be kept; set it to 1"
             )
         count = len(tokens_CL)
         self.layers = [(k[:count].clone(), v[:count].clone()) for k, v in self.layers]

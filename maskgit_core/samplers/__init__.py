@@ -27,8 +27,8 @@ class StepSampler(ABC):
         guidance_scale, guidance_schedule, guidance_power: see `maskgit_core/guidance.py`; 1.0 is none.
         guidance_start, guidance_end: guidance only at steps with start <= t / T < end.
         top_k, top_p: limits of the token draw.
-        full_every: one full evaluation of the model in so many; the others compute few positions and reuse keys and values
-            of all others (ReCAP, `maskgit_core/reuse.py`). 1: all are full.
+        full_every: one full evaluation of the model in so many; the others compute few positions and reuse the keys and
+            values of all others (ReCAP, `maskgit_core/reuse.py`). 1: all are full.
     """
 
     num_steps: Annotated[int, Range(1, 4096)] = 12

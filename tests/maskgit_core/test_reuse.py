@@ -62,7 +62,7 @@ def test_any_batch_size_gives_the_same_tokens(name: str) -> None:
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_every_sampler_keeps_its_laws(name: str) -> None:
     model = made("prenorm", 2)
-    options = {"guidance_scale": 2.0, "guidance_start": 0.3, "full_every": 3}
+    options: dict[str, Any] = {"guidance_scale": 2.0, "guidance_start": 0.3, "full_every": 3}
     whole = drawn(name, model, **options)
     assert whole.min() >= 0 and whole.max() < 16
     assert torch.equal(torch.cat([drawn(name, model, slice(i, i + 1), **options) for i in range(COUNT)]), whole)
@@ -93,6 +93,6 @@ def test_what_is_kept_changes_little_and_only_what_is_asked_is_computed() -> Non
 
 def test_a_model_whose_attention_cannot_be_asked_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("maskgit_core.layers.dropout.exchanged", lambda k, v: (k, v))
-    with pytest.raises(ConfigError, match=r"sampler.full_every: found 2; .*attention; set it to 1"):
+    with pytest.raises(ConfigError, match=r"sampler.full_every: found 2; .*keys cannot be kept; set it to 1"):
         drawn("halton", made("prenorm", 1), full_every=2)
     assert ContextReuse(made("halton", 1), 2, 1).offset == 0
