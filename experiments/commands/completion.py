@@ -135,7 +135,7 @@ def in_store(with_steps: bool) -> list[str]:
     from experiments.store.records import latest_records
 
     names: list[str] = []
-    for record in latest_records(default_store()):
+    for record in latest_records(default_store(), warn=lambda text: None):
         names.append(record.experiment)
         if with_steps:
             names += [f"{record.experiment}/{step.name}" for step in record.steps]

@@ -43,6 +43,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Runs every check, prints a line for each, returns 1 where one failed."""
+    from experiments.store.upkeep.access import access
+
     checks: list[tuple[str, Callable[[], str]]] = [("python", _python), ("packages", _packages), ("gpu", _gpu)]
     if args.overrides:
         dirs = config_dirs(args)
@@ -54,6 +56,7 @@ def main(args: argparse.Namespace) -> int:
             ("experiment", lambda: f"{graph.experiment}: {len(graph.nodes)} steps, config and data are in order")
         )
         checks.append(("store", lambda: _store(store_of(graph))))
+        checks.append(("access", lambda: access(store_of(graph).root)))
         checks.append(("tracking", lambda: _tracking(graph, store_of(graph).root)))
         checks += _launcher_checks(graph)
     else:
@@ -61,6 +64,7 @@ def main(args: argparse.Namespace) -> int:
         from experiments.store.step_folder import Store
 
         checks.append(("store", lambda: _store(Store(default_store()))))
+        checks.append(("access", lambda: access(default_store())))
     failed = 0
     for name, check in checks:
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,11 @@ def main(args: argparse.Namespace) -> int:
     from experiments.store.records import latest_records
 
     store = args.store.expanduser().absolute() if args.store else default_store()
-    failed = [f for record in latest_records(store, args.experiment) for f in failures(record, store)]
+
+    def warn(text: str) -> None:
+        print(f"warning: {text}", file=sys.stderr)
+
+    failed = [f for record in latest_records(store, args.experiment, warn) for f in failures(record, store)]
     if args.nodes:
         print(",".join(sorted({f.node for f in failed if f.node and f.reason in BY_NODE})))
         return 0

@@ -34,6 +34,7 @@ COLOURS = {
     "queued": "blue",
     "failed": "red",
     "killed": "red",
+    "damaged": "red",
     "cancelled": "yellow",
     "blocked": "yellow",
     "stopped": "yellow",
@@ -57,9 +58,15 @@ def main(args: argparse.Namespace) -> int:
     from experiments.store.find import default_store
 
     store = args.store.expanduser().absolute() if args.store else default_store()
-    before = ""
+    before, warned = "", set[str]()
+
+    def warn(text: str) -> None:
+        if text not in warned:
+            print(f"warning: {text}", file=sys.stderr)
+        warned.add(text)
+
     while True:
-        rows = [(record, rows_of(record, store)) for record in latest_records(store, args.experiment)]
+        rows = [(record, rows_of(record, store)) for record in latest_records(store, args.experiment, warn)]
         busy = any(row["state"] in ("running", "queued") for _, steps in rows for row in steps)
         if args.html:
             _write_page(args.html, rows, store, REFRESH_S if args.watch and busy else None)

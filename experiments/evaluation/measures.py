@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,13 @@ class Measure:
     extractor: ExtractorSpec
     settings: Settings
     reference: Input | None
+
+
+def counted(key: str, wanted: int | None, there: int) -> int:
+    """How many images are measured: those asked for (None: all), or fewer where there are fewer, which is said."""
+    if wanted is not None and wanted > there:
+        print(f"warning: {key}: {wanted} asked for, {there} are there; {there} are used", file=sys.stderr, flush=True)
+    return min(wanted or there, there)
 
 
 def further_measures(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.store.records import PipelineRecord, PipelineStep
+from experiments.store.typed_json import DamagedError
 
 
 def rows_of(record: PipelineRecord, store: Path) -> list[dict[str, Any]]:
@@ -18,10 +19,22 @@ def rows_of(record: PipelineRecord, store: Path) -> list[dict[str, Any]]:
     states: dict[str, str] = {}
     rows = []
     for entry in record.steps:
-        row = row_of(entry, store, alive, queued, states)
+        try:
+            row = row_of(entry, store, alive, queued, states)
+        except DamagedError as error:
+            row = _damaged_row(entry, store, error)
         states[entry.fingerprint] = row["state"]
         rows.append(row)
     return rows
+
+
+def _damaged_row(entry: PipelineStep, store: Path, error: DamagedError) -> dict[str, Any]:
+    """A step of which nothing can be told, so that the others are shown all the same."""
+    unknown = dict.fromkeys(("job", "owner", "seconds", "headline", "progress"))
+    name = f"{error.path.name} is damaged ({error.problem}); maskgit run repairs it or runs the step again"
+    return {"name": entry.name, "stage": entry.stage, "state": "damaged", "attempt": 0, "reason": name, **unknown,
+            "folder": str(store / entry.folder), "fingerprint": entry.fingerprint,
+            "params": entry.params}  # fmt: skip
 
 
 def row_of(entry: PipelineStep, store: Path, alive: Any, queued: Any, states: dict[str, str]) -> dict[str, Any]:

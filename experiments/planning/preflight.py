@@ -61,6 +61,21 @@ def check(nodes: Mapping[str, Node], *, ranks_count: bool = True) -> None:
         check_counts(node, nodes, counts)
 
 
+def fewer_images(nodes: Mapping[str, Node]) -> list[str]:
+    """A line for each evaluation of more images than its samples will be, which measures what there is."""
+    lines = []
+    for node in nodes.values():
+        wanted, made = node.request.config.get("num_images"), node.inputs.get("generated", ())
+        for source in (nodes[fingerprint].request for fingerprint in made if node.request.stage == "evaluate"):
+            there = source.config.get("num_samples")
+            if isinstance(wanted, int) and isinstance(there, int) and wanted > there:
+                lines.append(
+                    f"warning: {node.request.name}.num_images: {wanted} asked for, {source.name}.num_samples is "
+                    f"{there}; {there} are used"
+                )
+    return lines
+
+
 def _check_sampling(node: Node, known_facts: KnownFacts) -> None:
     step, config = node.request.name, node.request.config
     if node.request.stage == "edit":

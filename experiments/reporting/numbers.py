@@ -9,7 +9,8 @@ from typing import Any
 
 from experiments.config.specs import Input
 from experiments.console import number
-from experiments.store.documents import Manifest
+from experiments.store.code_digests import unlike_code
+from experiments.store.documents import Manifest, Record
 from experiments.store.scores import Score, describe_metric, differences, read_scores
 
 FLOOR, CEILING = "real images", "untrained model"
@@ -132,6 +133,17 @@ def floors_differ(inputs: Sequence[Input]) -> list[str]:
                 f"{number(score.value)} in {label_of(item)}: {why}. Compare a number with the floor of its own step."
             )
     return list(dict.fromkeys(notes))
+
+
+def other_code(inputs: Sequence[Input]) -> list[str]:
+    """A sentence where scores of one kind were made by different code; empty where all were made by the same."""
+    told = []
+    for kind in dict.fromkeys(item.kind for item in inputs):
+        records = [Record.read(item.folder) for item in inputs if item.kind == kind]
+        if changed := unlike_code(record.science_files for record in records if record is not None):
+            names = ", ".join(changed[:4]) + (" ..." if len(changed) > 4 else "")
+            told.append(f"Not to be compared: these {kind} were made by different code ({names}).")
+    return told
 
 
 def _why(one: Score, other: Score) -> str:

@@ -65,7 +65,7 @@ def page(inputs: Sequence[Input], record: PipelineRecord | None = None, title: s
         cut=len(ranked) - sweep.MAX_CARDS,
         charts=_charts(swept, ranked, beside),
         scores=sweep.table(swept[:MAX_TABLE]) if swept else numbers.table(measured),
-        floors=numbers.floors_differ(measured),
+        floors=[*numbers.other_code(measured), *numbers.floors_differ(measured)],
         pictures=_pictures(ordered, beside, without_samples=samples is not None or bool(ranked)),
         curves=_curves(ordered, beside),
         protocols=numbers.protocols(measured),

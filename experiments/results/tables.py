@@ -283,6 +283,13 @@ def _cell(row: Row, column: Column, results: Sequence[Result], requests: Request
             base,
             missing=f"{column.title} of {row.name}: {len(fitting)} runs match and differ in {keys}; narrow run.where",
         )
+    if len({r.code for r, _ in fitting}) > 1:
+        changed = sorted({module for r, _ in fitting for module in r.old_code})
+        return _with(
+            base,
+            missing=f"{column.title} of {row.name}: {len(fitting)} runs were made by different code "
+            f"({_few(changed)}), so they are not averaged; {command}",
+        )
     results, scores = (tuple(some) for some in zip(*fitting, strict=True))
     return _with(base, reproduced=Spread.of([s.value for s in scores]), results=results, scores=scores, command=command)
 

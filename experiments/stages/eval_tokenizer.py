@@ -32,7 +32,7 @@ from torch import Tensor
 
 from experiments.config.specs import DatasetSpec, ExtractorSpec, Input, TokenizerSpec
 from experiments.evaluation.feature_pass import Scores, blocks_of, finish, publish_scores
-from experiments.evaluation.measures import Measure, Network, further_measures, networks
+from experiments.evaluation.measures import Measure, Network, counted, further_measures, networks
 from experiments.evaluation.set_scores import MetricName, Reference, Settings, add_scores
 from experiments.running.attempt import Attempt
 from experiments.running.components import load_tokenizer
@@ -73,7 +73,7 @@ def run(
     """Writes `files/scores.json` and `files/reconstructions.png`; the keywords are explained above."""
     images = dataset.with_options(split=split).build()
     images.check()
-    count = min(num_images or len(images), len(images))
+    count = counted("eval_tokenizer.num_images", num_images, len(images))
     measures = [] if extractor is None else [Measure(protocol, extractor, Settings(tuple(metrics)), reference)]
     measures += further_measures(further_extractors, further_settings, further_references, needs_reference=False)
     meter = Meter(

@@ -33,7 +33,7 @@ from torch import Tensor
 
 from experiments.config.specs import DatasetSpec, ExtractorSpec, Input
 from experiments.evaluation.feature_pass import Scores, publish_scores
-from experiments.evaluation.measures import Measure, Network, further_measures, networks
+from experiments.evaluation.measures import Measure, Network, counted, further_measures, networks
 from experiments.evaluation.set_scores import Reference, Settings, add_scores
 from experiments.running.attempt import Attempt
 from maskgit_core.content import resolve
@@ -72,7 +72,7 @@ def run(
 ) -> None:
     """Writes `files/scores.json`; the keywords are explained above."""
     source = _open(generated, samples)
-    count = min(num_images or len(source), len(source))
+    count = counted("evaluate.num_images", num_images, len(source))
     measures = [Measure(protocol, extractor, settings, reference)]
     measures += further_measures(further_extractors, further_settings, further_references, needs_reference=True)
     loaded = networks(attempt, measures)

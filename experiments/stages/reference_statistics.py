@@ -11,6 +11,7 @@ from torch import Tensor
 
 from experiments.config.specs import DatasetSpec, ExtractorSpec
 from experiments.evaluation.feature_pass import FeaturePass
+from experiments.evaluation.measures import counted
 from experiments.evaluation.set_scores import MetricName, Settings
 from experiments.running.attempt import Attempt
 from maskgit_core.content import resolve
@@ -98,7 +99,7 @@ def _images(
         raise ConfigError("reference_statistics.dataset: missing; choose a dataset or give statistics=FILE")
     images = dataset.with_options(split=split).build()
     images.check()
-    count = min(num_images or len(images), len(images))
+    count = counted("reference_statistics.num_images", num_images, len(images))
     blocks = features.extract(
         "reference", count, lambda items: stack(images, items)[0], wanted=settings.outputs, label="reference features"
     )
@@ -122,7 +123,7 @@ def _from_file(
     if given and not settings.keeps_features:
         return None, {**about, "statistics": "as in the file"}
     images = open_images(path)
-    count = min(num_images or len(images), len(images))
+    count = counted("reference_statistics.num_images", num_images, len(images))
 
     def read(items: range) -> Tensor:
         return torch.from_numpy(images.read(items)).permute(0, 3, 1, 2).contiguous()

@@ -32,15 +32,25 @@ def milliseconds(seconds: float) -> int:
 
 
 def common_tags(record: PipelineRecord) -> dict[str, str]:
+    mixed = _mixed_code(record)
     return {
         "experiment": record.experiment,
         "pipeline": record.uid,
         "sweep": "yes" if len(record.items) > 1 else "no",
         "commit": record.code.commit or "",
         "dirty": str(record.code.dirty).lower(),
+        **({"mixed_code": mixed} if mixed else {}),
         "mlflow.user": record.user,
         "mlflow.source.name": without_password(record.command),
     }
+
+
+def _mixed_code(record: PipelineRecord) -> str:
+    """The swept steps of an execution of which some points were reused from other code than the rest was made by."""
+    codes: dict[str, set[tuple[str, ...]]] = {}
+    for entry in record.steps:
+        codes.setdefault(entry.step, set()).add(entry.old_code)
+    return " ".join(sorted(step for step, found in codes.items() if len(found) > 1))
 
 
 def step_tags(
@@ -65,6 +75,7 @@ def step_tags(
         "folder": entry.folder,
         "upstream": " ".join(_upstream_uids(record, entry)),
         "attempts": str(num_attempts),
+        "old_code": " ".join(entry.old_code)[:4000],
     }
     if manifest is not None and (headline := manifest.headline):
         tags["headline"] = headline.name
