@@ -19,7 +19,6 @@ from maskgit_core import rng
 from maskgit_core.errors import ConfigError
 from maskgit_core.guidance import guidance_scale, guided
 from maskgit_core.refusals import check_guidance, check_steps
-from maskgit_core.reuse import ContextReuse
 
 #: Matrix products of fewer rows take other kernels on CPUs, whose sums round differently; small batches are padded to
 #: this many rows, so that a sample does not depend on how many others are drawn with it.
@@ -62,7 +61,7 @@ class Decoder:
         grid: (H, W) with H * W = L, or (H, W, S) where a model draws S groups for a token.
         seeds_B: int64, one per sample; all that its draws depend on.
         known_BL: int64 tokens that are given, -1 where unknown; None where nothing is known.
-        full_every: evaluations of the model that reuse nothing, every so many (`maskgit_core/reuse.py`); 1: all.
+        reuse: a `ContextReuse` (`maskgit_core/layers/reuse.py`), where keys and values of earlier evaluations are reused.
     Raises:
         ConfigError: a class out of range, a grid or known tokens that do not fit, guidance without classes.
     """
@@ -76,10 +75,10 @@ class Decoder:
         known_BL: torch.Tensor | None = None,
         guidance: Guidance | None = None,
         num_steps: int = 1,
-        full_every: int = 1,
+        reuse: Any = None,
     ) -> None:
         self.model, self.grid, self.num_steps = model, grid, num_steps
-        self.reuse = ContextReuse(model, full_every, MIN_ROWS) if full_every > 1 else None
+        self.reuse = reuse
         self.guidance = guidance or Guidance()
         self.seeds_B = seeds_B
         self._check(labels_B, known_BL)
@@ -159,7 +158,8 @@ class Decoder:
         self, tokens_BL: torch.Tensor, labels_B: torch.Tensor | None, wanted_BL: torch.Tensor
     ) -> torch.Tensor:
         if self.reuse is not None:
-            return self.reuse.logits(tokens_BL, labels_B, wanted_BL, self._evaluated)
+            logits_MK: torch.Tensor = self.reuse.logits(tokens_BL, labels_B, wanted_BL, self._evaluated)
+            return logits_MK
         return self._evaluated(tokens_BL, labels_B, wanted_BL)
 
     def _evaluated(

@@ -13,7 +13,7 @@ from contextvars import ContextVar
 import torch
 import torch.nn.functional as F
 
-from maskgit_core.reuse import exchanged
+from maskgit_core.layers.reuse import exchanged
 
 _generators: ContextVar[tuple[torch.Generator, ...]] = ContextVar("generators", default=())
 

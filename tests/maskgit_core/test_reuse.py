@@ -10,9 +10,9 @@ import torch
 import maskgit_core.models
 import maskgit_core.samplers
 from maskgit_core import rng
-from maskgit_core.decoding import Decoder, Guidance
+from maskgit_core.decoding import MIN_ROWS, Decoder, Guidance
 from maskgit_core.errors import ConfigError
-from maskgit_core.reuse import ContextReuse
+from maskgit_core.layers.reuse import ContextReuse
 
 MODELS, SAMPLERS = (
     sorted(p.stem for p in Path(package.__path__[0]).glob("*.py") if p.stem != "__init__")
@@ -75,7 +75,7 @@ def test_what_is_kept_changes_little_and_only_what_is_asked_is_computed() -> Non
     model, rows = made("prenorm", 2), []
     handle = model.blocks[1].register_forward_hook(lambda module, given, out: rows.append(given[0].shape[1]))
     known = torch.where(torch.arange(20) < 12, 3, -1).repeat(COUNT, 1)
-    state = Decoder(model, LABELS, (4, 5), SEEDS, known, Guidance(), 8, 2)
+    state = Decoder(model, LABELS, (4, 5), SEEDS, known, Guidance(), 8, ContextReuse(model, 2, MIN_ROWS))
     wanted = torch.zeros_like(state.masked_BL)
     wanted[:, 12] = True
     state.logits(state.masked_BL, 0, state.unknown_B - 1)
