@@ -61,7 +61,7 @@ class Decoder:
         grid: (H, W) with H * W = L, or (H, W, S) where a model draws S groups for a token.
         seeds_B: int64, one per sample; all that its draws depend on.
         known_BL: int64 tokens that are given, -1 where unknown; None where nothing is known.
-        reuse: a `ContextReuse` (`maskgit_core/layers/reuse.py`), where keys and values of earlier evaluations are reused.
+        reuse: a `ContextReuse` (`layers/reuse.py`), where keys and values of earlier evaluations are reused.
     Raises:
         ConfigError: a class out of range, a grid or known tokens that do not fit, guidance without classes.
     """
