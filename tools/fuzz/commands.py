@@ -38,7 +38,7 @@ class Answer:
     trace: str = ""
 
     def wrong(self, limit_s: float = LIMIT_S) -> list[str]:
-        """The faults that no command may show: a traceback, a long silence, an error of several lines, another exit code."""
+        """The faults no command may show: a traceback, a long silence, an error of several lines, another exit code."""
         found = []
         if self.trace:
             found.append(f"traceback: {self.trace.strip().splitlines()[-1][:300]}")
