@@ -41,7 +41,8 @@ class Answer:
         """What no command may ever do: a traceback, a long silence, an error of several lines, another exit code."""
         found = []
         if self.trace:
-            found.append(f"traceback: {self.trace.strip().splitlines()[-1][:300]}")
+            lines = [line for line in self.trace.splitlines() if line and not line.startswith((" ", "error: "))]
+            found.append(f"traceback: {' | '.join(lines[:3])[:600]}")
         if self.seconds > limit_s * patience():
             found.append(f"{self.seconds:.0f} s")
         if not self.trace and self.code == 2 and self.text.count("error: ") != 1:
