@@ -112,9 +112,9 @@ class Fork:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
 
-    def wait(self, limit_s: float = 120.0) -> Answer:
-        """Waits for its end; after `limit_s` it is killed, which counts as a hang."""
-        code = None
+    def wait(self, limit_s: float | None = None) -> Answer:
+        """Waits for its end; after `limit_s` (None: 120 s, more on a busy machine) it is killed: it hangs."""
+        code, limit_s = None, limit_s or 120.0 * patience()
         while code is None:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             if pid:
@@ -162,7 +162,7 @@ def _become(handle: int, arguments: list[str], environment: Mapping[str, str], b
         os._exit(code)
 
 
-def forked(*arguments: str, environment: Mapping[str, str] | None = None, limit_s: float = 120.0) -> Answer:
+def forked(*arguments: str, environment: Mapping[str, str] | None = None, limit_s: float | None = None) -> Answer:
     """Runs a command in a fork to its end."""
     return Fork(arguments, environment).wait(limit_s)
 
