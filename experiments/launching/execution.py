@@ -6,7 +6,6 @@ import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Any
 
 from experiments.config.checker import StepRequest
 from experiments.console import coloured
@@ -171,7 +170,7 @@ def check_datasets(planned: Sequence[PlannedStep]) -> None:
                     data.check()
 
 
-def _splits(request: StepRequest) -> list[dict[str, Any]]:
+def _splits(request: StepRequest) -> list[dict[str, object]]:
     """The splits that a step reads of its dataset, where its stage and not the dataset chooses them."""
     config = request.config
     if request.module == "experiments.stages.evaluate":

@@ -6,12 +6,12 @@ import csv
 import io
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from experiments.results import html
 from experiments.results.fill_commands import placeholders
 from experiments.results.tables import Cell, Column, Filled, missing
 from experiments.store.scores import Score
+from experiments.store.typed_json import Block
 
 LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 LATEX |= {c: f"\\{c}" for c in "&%$#_{}"}
@@ -166,7 +166,7 @@ def latex(filled: Filled) -> str:
     return "\n".join([*lines, r"\end{table}"]) + "\n"
 
 
-def records(filled: Filled) -> list[dict[str, Any]]:
+def records(filled: Filled) -> list[Block]:
     """One plain record a cell of numbers."""
     rows = []
     for row, cells in zip(filled.table.rows, filled.cells, strict=True):
