@@ -12,6 +12,7 @@ import stat
 import time
 import uuid
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -228,3 +229,10 @@ def looks_like_html(head: bytes) -> bool:
     """Whether the first bytes of a file are those of a web page, as servers send instead of a file."""
     start = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     return start.startswith((b"<!doctype", b"<html", b"<head", b"<?xml", b"<!--", b"<script", b"<body"))
+
+
+def installed_file(package: str, *parts: str) -> Path | None:
+    """A file inside an installed package, found without importing it; None where either is missing."""
+    spec = find_spec(package)
+    path = Path(spec.origin).parent.joinpath(*parts) if spec is not None and spec.origin else None
+    return path if path is not None and path.is_file() else None
