@@ -6,9 +6,12 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from experiments.console import coloured
+
+if TYPE_CHECKING:
+    from experiments.monitoring.failures import Failure
 
 HELP = "failed steps, grouped by reason, last line and node"
 #: Reasons that may lie with the node; an error of the step's own, a time limit or a preemption does not.
@@ -57,7 +60,7 @@ def main(args: argparse.Namespace) -> int:
     return 0
 
 
-def _print(reason: str, line: str, members: list[Any]) -> None:
+def _print(reason: str, line: str, members: list[Failure]) -> None:
     print(coloured(f"{len(members)} x {reason}: {line}", "red"))
     nodes: dict[str, int] = {}
     for member in members:

@@ -9,11 +9,11 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from experiments.console import coloured, duration, number, table
 from experiments.monitoring.status import rows_of
 from experiments.store.records import PipelineRecord, latest_records
+from experiments.store.typed_json import Block
 
 HELP = "every step: state, job, time, headline number"
 EPILOG = """\
@@ -91,7 +91,7 @@ def main(args: argparse.Namespace) -> int:
 
 
 def _write_page(
-    path: Path, rows: Sequence[tuple[PipelineRecord, list[dict[str, Any]]]], store: Path, refresh_s: int | None
+    path: Path, rows: Sequence[tuple[PipelineRecord, list[Block]]], store: Path, refresh_s: int | None
 ) -> None:
     """The page of the one execution that was asked for.
 
@@ -108,9 +108,7 @@ def _write_page(
     write_bytes(path.expanduser().absolute(), page(rows[0][0], rows[0][1], store, refresh_s).encode(), durable=False)
 
 
-def _lines(
-    rows: Sequence[tuple[PipelineRecord, list[dict[str, Any]]]], store: Path, every_row: bool = False
-) -> Iterator[str]:
+def _lines(rows: Sequence[tuple[PipelineRecord, list[Block]]], store: Path, every_row: bool = False) -> Iterator[str]:
     if not rows:
         yield f"nothing has been run in {store}"
     for record, steps in rows:
@@ -129,11 +127,11 @@ def _lines(
         yield f"  {len(steps)} {'step' if len(steps) == 1 else 'steps'}: {total}{more}"
 
 
-def folded(steps: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def folded(steps: Sequence[Block]) -> list[Block]:
     """The rows of a large sweep with those folded into one that are items of one step in the same state."""
     if len(steps) <= FOLD_ABOVE:
         return list(steps)
-    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    groups: dict[tuple[str, str, str], list[Block]] = {}
     for step in steps:
         reason = str(step["reason"]) if step["state"] in ("failed", "killed") else ""
         groups.setdefault((str(step["name"]).partition("[")[0], str(step["state"]), reason), []).append(step)
@@ -158,12 +156,12 @@ def folded(steps: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return shown
 
 
-def _headline(row: dict[str, Any]) -> str:
+def _headline(row: Block) -> str:
     head = row["headline"]
     return f"{head['name']} {number(head['value'])}" if head else ""
 
 
-def _detail(row: dict[str, Any]) -> str:
+def _detail(row: Block) -> str:
     progress = row["progress"]
     if progress and progress.get("total"):
         rate = progress["rate"] or 0

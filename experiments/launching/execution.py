@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Any
 
 from experiments.config.checker import StepRequest
 from experiments.console import coloured
@@ -22,7 +21,7 @@ from experiments.store.records import PipelineRecord, new_uid
 from experiments.store.step_folder import Store
 from experiments.tracking.live import announce
 from launchers.calls import Call, LauncherProtocol, Outcome
-from maskgit_core.errors import MaskgitError
+from maskgit_core.errors import ArtifactError, MaskgitError
 
 
 def fetch_weights(name: str) -> None:
@@ -111,7 +110,8 @@ def _end(graph: Graph, store: Store, todo: Sequence[Call], outcomes: Mapping[str
     code = report(todo, outcomes)
     _Shipper(store.root, graph).ship()
     if code in (0, 1):
-        next_commands(graph, store.root, [call.name for call in todo if outcomes[call.key].state == "failed"])
+        with suppress(OSError, ArtifactError):  # a failing disk has been told of
+            next_commands(graph, store.root, [call.name for call in todo if outcomes[call.key].state == "failed"])
     return code
 
 
@@ -170,7 +170,7 @@ def check_datasets(planned: Sequence[PlannedStep]) -> None:
                     data.check()
 
 
-def _splits(request: StepRequest) -> list[dict[str, Any]]:
+def _splits(request: StepRequest) -> list[dict[str, object]]:
     """The splits that a step reads of its dataset, where its stage and not the dataset chooses them."""
     config = request.config
     if request.module == "experiments.stages.evaluate":

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from experiments.store.records import PipelineRecord, PipelineStep
-from experiments.store.typed_json import DamagedError
+from experiments.store.typed_json import Block, DamagedError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from experiments.store.claims import JobAlive
+    from launchers.cluster.queue import QueueEntry
 
 
-def rows_of(record: PipelineRecord, store: Path) -> list[dict[str, Any]]:
+def rows_of(record: PipelineRecord, store: Path) -> list[Block]:
     """Every step of an execution with its state as it is now."""
     from experiments.monitoring.queue import job_alive, queued_steps
 
@@ -28,7 +34,7 @@ def rows_of(record: PipelineRecord, store: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _damaged_row(entry: PipelineStep, store: Path, error: DamagedError) -> dict[str, Any]:
+def _damaged_row(entry: PipelineStep, store: Path, error: DamagedError) -> Block:
     """A step of which nothing can be told, so that the others are shown all the same."""
     unknown = dict.fromkeys(("job", "owner", "seconds", "headline", "progress"))
     name = f"{error.path.name} is damaged ({error.problem}); maskgit run repairs it or runs the step again"
@@ -37,7 +43,9 @@ def _damaged_row(entry: PipelineStep, store: Path, error: DamagedError) -> dict[
             "params": entry.params}  # fmt: skip
 
 
-def row_of(entry: PipelineStep, store: Path, alive: Any, queued: Any, states: dict[str, str]) -> dict[str, Any]:
+def row_of(
+    entry: PipelineStep, store: Path, alive: JobAlive | None, queued: Mapping[str, QueueEntry], states: dict[str, str]
+) -> Block:
     """One step's state: from its files first, then the queue, then what it waits for."""
     from experiments.monitoring.queue import retried, running_tasks
     from experiments.store.paths import StepFolder

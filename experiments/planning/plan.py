@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from experiments.config.schema.signatures import source_file
 from experiments.planning.difference import difference, flat_request, request_of
@@ -15,7 +15,7 @@ from experiments.store.claims import JobAlive
 from experiments.store.code_digests import CodeNow
 from experiments.store.documents import Manifest, Record, Request
 from experiments.store.step_folder import Status, check_outputs, status
-from experiments.store.typed_json import plain
+from experiments.store.typed_json import Block, Options, plain
 from maskgit_core.errors import ArtifactError, ConfigError
 
 Action = Literal["done", "running", "queued", "run", "check"]
@@ -61,7 +61,7 @@ class Planner:
         *,
         redo: Collection[str] = (),
         job_alive: JobAlive | None = None,
-        queued: Mapping[str, Any] | None = None,
+        queued: Options | None = None,
         reuse_old_code: bool = False,
     ) -> None:
         self._graph = graph
@@ -70,7 +70,7 @@ class Planner:
         self._reuse_old_code = reuse_old_code
         self._mixing: Mapping[str, tuple[str, ...]] = {}  # fingerprint -> modules that have changed since it was made
         self._job_alive = job_alive
-        self._siblings: dict[Path, list[tuple[Path, dict[str, Any]]]] = {}
+        self._siblings: dict[Path, list[tuple[Path, Block]]] = {}
         self._code = CodeNow(source_file)
         known = {n.request.name for n in graph.nodes.values()} | {n.name for n in graph.nodes.values()}
         for name in self._redo - known:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from experiments.config.specs import Input
 from experiments.console import number
 from experiments.store.code_digests import unlike_code
 from experiments.store.documents import Manifest, Record
 from experiments.store.scores import Score, describe_metric, differences, read_scores
+from experiments.store.typed_json import Block, Options
 
 FLOOR, CEILING = "real images", "untrained model"
 ROLES = {FLOOR: "floor: real images", CEILING: "ceiling: an untrained model", "samples": "samples",
@@ -105,7 +105,7 @@ def _sentence(item: Input, head: Score, others: Mapping[str, Score]) -> str:
     return " ".join(told)
 
 
-def table(inputs: Sequence[Input]) -> dict[str, Any] | None:
+def table(inputs: Sequence[Input]) -> Block | None:
     """Every number once, with what it is of and its protocol, the headline's kind first."""
     rows: dict[tuple[str, ...], list[str]] = {}
     for item in inputs:
@@ -156,9 +156,9 @@ def _why(one: Score, other: Score) -> str:
     return f"they were not measured alike ({'; '.join(apart[:2])})" if apart else "of other pictures"
 
 
-def protocols(inputs: Sequence[Input]) -> list[dict[str, Any]]:
+def protocols(inputs: Sequence[Input]) -> list[Block]:
     """Each protocol once: its settings as first used, and where steps differ from that."""
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, Block] = {}
     for item in inputs:
         for score in scores_of(item):
             if not score.details:
@@ -172,8 +172,8 @@ def protocols(inputs: Sequence[Input]) -> list[dict[str, Any]]:
     return list(found.values())
 
 
-def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def _flat(value: Options, prefix: str = "") -> Block:
+    flat: Block = {}
     for key, inner in value.items():
         if isinstance(inner, Mapping):
             flat |= _flat(inner, f"{prefix}{key}.")

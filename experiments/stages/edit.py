@@ -106,7 +106,7 @@ class Editor:
     feather: int | None
 
     def __init__(
-        self, model: Any, tokenizer: Any, sampler: Any, images: Any, seed: int, label: int | None, device: str
+        self, model: Any, tokenizer: Any, sampler: object, images: Any, seed: int, label: int | None, device: str
     ) -> None:
         self.model, self.tokenizer, self.sampler, self.images = model, tokenizer, sampler, images
         self.seed, self.label, self.device = seed, label, device

@@ -68,7 +68,7 @@ def run(
     protocol: str = "unnamed",
     further_references: Annotated[Sequence[Input], Kind("reference")] = (),
     further_extractors: dict[str, ExtractorSpec] | None = None,
-    further_settings: Annotated[dict[str, dict[str, Any]] | None, Neutral(None)] = None,
+    further_settings: Annotated[dict[str, dict[str, object]] | None, Neutral(None)] = None,
 ) -> None:
     """Writes `files/scores.json`; the keywords are explained above."""
     source = _open(generated, samples)
@@ -117,7 +117,7 @@ def _scores(
     return scores
 
 
-def _protocol(measure: Measure, network: Network, source: ImageSet) -> dict[str, Any]:
+def _protocol(measure: Measure, network: Network, source: ImageSet) -> dict[str, object]:
     assert measure.reference is not None
     return {
         "reference": dict(measure.reference.facts["reference"]),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from experiments.evaluation.feature_pass import FeaturePass
 from experiments.evaluation.measures import counted
 from experiments.evaluation.set_scores import MetricName, Settings
 from experiments.running.attempt import Attempt
+from experiments.store.typed_json import Block
 from maskgit_core.content import resolve
 from maskgit_core.errors import ConfigError
 from maskgit_core.evaluation.blocks import Blocks
@@ -91,7 +92,7 @@ def _images(
     path: Path | None,
     settings: Settings,
     given: bool,
-) -> tuple[Blocks | None, dict[str, Any]]:
+) -> tuple[Blocks | None, Block]:
     """Passes the reference's images through the network; what is stored names these images."""
     if path is not None:
         return _from_file(features, path, num_images, settings, given)
@@ -115,8 +116,8 @@ def _images(
 
 def _from_file(
     features: FeaturePass, path: Path, num_images: int | None, settings: Settings, given: bool
-) -> tuple[Blocks | None, dict[str, Any]]:
-    about: dict[str, Any] = {"file": path.name, "order": "file order"}
+) -> tuple[Blocks | None, Block]:
+    about: Block = {"file": path.name, "order": "file order"}
     if path.is_file():
         with path.open("rb") as file:
             about["sha256"] = hashlib.file_digest(file, "sha256").hexdigest()

@@ -170,10 +170,15 @@ def step_params(entry: PipelineStep, request: Request | None) -> dict[str, str]:
     return flat
 
 
-def effective_config(store: Path, record: PipelineRecord, entry: PipelineStep) -> tuple[dict[str, str], list[Path]]:
+StepParams = Callable[[PipelineStep, Request | None], dict[str, str]]
+
+
+def effective_config(
+    store: Path, record: PipelineRecord, entry: PipelineStep, read: StepParams = step_params
+) -> tuple[dict[str, str], list[Path]]:
     """Config of a step and of everything it was made from, and the folders of the latter, nearest first.
 
-    A step's own value wins over one from further up.
+    A step's own value wins over one from further up. `read` gives the values of one step as text.
     """
     steps = record.by_fingerprint
     config: dict[str, str] = {}
@@ -185,7 +190,7 @@ def effective_config(store: Path, record: PipelineRecord, entry: PipelineStep) -
         seen.add(step.fingerprint)
         if step is not entry:
             upstream.append(store / step.folder)
-        config = {**step_params(step, Request.read(store / step.folder)), **config}
+        config = {**read(step, Request.read(store / step.folder)), **config}
         queue += step.needs
     return config, upstream
 
