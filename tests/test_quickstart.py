@@ -158,7 +158,7 @@ def test_workers_and_batch_sizes_that_do_not_count_rerun_nothing(undisturbed: Pa
     arguments = [
         *TINY,
         f"paths.store={undisturbed}",
-        "train.num_workers=1",
+        "train.log_every=7",
         "cache_tokens.num_workers=2",
         "sample.batch_size=8",
     ]

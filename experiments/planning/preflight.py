@@ -113,6 +113,8 @@ def _check_training(node: Node, known_facts: KnownFacts, ranks_count: bool) -> N
     step, config = node.request.name, node.request.config
     if ranks_count:
         refusals.check_batch(config["batch_size"], int(node.request.resources.get("ranks") or 1), f"{step}.batch_size")
+    if node.inputs.get("tokens"):
+        refusals.check_mapped(node.request.execution.get("num_workers") or 0, f"{step}.num_workers")
     for source in node.inputs.get("continue_from", ()):
         done = known_facts.num_train_steps(source)
         if done is not MISSING:

@@ -86,7 +86,8 @@ def run(
     )
     blocks = blocks_of(attempt, "pairs", count, tokenizer if isinstance(tokenizer, Input) else None)
     with attempt.progress(count, unit="image", label="reconstructions") as progress:
-        for done in blocks.compute(lambda items: meter.measure(stack(images, items)[0], items)):
+        computed = blocks.compute(lambda given: meter.measure(*given), lambda items: (stack(images, items)[0], items))
+        for done in computed:
             progress.update(done)
     finish(attempt, blocks)
     if not attempt.is_main:

@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import nn
 
+from maskgit_core.devices import products
 from maskgit_core.evaluation.features import features_of
 from maskgit_core.images.encoding import Encoder
 from maskgit_core.layers.steady import decoded
 from maskgit_core.layers.vqgan import VQGAN
 from maskgit_core.tokenizers import amused, llamagen, maskgit_vqgan, taming, vq
 from tools.gpu.rig import Figure, Rig
-from tools.gpu.sampling import products
 
 
 def families() -> dict[str, Any]:
@@ -90,12 +90,8 @@ def features(rig: Rig) -> Iterator[Figure]:
     count, side, network = rig.pick(512, 1), rig.pick(256, 64), rig.inception
     images = np.random.default_rng(0).integers(0, 256, (count, side, side, 3), dtype=np.uint8)
     tensor = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
-    for precision in rig.pick(("fp32", "tf32"), ("fp32",)):
-        with products(precision, rig.device):
-            seconds = rig.seconds(lambda: features_of(network, tensor, rig.device), rounds=3, warm_up=1)
-        yield {
-            "name": "features", "value": count / seconds, "unit": "images/s", "decoding": False, "precision": precision
-        }  # fmt: skip
+    seconds = rig.seconds(lambda: features_of(network, tensor, rig.device), rounds=3, warm_up=1)
+    yield {"name": "features", "value": count / seconds, "unit": "images/s", "decoding": False, "precision": "fp32"}
     files = []
     for image in images:
         file = io.BytesIO()
@@ -108,6 +104,6 @@ def features(rig: Rig) -> Iterator[Figure]:
     def with_decoding() -> None:
         features_of(network, torch.stack(list(pool.map(read, files))), rig.device)
 
-    with ThreadPoolExecutor(8) as pool, products("fp32", rig.device):
+    with ThreadPoolExecutor(8) as pool:
         seconds = rig.seconds(with_decoding, rounds=3, warm_up=1)
     yield {"name": "features", "value": count / seconds, "unit": "images/s", "decoding": True, "precision": "fp32"}

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
 
 import torch
 
 from maskgit_core import rng
+from maskgit_core.devices import products
 from maskgit_core.samplers.confidence import Sampler
 from tools.bench.sampling import CHOICE, SCALE, STEPS, plain
 from tools.gpu.rig import Figure, Rig
@@ -45,18 +45,6 @@ def speed(rig: Rig) -> Iterator[Figure]:
         if not rig.is_dry:
             about |= {"goal": GOAL, "reached": theirs / mine >= GOAL}
         yield {"name": "guided_sampling", "value": theirs / mine, "unit": "times the original's way", **about}
-
-
-@contextlib.contextmanager
-def products(precision: str, device: str) -> Iterator[None]:
-    """Matrix products and convolutions in fp32, tf32 or bf16."""
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
-    try:
-        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16"):
-            yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
 @torch.no_grad()
