@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import stat
+import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -17,14 +18,14 @@ from typing import Any
 from maskgit_core.errors import ArtifactError, DiskFullError
 
 
-def _read_umask() -> int:
+def read_umask() -> int:
     """The process's umask; it can only be read by setting it."""
     mask = os.umask(0o022)
     os.umask(mask)
     return mask
 
 
-_UMASK = _read_umask()
+_UMASK = read_umask()
 
 
 def write_for_group(root: Path) -> None:
@@ -129,6 +130,25 @@ def publish(
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+#: Names of files and links that exist only while something is written; what is left of them is of killed processes.
+LEFTOVERS = (".*.tmp", ".probe-" + "?" * 8, ".link-" + "?" * 8, ".files." + "?" * 8, ".claim." + "?" * 8 + ".dead")
+
+
+def sweep_leftovers(folder: Path, older_than_s: float = 3600.0, *, deep: bool = False) -> int:
+    """Removes what killed processes left half-written in a folder (and below it with `deep`); returns how many."""
+    removed = 0
+    for path in (p for pattern in LEFTOVERS for p in (folder.rglob(pattern) if deep else folder.glob(pattern))):
+        with contextlib.suppress(OSError):
+            if time.time() - path.lstat().st_mtime < older_than_s:
+                continue
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+            removed += 1
+    return removed
 
 
 def _link(temporary: Path, path: Path) -> bool:

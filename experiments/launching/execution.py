@@ -6,7 +6,6 @@ import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
 
 from experiments.config.checker import StepRequest
 from experiments.console import coloured
@@ -38,15 +37,15 @@ def start(
     *,
     redo: Collection[str] = (),
     only: Collection[str] | None = None,
+    reuse_old_code: bool = False,
     voice: Voice = "normal",
 ) -> int:
-    """Plans, prepares and launches whatever is missing; returns the exit code.
-
-    Inline and local launches are reported when all has ended, launches into a queue when all is submitted.
+    """Plans, prepares and launches what is missing; returns the exit code once all has ended, or been submitted.
 
     Args:
         redo: names of steps to run again although they are done.
         only: fingerprints; nothing else is run but what these need. None: the whole graph.
+        reuse_old_code: see `Planner`.
         voice: quiet says how it ended alone, verbose also what every step prints.
 
     Raises:
@@ -56,7 +55,8 @@ def start(
     with _one_at_a_time(store) if launcher.is_detached else nullcontext():
         for line in mend(graph, store):
             print(coloured(f"warning: {line}", "yellow"), file=sys.stderr)
-        planned = restricted(plan(graph, redo, with_queue=launcher.is_detached), only)
+        whole = plan(graph, redo, with_queue=launcher.is_detached, reuse_old_code=reuse_old_code)
+        planned = restricted(whole, only)
         missing = [s for s in planned if s.action != "done" and s.node.maker is None]
         chosen = to_submit(planned) if launcher.is_detached else missing
         if voice != "quiet" and not (chosen and launcher.is_detached):
@@ -73,8 +73,7 @@ def start(
         check_datasets(planned)
         set_aside(planned)
         prepare(graph, planned, store, uid=uid)
-        for step in chosen:
-            (step.node.folder / "logs").mkdir(parents=True, exist_ok=True)
+        _make_log_folders(chosen)
         context = launch_context(graph, planned, keys, store, uid) if launcher.is_detached else None
         if not launcher.is_detached:
             announce(store.root, uid)
@@ -91,6 +90,11 @@ def start(
         _report_submission(graph, len(chosen), uid)
         return 0
     return _end(graph, store, todo, outcomes)
+
+
+def _make_log_folders(chosen: Sequence[PlannedStep]) -> None:
+    for step in chosen:
+        (step.node.folder / "logs").mkdir(parents=True, exist_ok=True)
 
 
 def _say_nothing_runs(graph: Graph, store: Store, *, is_done: bool) -> None:
@@ -131,7 +135,7 @@ def set_aside(planned: Sequence[PlannedStep]) -> None:
     from experiments.store.step_folder import retire
 
     for step in planned:
-        if step.action == "run" and step.status.manifest is not None and "--redo" in step.reason:
+        if step.again and step.status.manifest is not None:
             retire(step.node.folder, step.status.manifest)
         StepFolder(step.node.folder).cancelled.unlink(missing_ok=True)
 
@@ -165,7 +169,7 @@ def check_datasets(planned: Sequence[PlannedStep]) -> None:
                     data.check()
 
 
-def _splits(request: StepRequest) -> list[dict[str, Any]]:
+def _splits(request: StepRequest) -> list[dict[str, object]]:
     """The splits that a step reads of its dataset, where its stage and not the dataset chooses them."""
     config = request.config
     if request.module == "experiments.stages.evaluate":

@@ -1,4 +1,4 @@
-"""What happens to the steps of a launch, told as it happens: on a terminal with one live line per running step."""
+"""Events of a launch's steps, told as they happen: on a terminal with one live line per running step."""
 
 from __future__ import annotations
 

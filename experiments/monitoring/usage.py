@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from experiments.console import duration, table
 from experiments.monitoring import queue
+from experiments.store.typed_json import Options
+
+if TYPE_CHECKING:
+    from launchers.cluster.queue import Usage
 
 
-def report(steps: Sequence[Mapping[str, Any]]) -> str:
+def report(steps: Sequence[Options]) -> str:
     """A table of the jobs of these steps (rows of `maskgit status`) that have run; one line without accounting."""
     jobs = {}
     for step in steps:
@@ -30,7 +34,7 @@ def report(steps: Sequence[Mapping[str, Any]]) -> str:
     return table(rows)
 
 
-def _row(name: str, used: Any) -> list[str]:
+def _row(name: str, used: Usage) -> list[str]:
     share = used.cpu_share
     return [
         name,

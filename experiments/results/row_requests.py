@@ -6,7 +6,6 @@ import shlex
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from experiments.config import compose as configs
 from experiments.planning.graph import Graph, Node
@@ -15,10 +14,11 @@ from experiments.results.fill_commands import fill_arguments
 from experiments.results.results import Result
 from experiments.store.documents import Request
 from experiments.store.records import PipelineStep, step_params
+from experiments.store.typed_json import Options
 from maskgit_core.errors import MaskgitError
 from maskgit_core.weights.download import missing
 
-Run = Mapping[str, Any]  # `run` of a row: experiment, step, where, overrides
+Run = Options  # `run` of a row: experiment, step, where, overrides
 
 
 class RowRequests:
@@ -120,7 +120,7 @@ def _requests_of(graph: Graph, step: str) -> list[tuple[dict[str, str], set[str]
     return requests
 
 
-def _request(node: Node, config: Mapping[str, Any]) -> Request:
+def _request(node: Node, config: Mapping[str, object]) -> Request:
     asked = node.request
     return Request(fingerprint=node.fingerprint, stage=asked.stage, module=asked.module, version=asked.version,
                    kind=asked.kind, config=dict(config))  # fmt: skip

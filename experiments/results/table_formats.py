@@ -6,12 +6,12 @@ import csv
 import io
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from experiments.results import html
 from experiments.results.fill_commands import placeholders
 from experiments.results.tables import Cell, Column, Filled, missing
 from experiments.store.scores import Score
+from experiments.store.typed_json import Block
 
 LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 LATEX |= {c: f"\\{c}" for c in "&%$#_{}"}
@@ -59,10 +59,13 @@ class Notes:
 
 
 def origin(cell: Cell) -> str:
-    """Run uids and commits behind a reproduced cell, with the number of images and the reference of each."""
+    """Run uids and commits behind a reproduced cell, with images and reference of each, and code that has changed."""
     about = [_measured(score) for score in cell.scores] or [""] * len(cell.results)
     runs = [f"{r.run} at {r.commit[:12] or 'no commit'}" for r in cell.results]
-    return ", ".join(f"{run}{text}" for run, text in zip(runs, about, strict=True))
+    changed = cell.results[0].old_code if cell.results else ()
+    more = " ..." if len(changed) > 3 else ""
+    told = f"; by code that has changed since ({', '.join(changed[:3])}{more})" if changed else ""
+    return ", ".join(f"{run}{text}" for run, text in zip(runs, about, strict=True)) + told
 
 
 def _measured(score: Score) -> str:
@@ -93,12 +96,14 @@ def _legend(filled: Filled) -> list[str]:
         f"{name}: {filled.table.protocols.get(str(name), 'conf/protocol/' + str(name) + '.yaml')}" for name in shown
     ]
     both = any(c.published is not None and c.command for row in filled.cells for c in row.values())
+    codes = {r.code for row in filled.cells for c in row.values() for r in c.results}
     sources = list(dict.fromkeys(str(r.source) for r in filled.table.rows if r.published and r.source))
     commands = [c.command for row in filled.cells for c in row.values() if c.command and c.missing]
     words = list(dict.fromkeys(word for command in commands for word in placeholders(command)))
     return [
         *([f"{', '.join(words)}: data of yours; docs/reproducing.md says which"] if words else []),
         *(["published / reproduced (difference); ± is one standard deviation over seeds"] if both else []),
+        *(["not all numbers were made by the same code; the notes name what has changed"] if len(codes) > 1 else []),
         *(f"source: {s}" for s in sources),
         *(f"protocol {text}" for text in about),
         *([filled.table.note] if filled.table.note else []),
@@ -161,7 +166,7 @@ def latex(filled: Filled) -> str:
     return "\n".join([*lines, r"\end{table}"]) + "\n"
 
 
-def records(filled: Filled) -> list[dict[str, Any]]:
+def records(filled: Filled) -> list[Block]:
     """One plain record a cell of numbers."""
     rows = []
     for row, cells in zip(filled.table.rows, filled.cells, strict=True):
@@ -184,6 +189,7 @@ def records(filled: Filled) -> list[dict[str, Any]]:
                     "difference": cell.difference,
                     "runs": [r.run for r in cell.results],
                     "commits": sorted({r.commit for r in cell.results}),
+                    "old_code": sorted({module for r in cell.results for module in r.old_code}),
                     "missing": cell.missing,
                     "differs": cell.differs,
                     "command": cell.command,

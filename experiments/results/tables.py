@@ -29,6 +29,7 @@ from experiments.config.compose import CONF, group_names
 from experiments.results.fill_commands import fill_arguments
 from experiments.results.results import Filter, Result, Spread, collect, select
 from experiments.store.scores import METRICS, PREFIXES, Score, describe_metric, unlike
+from experiments.store.typed_json import Block, Options
 from maskgit_core.errors import ConfigError, suggestion, unknown_key, unknown_name
 
 KEYS = ("title", "note", "source", "protocols", "columns", "rows")
@@ -59,7 +60,7 @@ class Row:
     published: Mapping[str, float]
     source: str | None
     note: str | None
-    run: Mapping[str, Any] | None
+    run: Options | None
 
     def command(self) -> str | None:
         """The command that fills this row, if any experiment does."""
@@ -105,13 +106,13 @@ class Cell:
 class Requests(Protocol):
     """Requests of a table's rows; see `RowRequests`."""
 
-    def command(self, run: Mapping[str, Any], /) -> str:
+    def command(self, run: Options, /) -> str:
         """The whole command, with a word in capitals or `...` for what the user must give."""
 
-    def absent(self, run: Mapping[str, Any], /) -> Sequence[str]:
+    def absent(self, run: Options, /) -> Sequence[str]:
         """Published weights that are not on this machine."""
 
-    def differences(self, run: Mapping[str, Any], result: Result, /) -> Sequence[str]:
+    def differences(self, run: Options, result: Result, /) -> Sequence[str]:
         """Values by which a result differs from what is asked."""
 
 
@@ -155,7 +156,7 @@ def read_table(name: str, config_dirs: Sequence[Path] = ()) -> Table:
     return Table(name, str(data.get("title") or name), data.get("note"), protocols, columns, rows)
 
 
-def _mapping(value: Any, key: str, allowed: Sequence[str] | None = None) -> dict[str, Any]:
+def _mapping(value: Any, key: str, allowed: Sequence[str] | None = None) -> Block:
     if value is None:
         return {}
     if not isinstance(value, Mapping):
@@ -282,6 +283,13 @@ def _cell(row: Row, column: Column, results: Sequence[Result], requests: Request
         return _with(
             base,
             missing=f"{column.title} of {row.name}: {len(fitting)} runs match and differ in {keys}; narrow run.where",
+        )
+    if len({r.code for r, _ in fitting}) > 1:
+        changed = sorted({module for r, _ in fitting for module in r.old_code})
+        return _with(
+            base,
+            missing=f"{column.title} of {row.name}: {len(fitting)} runs were made by different code "
+            f"({_few(changed)}), so they are not averaged; {command}",
         )
     results, scores = (tuple(some) for some in zip(*fitting, strict=True))
     return _with(base, reproduced=Spread.of([s.value for s in scores]), results=results, scores=scores, command=command)

@@ -34,7 +34,7 @@ from experiments.store.step_folder import finish, is_current, new_attempt, retir
 from experiments.store.typed_json import plain
 from experiments.tracking.live import Forwarder
 from maskgit_core.errors import ArtifactError, DiskFullError, MaskgitError
-from maskgit_core.files import explain, read_json, write_bytes, write_for_group, write_json
+from maskgit_core.files import explain, read_json, sweep_leftovers, write_bytes, write_for_group, write_json
 from maskgit_core.training.health import DivergedError
 
 Inputs = Mapping[str, list[Input]]
@@ -125,6 +125,10 @@ class Job:
             write_json(agreed, {"attempt": None})
             return None
         self._set_aside_old_work(inputs)
+        attempts = (place for attempt in self.step.attempts() for place in (attempt.path, attempt.files))
+        for place in (self.folder, self.folder / "launches", *attempts):
+            sweep_leftovers(place, 0.0)  # the claim is ours: whoever wrote here is dead
+        sweep_leftovers(self.step.parts)
         number = new_attempt(self.folder)
         write_json(agreed, {"attempt": number})
         return number

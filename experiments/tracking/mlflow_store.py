@@ -22,10 +22,12 @@ from experiments.config.settings import resolve_uri, without_password
 from experiments.store.claims import Claim, JobAlive
 from experiments.store.documents import DatasetUse
 from experiments.store.journal import Point
+from experiments.store.typed_json import Options
 from experiments.tracking.address import ShipReport, knock, modules_set_apart, told
 from experiments.tracking.embedded import embedded_lock, prepare_database
 from experiments.tracking.points import first_points, last_points
 from experiments.tracking.runs import Run, read_runs
+from experiments.tracking.window import digest_of, dress, short_uid
 from maskgit_core.errors import TrackingError
 from maskgit_core.files import read_json, write_for_group, write_json
 
@@ -44,6 +46,7 @@ ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "60",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
 }
 
 
@@ -89,6 +92,8 @@ def ship(
             report.points += sent
             if target.shown == before and not sent:
                 break
+        if target.shown and whole and pipelines is None:
+            dress(target.client, target.experiment_ids(), runs, target._run_ids)
     report.touched = len({uid for uid, _ in target.shown})
     return report
 
@@ -156,7 +161,7 @@ class MlflowStore:
             # Deleted since it was noted: by hand, or as the twin of a run that another machine's shipper made.
             return self._bring(run, experiment, note, {})
 
-    def _bring(self, run: Run, experiment: str, note: Path, known: Mapping[str, Any]) -> int:
+    def _bring(self, run: Run, experiment: str, note: Path, known: Mapping[str, object]) -> int:
         """Everything MLflow should have of a run; `known` is what this store remembers of it."""
         signature = run.signature()
         run_id, marks = self._find_or_create(run, experiment, known)
@@ -165,7 +170,7 @@ class MlflowStore:
             return 0
         self._run_ids[run.uid] = run_id
         self.shown.add((run.uid, signature))
-        facts, extras = _digest([run.tags, run.params]), _digest([run.results, run.attached()])
+        facts, extras = digest_of([run.tags, run.params]), digest_of([run.results, run.attached()])
         again = known.get("run_id") != run_id
         if again or known.get("facts") != facts:
             self._say(run, run_id)
@@ -202,7 +207,11 @@ class MlflowStore:
             self._experiments[name] = f"{experiment.experiment_id}-{experiment.creation_time}"
         return self._experiments[name]
 
-    def _find_or_create(self, run: Run, experiment: str, known: Mapping[str, Any]) -> tuple[str | None, dict[str, int]]:
+    def experiment_ids(self) -> dict[str, str]:
+        """Name -> id of the experiments met so far."""
+        return {name: found.split("-")[0] for name, found in self._experiments.items()}
+
+    def _find_or_create(self, run: Run, experiment: str, known: Options) -> tuple[str | None, dict[str, int]]:
         if known.get("run_id") and "marks" in known:
             return str(known["run_id"]), dict(known["marks"])
         present, deleted = self._search(run, experiment)
@@ -222,7 +231,7 @@ class MlflowStore:
         """The one run with this uid, and whether one was deleted by hand; of twins the first id stays."""
         from mlflow.entities import ViewType
 
-        ids, uid = [experiment.split("-")[0]], _uid(run.uid)
+        ids, uid = [experiment.split("-")[0]], short_uid(run.uid)
         tagged = list(self.client.search_runs(ids, f"tags.`{UID}` = '{uid}'", run_view_type=ViewType.ALL))
         active = sorted((r for r in tagged if r.info.lifecycle_stage == "active"), key=lambda r: r.info.run_id)
         for twin in active[1:]:  # two shippers made one at the same moment, or a reply was lost
@@ -233,7 +242,7 @@ class MlflowStore:
         return (active[0] if active else None), by_hand
 
     def _create(self, run: Run, experiment: str) -> None:
-        tags = {UID: _uid(run.uid), "mlflow.source.type": "PROJECT"}
+        tags = {UID: short_uid(run.uid), "mlflow.source.type": "PROJECT"}
         if run.parent is not None and run.parent in self._run_ids:
             tags["mlflow.parentRunId"] = self._run_ids[run.parent]
         self.client.create_run(experiment.split("-")[0], start_time=run.start_ms, tags=tags, run_name=run.name)
@@ -321,15 +330,6 @@ class MlflowStore:
             self.client.update_run(run_id, status=run.status)
 
 
-def _uid(uid: str) -> str:
-    """A run's uid in a form that needs no quoting in a filter."""
-    return hashlib.sha256(uid.encode()).hexdigest()[:32]
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, default=dict).encode()).hexdigest()
-
-
 def _metric(point: Point, model_id: str | None = None) -> Any:
     from mlflow.entities import Metric
 
@@ -344,6 +344,6 @@ def _dataset(use: DatasetUse) -> Any:
     return DatasetInput(data, [InputTag("mlflow.data.context", use.context[:500])])
 
 
-def _chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+def _chunks(items: Sequence[object], size: int) -> Iterator[Sequence[Any]]:
     for start in range(0, len(items), size):
         yield items[start : start + size]

@@ -11,12 +11,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from maskgit_core.devices import products
-from maskgit_core.errors import DataError
+from maskgit_core.errors import DataError, refused_as
 from maskgit_core.evaluation.blocks import Blocks, ReadableBlocks
 from maskgit_core.metrics.frechet import Metric, Moments
 from maskgit_core.metrics.inception_score import Metric as InceptionScore
@@ -125,11 +124,10 @@ def load_moments(path: Path) -> Moments:
     Raises:
         DataError: the file is missing or damaged.
     """
-    try:
+    told = f"{path}: cannot be read as moments ({{reason}}); make the reference statistics again"
+    with refused_as(DataError, told):
         tensors = load_file(path)
         return Moments(tensors["mean"], tensors["covariance"], int(tensors["count"]))
-    except (OSError, SafetensorError, KeyError) as error:
-        raise DataError(f"{path}: cannot be read as moments ({error}); make the reference statistics again") from error
 
 
 def describe_extractor(name: str, options: dict[str, Any], extractor: Any) -> dict[str, Any]:

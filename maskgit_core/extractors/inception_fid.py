@@ -22,6 +22,7 @@ from maskgit_core.errors import WeightsError
 from maskgit_core.extractors import read_tensors, sha256_of
 from maskgit_core.hints import Neutral, Revised, Weights
 from maskgit_core.layers.network_input import Resize, resize_for_network
+from maskgit_core.weights.published import Unfilled
 from maskgit_core.weights.registry import verified
 
 #: First digits of the published file's sha256 (they are in its name).
@@ -219,7 +220,8 @@ class Extractor(nn.Module):
         super().__init__()
         self.resize: Resize = resize
         self.dtype = torch.float64 if precision == "float64" else torch.float32
-        self.network = Network()
+        with Unfilled():
+            self.network = Network()
         if weights is None and random_seed is None:
             raise WeightsError("extractor.weights: missing; name weights, or set random_seed for a trial without them")
         if random_seed is not None:
@@ -282,7 +284,8 @@ def load(network: nn.Module, path: Path) -> None:
 def random_state(seed: int) -> dict[str, Tensor]:
     """Random weights in the exact layout, scaled so that activations neither vanish nor explode."""
     generator = torch.Generator().manual_seed(seed)
-    state = Network().state_dict()
+    with Unfilled():
+        state = Network().state_dict()
     for name, tensor in state.items():
         if name.endswith("conv.weight"):
             fan_in = tensor[0].numel()
