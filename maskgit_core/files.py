@@ -47,6 +47,10 @@ def share_with_group(path: Path) -> None:
         path.chmod(0o666 & ~_UMASK)
 
 
+#: Errors of a disk or of a network file system that are nobody's mistake.
+DISK_FAILED = (errno.EIO, errno.ESTALE, errno.EREMOTEIO)
+
+
 def explain(error: OSError, path: Path) -> ArtifactError:
     """One line for the disk errors a user can mend: full, read-only, no permission."""
     reasons = {
@@ -58,6 +62,8 @@ def explain(error: OSError, path: Path) -> ArtifactError:
         errno.ENOTDIR: "a part of this path is a file, not a folder; choose another folder (for a run: paths.store)",
         errno.EEXIST: "is a file, not a folder; choose another folder (for a run: paths.store)",
     }
+    failed = f"the disk or network file system failed ({error.strerror}); run the same command again once it is well"
+    reasons |= dict.fromkeys(DISK_FAILED, failed)
     kind = DiskFullError if error.errno in (errno.ENOSPC, errno.EDQUOT) else ArtifactError
     return kind(f"{path}: {reasons.get(error.errno or 0, f'cannot be written ({error.strerror})')}")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from experiments.config.checker import StepRequest
@@ -21,7 +21,7 @@ from experiments.store.records import PipelineRecord, new_uid
 from experiments.store.step_folder import Store
 from experiments.tracking.live import announce
 from launchers.calls import Call, LauncherProtocol, Outcome
-from maskgit_core.errors import MaskgitError
+from maskgit_core.errors import ArtifactError, MaskgitError
 
 
 def fetch_weights(name: str) -> None:
@@ -110,7 +110,8 @@ def _end(graph: Graph, store: Store, todo: Sequence[Call], outcomes: Mapping[str
     code = report(todo, outcomes)
     _Shipper(store.root, graph).ship()
     if code in (0, 1):
-        next_commands(graph, store.root, [call.name for call in todo if outcomes[call.key].state == "failed"])
+        with suppress(OSError, ArtifactError):  # a failing disk has been told of
+            next_commands(graph, store.root, [call.name for call in todo if outcomes[call.key].state == "failed"])
     return code
 
 
