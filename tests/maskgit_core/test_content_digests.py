@@ -134,8 +134,10 @@ def test_a_name_that_is_no_text_is_refused(tmp_path: Path) -> None:
         describe(tmp_path / "data", tmp_path / "cache")
 
 
-@pytest.mark.parametrize("stored", [
-    "5", "[]", "{}", "null", '{"version": 2, "files": null}', '{"version": 2, "files": {"a": null}}', "[" * 100_000])  # fmt: skip
+BAD_TABLES = ("5", "[]", "{}", "null", '{"version": 2, "files": null}', '{"version": 2, "files": {"a": 5}}', "[" * 9999)
+
+
+@pytest.mark.parametrize("stored", BAD_TABLES)
 def test_a_damaged_table_of_digests_is_read_again(tmp_path, stored):
     (tmp_path / "a.txt").write_text("content")
     right = digest(tmp_path / "a.txt", tmp_path / "cache")
