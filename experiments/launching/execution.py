@@ -143,16 +143,20 @@ def set_aside(planned: Sequence[PlannedStep]) -> None:
 
 
 def check_datasets(planned: Sequence[PlannedStep]) -> None:
-    """Looks at the pictures of every dataset that a step to run reads, before anything is started.
+    """Looks at the pictures of every dataset and folder of samples that a step reads, before anything is started.
 
     Raises:
         DataError: unreadable pictures, named and counted.
     """
     from experiments.config.specs import DatasetSpec
+    from maskgit_core.content import resolve
+    from maskgit_core.images.image_sets import check_sizes
 
     seen = set()
     for step in planned:
         request = step.node.request
+        if step.action != "done" and (samples := request.content.get("samples")) is not None:
+            check_sizes(resolve(samples))
         for name, value in request.config.items():
             roots = {k: v for k, v in request.content.items() if k.startswith(f"{name}.")}
             if step.action == "done" or not roots or not isinstance(value, Mapping):
