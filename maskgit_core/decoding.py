@@ -158,7 +158,7 @@ class Decoder:
         logits_ULK: torch.Tensor = self._masked_logits(masks_UL, labels_U, wanted_UL).unflatten(0, wanted_UL.shape)
         if self.reuse is not None:
             count = len(labels_B)
-            self.reuse.spread(places if unguided else torch.cat([places[:count], places[count:].expand(count)]))
+            self.reuse.spread(places if _is_one(scale) else torch.cat([places[:count], places[count:].expand(count)]))
         rows_M, cells_M = wanted_BL.nonzero(as_tuple=True)
         cond_MK = logits_ULK[places[: len(labels_B)][rows_M], cells_M]
         if _is_one(scale):
