@@ -38,7 +38,7 @@ class Answer:
     trace: str = ""
 
     def wrong(self, limit_s: float = LIMIT_S) -> list[str]:
-        """What no command may ever do: a traceback, a long silence, an error of several lines, another exit code."""
+        """The faults no command may show: a traceback, a long silence, an error of several lines, another exit code."""
         found = []
         if self.trace:
             lines = [line for line in self.trace.splitlines() if line and not line.startswith((" ", "error: "))]

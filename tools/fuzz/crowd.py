@@ -26,7 +26,7 @@ SLOW = ("numbers.count=8", "numbers.pause_s=0.01")
 
 
 def commands(store: Path, draw: random.Random, count: int) -> list[list[str]]:
-    """What is started; the same seed gives the same."""
+    """The commands to start; the same seed gives the same."""
     at = ["--store", str(store)]
     kinds = {
         "run": lambda: ["run", *request(store, "chain", *SLOW, f"numbers.scale={draw.choice(SCALES)}")],

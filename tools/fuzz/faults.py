@@ -97,7 +97,7 @@ class FaultDrill(Drill):
         return wrong
 
     def judged(self, name: str, again: Answer) -> list[str]:
-        """What is wrong with the second command."""
+        """The faults of the second command."""
         wrong = [f"again: {text}" for text in again.wrong()]
         took_it = name == "adopt" and again.code == 2 and "is done already" in again.text
         if again.code and not took_it:
