@@ -115,12 +115,15 @@ class _Copied(io.TextIOBase):
         self._shown, self._kept = shown, kept
 
     def write(self, text: str) -> int:
-        self._kept.write(text)
-        return self._shown.write(text)
+        count = self._shown.write(text)
+        with contextlib.suppress(OSError):  # a log on a failing disk takes nothing from the terminal
+            self._kept.write(text)
+        return count
 
     def flush(self) -> None:
-        self._kept.flush()
         self._shown.flush()
+        with contextlib.suppress(OSError):
+            self._kept.flush()
 
     def isatty(self) -> bool:
         return self._shown.isatty()

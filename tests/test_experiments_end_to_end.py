@@ -24,9 +24,7 @@ from experiments.results.tables import fill, read_table, table_names
 from maskgit_core.files import read_json
 
 CONF = ROOT / "conf"
-#: Tokenizers that make 256 pixels whatever is asked take a minute of one core for a group of pictures.
-SLOW = ("titok_imagenet",)
-EXPERIMENTS = [pytest.param(n, marks=pytest.mark.slow if n in SLOW else ()) for n in group_names("experiment")]
+EXPERIMENTS = group_names("experiment")
 
 
 def command(experiment: str) -> list[str]:

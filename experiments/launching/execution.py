@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from experiments.config.checker import StepRequest
 from experiments.console import coloured
 from experiments.launching.calls import calls
 from experiments.launching.ending import hint, next_commands, report
-from experiments.launching.prepare import mend, prepare, resolved
+from experiments.launching.prepare import keep_wanted, mend, prepare, resolved
 from experiments.launching.submission import launch_context, plan, recover, restricted, submission_lock, to_submit
 from experiments.launching.telling import Teller, Voice
 from experiments.planning.graph import Graph, store_of
@@ -21,7 +21,7 @@ from experiments.store.records import PipelineRecord, new_uid
 from experiments.store.step_folder import Store
 from experiments.tracking.live import announce
 from launchers.calls import Call, LauncherProtocol, Outcome
-from maskgit_core.errors import MaskgitError
+from maskgit_core.errors import ArtifactError, MaskgitError
 
 
 def fetch_weights(name: str) -> None:
@@ -62,6 +62,7 @@ def start(
         if voice != "quiet" and not (chosen and launcher.is_detached):
             print_plan(planned)
         if not chosen:
+            keep_wanted(graph, planned, store)
             _say_nothing_runs(graph, store, is_done=not missing)
             return 0
         if voice != "quiet" and not launcher.is_detached and (said := hint(store.root, graph.experiment)):
@@ -110,7 +111,8 @@ def _end(graph: Graph, store: Store, todo: Sequence[Call], outcomes: Mapping[str
     code = report(todo, outcomes)
     _Shipper(store.root, graph).ship()
     if code in (0, 1):
-        next_commands(graph, store.root, [call.name for call in todo if outcomes[call.key].state == "failed"])
+        with suppress(OSError, ArtifactError):  # a failing disk has been told of
+            next_commands(graph, store.root, [call.name for call in todo if outcomes[call.key].state == "failed"])
     return code
 
 
@@ -141,16 +143,20 @@ def set_aside(planned: Sequence[PlannedStep]) -> None:
 
 
 def check_datasets(planned: Sequence[PlannedStep]) -> None:
-    """Looks at the pictures of every dataset that a step to run reads, before anything is started.
+    """Looks at the pictures of every dataset and folder of samples that a step reads, before anything is started.
 
     Raises:
         DataError: unreadable pictures, named and counted.
     """
     from experiments.config.specs import DatasetSpec
+    from maskgit_core.content import resolve
+    from maskgit_core.images.image_sets import check_sizes
 
     seen = set()
     for step in planned:
         request = step.node.request
+        if step.action != "done" and (samples := request.content.get("samples")) is not None:
+            check_sizes(resolve(samples))
         for name, value in request.config.items():
             roots = {k: v for k, v in request.content.items() if k.startswith(f"{name}.")}
             if step.action == "done" or not roots or not isinstance(value, Mapping):

@@ -5,11 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 
 from experiments.results import html
 from experiments.results.fill_commands import placeholders
-from experiments.results.tables import Cell, Column, Filled, missing
+from experiments.results.tables import Cell, Column, Filled, Row, missing
 from experiments.store.scores import Score
 from experiments.store.typed_json import Block
 
@@ -43,6 +44,10 @@ def heading(column: Column) -> str:
     """The column's title with an arrow to the better side."""
     arrow = {True: " ↓", False: " ↑", None: ""}[column.lower_is_better]
     return f"{column.title}{arrow}"
+
+
+#: The one footnote of all missing cells of a printed table; `missing` lists each with its command.
+MISSING_IN_PRINT = "not reproduced here"
 
 
 class Notes:
@@ -84,9 +89,10 @@ def _measured(score: Score) -> str:
     return f" ({'; '.join(parts)})" if parts else ""
 
 
-def _note_of(cell: Cell) -> str | None:
+def _note_of(cell: Cell, row: Row) -> str | None:
+    """The cell's footnote; cells of a row that are missing for one reason share it."""
     if cell.missing:
-        return f"missing: {cell.missing}"
+        return f"missing: {row.name}: {cell.missing.partition(f' of {row.name}: ')[2] or cell.missing}"
     return f"runs: {origin(cell)}" if cell.results else None
 
 
@@ -125,7 +131,7 @@ def markdown(filled: Filled) -> str:
         shown = []
         for column in table.columns:
             cell = cells[column.key]
-            note = _note_of(cell)
+            note = _note_of(cell, row)
             mark = f" [{notes.number(note)}]" if note else ""
             shown.append(escaped(cell_text(cell, column)) + mark)
         lines.append("| " + " | ".join([escaped(row.name), *shown]) + " |")
@@ -150,15 +156,20 @@ def latex(filled: Filled) -> str:
         r"\begin{table}",
         r"\centering",
         rf"\caption{{{latex_text(table.title)}}}",
+        rf"\label{{tab:{re.sub('[^A-Za-z0-9]+', '-', table.name)}}}",
     ]
     lines += [r"\begin{tabular}{l" + "".join("r" if c.metric else "l" for c in table.columns) + "}", r"\toprule"]
     lines += [" & ".join(["", *(latex_text(heading(c)) for c in table.columns)]) + r" \\", r"\midrule"]
     for row, cells in zip(table.rows, filled.cells, strict=True):
         shown = []
         for column in table.columns:
-            note = _note_of(cells[column.key])
+            cell = cells[column.key]
+            note = MISSING_IN_PRINT if cell.missing else _note_of(cell, row)
             mark = rf"\textsuperscript{{{notes.number(note)}}}" if note else ""
-            shown.append(latex_text(cell_text(cells[column.key], column)) + mark)
+            text = cell_text(cell, column)
+            if cell.missing:
+                text = f"{cell.published:.{column.digits}f}" if cell.published is not None else "--"
+            shown.append(latex_text(text) + mark)
         lines.append(" & ".join([latex_text(row.name), *shown]) + r" \\")
     lines += [r"\bottomrule", r"\end{tabular}", ""]
     lines += [rf"{{\footnotesize \textsuperscript{{{i}}} {latex_text(t)}\par}}" for i, t in enumerate(notes.texts, 1)]
@@ -232,7 +243,7 @@ def page(filled: Filled) -> str:
         for column in table.columns:
             cell = cells[column.key]
             style = "missing" if cell.missing else ("number" if column.metric else None)
-            shown.append(html.Cell(cell_text(cell, column), style, _note_of(cell)))
+            shown.append(html.Cell(cell_text(cell, column), style, _note_of(cell, row)))
         rows.append(shown)
     header = ["", *(html.Cell(heading(c), note=c.protocol) for c in table.columns)]
     notes = [*_legend(filled), *missing(filled)]

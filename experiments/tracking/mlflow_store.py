@@ -141,8 +141,8 @@ class MlflowStore:
         """Keeps MLflow quiet and at home; call it before it is imported."""
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
-        logging.getLogger("alembic").setLevel(logging.WARNING)
-        logging.getLogger("mlflow").setLevel(logging.WARNING)
+        for name in ("alembic", "mlflow", "mlflow.store.db.utils", "sqlalchemy"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)  # they print tracebacks of what is told in one line
 
     def show(self, run: Run) -> int:
         """Brings one run up to date; returns the number of points sent."""

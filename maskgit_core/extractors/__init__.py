@@ -15,7 +15,7 @@ from maskgit_core import files
 from maskgit_core.errors import WeightsError, refused_as
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
 
 def sha256_of(path: Path) -> str:
@@ -49,3 +49,24 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     if not isinstance(tensors, dict) or not all(isinstance(value, torch.Tensor) for value in tensors.values()):
         raise WeightsError(f"{path}: holds something else than named tensors; {remedy}")
     return dict(tensors)
+
+
+def load_strictly(
+    network: nn.Module, tensors: dict[str, Tensor], path: Path, layout: str, *, assign: bool = False
+) -> None:
+    """Gives a network the tensors of a file that must be in its layout.
+
+    Raises:
+        WeightsError: a tensor is missing, unknown or of another shape; names the first.
+    """
+    wanted = network.state_dict()
+    for name in [*wanted, *tensors]:
+        if name not in tensors or name not in wanted:
+            state = "is missing" if name not in tensors else "is not known"
+            raise WeightsError(f"{path}: {name} {state}; the file is not {layout}")
+        if tensors[name].shape != wanted[name].shape:
+            shape, needed = tuple(tensors[name].shape), tuple(wanted[name].shape)
+            raise WeightsError(
+                f"{path}: {name} has another shape, {shape} instead of {needed}; the file is not {layout}"
+            )
+    network.load_state_dict(tensors, assign=assign)

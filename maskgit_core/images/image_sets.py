@@ -63,6 +63,29 @@ def count_images(path: Path) -> int:
     return len(open_images(path))
 
 
+def check_sizes(path: Path) -> None:
+    """Reads the header of every picture in a folder.
+
+    Raises:
+        DataError: one cannot be read, or is not of the size of the first.
+    """
+    if not Path(path).is_dir():
+        return
+    first: tuple[int, int] | None = None
+    for file in FolderImages(path).files:
+        try:
+            with open_picture(file) as picture:
+                size = picture.size
+        except (OSError, ValueError) as error:
+            raise DataError(f"{file}: cannot be read as a picture ({error}); remove or replace it") from None
+        first = first or size
+        if size != first:
+            raise DataError(
+                f"{file}: {size[0]} x {size[1]} pixels where others have {first[0]} x {first[1]}; samples must "
+                "have one size"
+            )
+
+
 class NpzImages:
     """`arr_0` of an `.npz`, uint8 NHWC; mapped, not read, where the archive is not compressed."""
 
@@ -105,6 +128,11 @@ class FolderImages:
         if not self._files:
             raise DataError(f"{path}: no pictures here; give a folder of PNGs or an .npz with arr_0")
         self.image_size = int(read_picture(self._files[0]).shape[0])
+
+    @property
+    def files(self) -> list[Path]:
+        """The pictures' files in order."""
+        return list(self._files)
 
     def __len__(self) -> int:
         return len(self._files)

@@ -58,8 +58,9 @@ def read_member(path: Path, member: Member) -> bytes:
     """
     try:
         with Path(path).open("rb") as file:
+            there = max(0, os.fstat(file.fileno()).st_size - member.offset)  # never ask memory for what is not there
             file.seek(member.offset)
-            data = file.read(member.size)
+            data = file.read(min(member.size, there))
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); put the tar back") from error
     if len(data) != member.size:

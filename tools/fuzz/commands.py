@@ -38,10 +38,11 @@ class Answer:
     trace: str = ""
 
     def wrong(self, limit_s: float = LIMIT_S) -> list[str]:
-        """What no command may ever do: a traceback, a long silence, an error of several lines, another exit code."""
+        """The faults no command may show: a traceback, a long silence, an error of several lines, another exit code."""
         found = []
         if self.trace:
-            found.append(f"traceback: {self.trace.strip().splitlines()[-1][:300]}")
+            lines = [line for line in self.trace.splitlines() if line and not line.startswith((" ", "error: "))]
+            found.append(f"traceback: {' | '.join(lines[:3])[:600]}")
         if self.seconds > limit_s * patience():
             found.append(f"{self.seconds:.0f} s")
         if not self.trace and self.code == 2 and self.text.count("error: ") != 1:
@@ -111,9 +112,9 @@ class Fork:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
 
-    def wait(self, limit_s: float = 120.0) -> Answer:
-        """Waits for its end; after `limit_s` it is killed, which counts as a hang."""
-        code = None
+    def wait(self, limit_s: float | None = None) -> Answer:
+        """Waits for its end; after `limit_s` (None: 120 s, more on a busy machine) it is killed: it hangs."""
+        code, limit_s = None, limit_s or 120.0 * patience()
         while code is None:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             if pid:
@@ -161,7 +162,7 @@ def _become(handle: int, arguments: list[str], environment: Mapping[str, str], b
         os._exit(code)
 
 
-def forked(*arguments: str, environment: Mapping[str, str] | None = None, limit_s: float = 120.0) -> Answer:
+def forked(*arguments: str, environment: Mapping[str, str] | None = None, limit_s: float | None = None) -> Answer:
     """Runs a command in a fork to its end."""
     return Fork(arguments, environment).wait(limit_s)
 

@@ -18,7 +18,7 @@ from collections import Counter
 from contextlib import closing
 from pathlib import Path
 
-from tools.fuzz.commands import HEAVY, Fork, forked, preload, request, results
+from tools.fuzz.commands import HEAVY, Fork, forked, patience, preload, request, results
 from tools.fuzz.kills import points
 
 SCALES = (1, 2, 3)
@@ -26,7 +26,7 @@ SLOW = ("numbers.count=8", "numbers.pause_s=0.01")
 
 
 def commands(store: Path, draw: random.Random, count: int) -> list[list[str]]:
-    """What is started; the same seed gives the same."""
+    """The commands to start; the same seed gives the same."""
     at = ["--store", str(store)]
     kinds = {
         "run": lambda: ["run", *request(store, "chain", *SLOW, f"numbers.scale={draw.choice(SCALES)}")],
@@ -57,7 +57,7 @@ def one_round(store: Path, alone: dict[str, str], draw: random.Random, count: in
         time.sleep(draw.random() / count)
     wrong = []
     for command, process in zip(chosen, running, strict=True):
-        answer = process.wait(300)
+        answer = process.wait(300 * patience())
         shown = " ".join(command[:2])
         wrong += [f"{shown}: {text}" for text in answer.wrong(limit_s=120)]
         if not answer.trace and answer.code:

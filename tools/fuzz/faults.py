@@ -20,7 +20,7 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-from tools.fuzz.commands import HEAVY, ROOT, Answer, forked, preload, results
+from tools.fuzz.commands import HEAVY, ROOT, Answer, forked, patience, preload, results
 from tools.fuzz.kills import Drill, manifests
 
 SOURCE = Path(__file__).with_name("faulty_disk.c")
@@ -74,11 +74,11 @@ class FaultDrill(Drill):
         fault = {"FAULT_UNDER": str(self.store), "FAULT_CALLS": chosen, "FAULT_ERRNO": str(draw.choice(ERRORS)),
                  "FAULT_AT": str(draw.randint(1, most)), "FAULT_TIMES": str(draw.choice((0, 1, 1, 3))),
                  "FAULT_TOLD": str(told)}  # fmt: skip
-        first = forked(*command, environment=fault, limit_s=60)
+        first = forked(*command, environment=fault, limit_s=60 * patience())
         happened = told.read_text().splitlines() if told.exists() else []
         wrong = [f"with the fault: {text}" for text in first.wrong()]
         wrong += self.believed(name, before, "with the fault")
-        again = forked(*command, limit_s=60)
+        again = forked(*command, limit_s=60 * patience())
         wrong += self.judged(name, again)
         if wrong:
             shown = happened[0].replace(str(self.store), "STORE") if happened else "no fault"
@@ -97,7 +97,7 @@ class FaultDrill(Drill):
         return wrong
 
     def judged(self, name: str, again: Answer) -> list[str]:
-        """What is wrong with the second command."""
+        """The faults of the second command."""
         wrong = [f"again: {text}" for text in again.wrong()]
         took_it = name == "adopt" and again.code == 2 and "is done already" in again.text
         if again.code and not took_it:

@@ -105,7 +105,7 @@ def pickled_file(path: Path, draw: random.Random) -> None:
 
 
 def spoilt_checkpoint(path: Path, draw: random.Random) -> None:
-    """What torch.save wrote, spoilt."""
+    """A file of torch.save, spoilt."""
     import torch
 
     buffer = io.BytesIO()

@@ -29,7 +29,7 @@ MEMORY = 3 << 30
 
 
 def readers(path: Path) -> dict[str, Callable[[], object]]:
-    """What may read such a file, by name."""
+    """The readers of such a file, by name."""
     from maskgit_core.evaluation.reference_files import holds_statistics, read_statistics
     from maskgit_core.extractors import read_tensors
     from maskgit_core.images.image_sets import open_images

@@ -27,7 +27,7 @@ SLOW = ("numbers.count=12", "numbers.pause_s=0.01")
 
 
 def points(store: Path) -> dict[tuple[str, str, int], list[float]]:
-    """What MLflow holds: (step's name, metric, step) -> values; an exactly-once history has one each."""
+    """The points in MLflow: (step's name, metric, step) -> values; an exactly-once history has one each."""
     found: dict[tuple[str, str, int], list[float]] = {}
     with closing(sqlite3.connect(f"file:{store / 'mlflow.db'}?mode=ro", uri=True)) as database:
         rows = database.execute("SELECT runs.name, metrics.key, metrics.step, metrics.value FROM metrics "
@@ -123,7 +123,7 @@ class Drill:
         return self.usual[name]
 
     def state(self, name: str) -> object:
-        """What has to be the same after a kill and a second try."""
+        """Everything that must be the same after a kill and a second try."""
         if name in ("sync", "first ship"):
             return points(self.store)
         if name == "gc":

@@ -28,7 +28,7 @@ def group_name(gid: int) -> str:
 
 @dataclass
 class Access:
-    """What was found below a store.
+    """The findings below a store.
 
     Args:
         root: the store.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import signal
 import time
@@ -14,6 +16,7 @@ from experiments.cli import main
 from experiments.evaluation.measures import counted
 from experiments.planning.pipeline import build
 from experiments.running.attempt import Attempt
+from launchers.inline import _Copied
 from maskgit_core.files import sweep_leftovers
 
 
@@ -73,3 +76,26 @@ def test_more_images_than_there_are_is_said(capsys):
     assert counted("x", None, 60) == 60 and counted("x", 6, 60) == 6 and capsys.readouterr().err == ""
     graph = build(["experiment=quickstart", "sample.num_samples=100", "paths.store=/nonexistent/store"])
     assert any("evaluate.num_images: 500 asked for, sample.num_samples is 100" in line for line in graph.notes)
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EROFS])
+def test_a_disk_that_fails_below_a_step_is_one_line(store, capsys, monkeypatch, number):
+    def fail(path):
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr("experiments.store.documents.sha256_of", fail)
+    assert main(chain(store)) == 2
+    told = capsys.readouterr()
+    assert "Traceback" not in told.out + told.err and told.err.count("error: ") == 1
+    monkeypatch.undo()
+    assert main(chain(store)) == 0
+
+
+def test_a_log_that_cannot_be_written_takes_nothing_from_the_terminal(capsys):
+    class Full(io.StringIO):
+        def write(self, text):
+            raise OSError(errno.ESTALE, "Stale file handle")
+
+    shown = io.StringIO()
+    print("made 1", file=_Copied(shown, Full()), flush=True)
+    assert shown.getvalue() == "made 1\n"
