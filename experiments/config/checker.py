@@ -276,7 +276,13 @@ class Checker:
 
 
 def _present(needs: Any, steps: Options) -> Any:
-    """`needs` without entries that another file took away (null) and optional ones (`train_tokenizer?`) of no step."""
+    """`needs` without entries that another file took away (null) and optional ones (`train_tokenizer?`) of no step.
+
+    In a list, `cache_tokens|train` is the first of these that is a step.
+    """
+    if isinstance(needs, list):
+        present = [str(n).split("|") for n in needs]
+        return [next((n for n in names if steps.get(n) is not None), names[-1]) for names in present]
     if not isinstance(needs, Mapping):
         return needs
     optional = {k: v[:-1] for k, v in needs.items() if isinstance(v, str) and v.endswith("?")}
