@@ -141,7 +141,7 @@ def latest_records(store: Path, experiment: str | None = None, warn: Callable[[s
 
 
 def new_uid() -> str:
-    """A sortable id of one execution: its time to the microsecond (the fraction as five hex digits) and a random tail."""
+    """A sortable id of one execution: its time to the microsecond (five hex digits of it) and a random tail."""
     now = time.time()
     return time.strftime("%Y%m%d-%H%M%S-", time.localtime(now)) + f"{int(now % 1 * 16**5):05x}" + uuid.uuid4().hex[:3]
 
