@@ -84,7 +84,7 @@ def read_points(asked: configs.Overrides, config_dirs: Sequence[Path]) -> Points
 
 def _resolved(start: dict[str, Any], values: Mapping[str, Any], cache: dict[int, dict[str, Any]]) -> dict[str, Any]:
     """Applies a point's values; resolves once per base where no interpolation could see them."""
-    semantic = {k: v for k, v in start.items() if k not in ("paths", "launcher", "tracking")}
+    semantic = {k: v for k, v in start.items() if k not in ("paths", "launcher", "tracking", "notify")}
     if values and (configs.has_interpolation(semantic) or configs.has_interpolation(dict(values))):
         for key, value in values.items():
             start = configs.with_value(start, key, value)

@@ -189,8 +189,10 @@ maskgit_blame_earlier() {  # where the step began here, a node on which it could
 }
 maskgit_give_up() {  # exit code; no later link of a chain goes on
     mkdir -p "$maskgit_notes/final" && touch "$maskgit_notes/final/$maskgit_index-$MASKGIT_CHAIN_LINK"
+    maskgit_tell "$1"
     exit "$1"
 }
+maskgit_tell() { [ -z "$maskgit_hook" ] || (eval "$maskgit_hook $maskgit_index $1") || true; }  # exit code
 maskgit_end() {  # exit code of the step's processes
     local code=$1 state preempted ran limit now
     trap '' TERM USR2 INT  # a requeue ends this shell and its children with TERM
@@ -200,6 +202,7 @@ maskgit_end() {  # exit code of the step's processes
     maskgit_blame_earlier
     if [ "$code" = 0 ] && [ -e "$maskgit_notes/done/$maskgit_life" ]; then
         maskgit_ended 0
+        maskgit_tell 0
         return
     fi
     maskgit_show  # srun ends with 0, too, when its node is lost
@@ -209,6 +212,7 @@ maskgit_end() {  # exit code of the step's processes
     fi
     if [ "$code" = 0 ]; then
         maskgit_ended 0
+        maskgit_tell 0
         return
     fi
     maskgit_ended "$code"
