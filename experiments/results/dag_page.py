@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -19,6 +18,7 @@ from experiments.store.documents import Manifest, Notes
 from experiments.store.journal import SYSTEM_PREFIX, curves, read_points
 from experiments.store.paths import StepFolder
 from experiments.store.records import PipelineRecord
+from experiments.tracking.memory import memory_of, short_uid
 from maskgit_core.errors import MaskgitError
 from maskgit_core.files import read_json
 
@@ -192,7 +192,7 @@ class MlflowLinks:
             address = resolve_uri(store, uri)
         self._base = address.rstrip("/") if address.startswith("http") and "@" not in address else LOCAL_UI
         self.where = "" if address.startswith("http") else "links into MLflow work while `maskgit ui` runs"
-        memory = store / "tracking" / hashlib.sha256(address.encode()).hexdigest()[:12]
+        memory = memory_of(store, address)
         places = sorted(memory.iterdir()) if memory.is_dir() else []
         note = _note(self.uid)
         self._place = next((place for place in places if (place / note).exists()), None)
@@ -206,7 +206,7 @@ class MlflowLinks:
 
 
 def _note(uid: str) -> str:
-    return f"{hashlib.sha256(uid.encode()).hexdigest()[:32]}.json"
+    return f"{short_uid(uid)}.json"
 
 
 # -- curves and pictures ----------------------------------------------------------------------------------------------

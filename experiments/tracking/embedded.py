@@ -68,6 +68,29 @@ def prepare_database(store: Path, make: Callable[[str], object]) -> str | None:
     return told
 
 
+def without_syncing() -> None:
+    """SQLite of this process no longer waits for the disk: a database that a power cut damages is made anew.
+
+    Files are the truth (`prepare_database` sets a damaged database aside and the next shipping fills a new one).
+    """
+    from sqlalchemy import event
+    from sqlalchemy.engine import Engine
+
+    if not event.contains(Engine, "connect", _no_sync):
+        event.listen(Engine, "connect", _no_sync)
+
+
+def _no_sync(connection: object, record: object) -> None:
+    if isinstance(connection, sqlite3.Connection):
+        connection.execute("PRAGMA synchronous = OFF")
+
+
+def tag_values(store: Path, key: str) -> set[str]:
+    """The values of one tag over all runs of the embedded store."""
+    with closing(sqlite3.connect(f"file:{store / 'mlflow.db'}?mode=ro", uri=True, timeout=10)) as database:
+        return {str(row[0]) for row in database.execute("SELECT value FROM tags WHERE key = ?", (key,))}
+
+
 def damage(path: Path) -> str | None:
     """Why a database is of no use; None where it is sound or merely busy."""
     try:

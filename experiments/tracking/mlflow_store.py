@@ -7,27 +7,25 @@ again, by several processes at once and from other machines (`experiments/tracki
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
-import random
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 from experiments.config.settings import resolve_uri, without_password
-from experiments.store.claims import Claim, JobAlive
+from experiments.store.claims import JobAlive
 from experiments.store.documents import DatasetUse
 from experiments.store.journal import Point
-from experiments.tracking.address import ShipReport, knock, modules_set_apart, told
-from experiments.tracking.embedded import embedded_lock, prepare_database
+from experiments.tracking.address import ENVIRONMENT, ShipReport, knock, modules_set_apart, told
+from experiments.tracking.embedded import embedded_lock, prepare_database, tag_values, without_syncing
+from experiments.tracking.memory import chunks, creation_lock, digest_of, memory_of, short_uid
 from experiments.tracking.points import first_points, last_points
 from experiments.tracking.runs import Run, read_runs
 from maskgit_core.errors import TrackingError
-from maskgit_core.files import read_json, write_for_group, write_json
+from maskgit_core.files import read_json, write_bytes, write_for_group, write_json
 
 UID, MARKS, DUPLICATE = "maskgit.uid", "maskgit.shipped", "maskgit.duplicate"
 MAX_METRICS, MAX_PARAMS, MAX_TAGS, MAX_TEXT = 999, 100, 100, 6000  # a batch of metrics also carries the marks
@@ -36,15 +34,6 @@ MAX_LOOKS = 4
 MARK_EVERY = 8  # batches
 #: The UI then opens on training runs and their charts.
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
-
-#: Nothing is sent anywhere but to the store, a dead server answers within seconds, and MLflow prints nothing.
-ENVIRONMENT = {
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "DO_NOT_TRACK": "true",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "60",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-}
 
 
 def ship(
@@ -127,9 +116,15 @@ class MlflowStore:
         self.store = store
         self.address = address
         self.shown: set[tuple[str, str]] = set()  # uid and signature of what was written
-        self._memory = store / "tracking" / hashlib.sha256(address.encode()).hexdigest()[:12]
+        self._memory = memory_of(store, address)
         self._experiments: dict[str, str] = {}
         self._run_ids: dict[str, str] = {}
+        #: The embedded store has one shipper at a time: what it holds of an execution is asked once.
+        self._is_alone = address == resolve_uri(store, None)
+        self._listed: set[str] | None = None
+        self._made: dict[str, str] = {}  # uid of a run made just now -> where its artifacts go
+        if self._is_alone:
+            without_syncing()
 
     @staticmethod
     def set_environment() -> None:
@@ -142,7 +137,7 @@ class MlflowStore:
     def show(self, run: Run) -> int:
         """Brings one run up to date; returns the number of points sent."""
         experiment = self._experiment(run.experiment)
-        note = self._memory / experiment / f"{hashlib.sha256(run.uid.encode()).hexdigest()[:32]}.json"
+        note = self._memory / experiment / f"{short_uid(run.uid)}.json"
         known = read_json(note) or {}
         signature = run.signature()
         if known.get("signature") == signature:
@@ -160,23 +155,24 @@ class MlflowStore:
         """Everything MLflow should have of a run; `known` is what this store remembers of it."""
         signature = run.signature()
         run_id, marks = self._find_or_create(run, experiment, known)
+        made_at = self._made.pop(run.uid, None)
         if run_id is None:  # deleted by hand: it stays deleted
             write_json(note, {"run_id": "", "signature": signature}, durable=False)
             return 0
         self._run_ids[run.uid] = run_id
         self.shown.add((run.uid, signature))
-        facts, extras = _digest([run.tags, run.params]), _digest([run.results, run.attached()])
+        facts, extras = digest_of([run.tags, run.params]), digest_of([run.results, run.attached()])
         again = known.get("run_id") != run_id
-        if again or known.get("facts") != facts:
+        if made_at is None and (again or known.get("facts") != facts):
             self._say(run, run_id)
         try:
-            sent = self._points(run, run_id, marks)
+            sent = self._points(run, run_id, marks, self._params(run) if made_at is not None else ())
         except Exception:  # what has arrived need not be sent again
             write_json(note, {**known, "run_id": run_id, "signature": "", "marks": marks}, durable=False)
             raise
         if again or known.get("extras") != extras:
             self._results(run, run_id, experiment)
-            self._attach(run, run_id)
+            self._attach(run, run_id, made_at or "")
         self._end(run, run_id)
         told = {"run_id": run_id, "signature": signature, "facts": facts, "extras": extras, "marks": marks}
         write_json(note, told, durable=False)
@@ -205,11 +201,14 @@ class MlflowStore:
     def _find_or_create(self, run: Run, experiment: str, known: Mapping[str, Any]) -> tuple[str | None, dict[str, int]]:
         if known.get("run_id") and "marks" in known:
             return str(known["run_id"]), dict(known["marks"])
-        present, deleted = self._search(run, experiment)
+        absent = self._is_alone and short_uid(run.uid) not in self._uids()
+        present, deleted = (None, False) if absent else self._search(run, experiment)
         if present is None and deleted:
             return None, {}
+        if present is None and self._is_alone:
+            return self._create(run, experiment), {}
         if present is None:
-            with self._creation_lock():
+            with creation_lock(self._memory):
                 present, _ = self._search(run, experiment)
                 if present is None:
                     self._create(run, experiment)
@@ -222,7 +221,7 @@ class MlflowStore:
         """The one run with this uid, and whether one was deleted by hand; of twins the first id stays."""
         from mlflow.entities import ViewType
 
-        ids, uid = [experiment.split("-")[0]], _uid(run.uid)
+        ids, uid = [experiment.split("-")[0]], short_uid(run.uid)
         tagged = list(self.client.search_runs(ids, f"tags.`{UID}` = '{uid}'", run_view_type=ViewType.ALL))
         active = sorted((r for r in tagged if r.info.lifecycle_stage == "active"), key=lambda r: r.info.run_id)
         for twin in active[1:]:  # two shippers made one at the same moment, or a reply was lost
@@ -232,51 +231,62 @@ class MlflowStore:
         by_hand = any(DUPLICATE not in r.data.tags for r in tagged if r.info.lifecycle_stage != "active")
         return (active[0] if active else None), by_hand
 
-    def _create(self, run: Run, experiment: str) -> None:
-        tags = {UID: _uid(run.uid), "mlflow.source.type": "PROJECT"}
-        if run.parent is not None and run.parent in self._run_ids:
-            tags["mlflow.parentRunId"] = self._run_ids[run.parent]
-        self.client.create_run(experiment.split("-")[0], start_time=run.start_ms, tags=tags, run_name=run.name)
+    def _uids(self) -> set[str]:
+        """The uids of all runs of the embedded store, deleted ones too; asked once, as nobody else may write there."""
+        if self._listed is None:
+            self._listed = tag_values(self.store, UID)
+        return self._listed
 
-    @contextmanager
-    def _creation_lock(self) -> Iterator[None]:
-        """Keeps shippers on one disk from making twins; without it (a dead host's lock) twins are merged anyway."""
-        place = self._memory / "creating"
-        place.mkdir(parents=True, exist_ok=True)
-        claim = Claim(place)
-        deadline = time.monotonic() + 30.0
-        while claim.take() is not None and time.monotonic() < deadline:
-            time.sleep(0.02 + random.random() * 0.05)
-        try:
-            yield
-        finally:
-            claim.release()
+    def _create(self, run: Run, experiment: str) -> str:
+        tags = {UID: short_uid(run.uid), "mlflow.source.type": "PROJECT"}
+        if self._is_alone:
+            tags |= self._tags(run)
+            self._uids().add(tags[UID])  # also where the answer gets lost
+        elif run.parent is not None and run.parent in self._run_ids:
+            tags["mlflow.parentRunId"] = self._run_ids[run.parent]
+        made = self.client.create_run(experiment.split("-")[0], start_time=run.start_ms, tags=tags, run_name=run.name)
+        if self._is_alone:
+            self._made[run.uid] = str(made.info.artifact_uri).removeprefix("file://")
+        return str(made.info.run_id)
 
     # -- saying ----------------------------------------------------------------------------------------------------
-    def _say(self, run: Run, run_id: str) -> None:
-        from mlflow.entities import Param, RunTag
-
+    def _tags(self, run: Run) -> dict[str, str]:
         tags = {k: v[:MAX_TEXT] for k, v in run.tags.items()}
         if run.parent is not None and run.parent in self._run_ids:
             tags["mlflow.parentRunId"] = self._run_ids[run.parent]
-        params = {k[:250]: v[:MAX_TEXT] for k, v in run.params.items()}
-        for part in _chunks(list(tags.items()), MAX_TAGS):
-            self.client.log_batch(run_id, tags=[RunTag(k, v) for k, v in part])
-        for part in _chunks(list(params.items()), MAX_PARAMS):
-            self.client.log_batch(run_id, params=[Param(k, v) for k, v in part])
+        return tags
 
-    def _points(self, run: Run, run_id: str, marks: dict[str, int]) -> int:
+    def _params(self, run: Run) -> list[Any]:
+        from mlflow.entities import Param
+
+        return [Param(k[:250], v[:MAX_TEXT]) for k, v in run.params.items()]
+
+    def _say(self, run: Run, run_id: str) -> None:
+        from mlflow.entities import RunTag
+
+        for part in chunks(list(self._tags(run).items()), MAX_TAGS):
+            self.client.log_batch(run_id, tags=[RunTag(k, v) for k, v in part])
+        for params in chunks(self._params(run), MAX_PARAMS):
+            self.client.log_batch(run_id, params=params)
+
+    def _points(self, run: Run, run_id: str, marks: dict[str, int], params: Sequence[Any] = ()) -> int:
+        """Sends what is new in the journals and the params of a run just made; returns the number of points."""
         from mlflow.entities import RunTag
 
         sent = 0
-        for number, batch in enumerate(first_points(run.journals, marks, MAX_METRICS)):
+        for part in chunks(params, MAX_PARAMS):
+            self.client.log_batch(run_id, params=part)
+        batches = first_points(run.journals, marks, MAX_METRICS)
+        batch, number = next(batches, None), 0
+        while batch is not None:
+            following = next(batches, None)
             # The offset only saves work: it need not follow every batch.
-            tags = [RunTag(MARKS, json.dumps(batch.marks))] if number % MARK_EVERY == 0 else []
+            marked = following is None or number % MARK_EVERY == 0
+            tags = [RunTag(MARKS, json.dumps({**marks, **batch.marks}))] if marked else []
             self.client.log_batch(run_id, metrics=[_metric(p) for p in batch.points], tags=tags)
             sent += len(batch.points)
             marks.update(batch.marks)
-        if sent:
-            self.client.log_batch(run_id, tags=[RunTag(MARKS, json.dumps(marks))])
+            batch, number = following, number + 1
         return sent
 
     def _results(self, run: Run, run_id: str, experiment: str) -> None:
@@ -295,11 +305,14 @@ class MlflowStore:
         )
         return str(logged[0].model_id) if logged else None
 
-    def _attach(self, run: Run, run_id: str) -> None:
+    def _attach(self, run: Run, run_id: str, folder: str) -> None:
         for path, place in run.uploads:
             self.client.log_artifact(run_id, str(path), place or None)
         for name, text in run.texts.items():
-            self.client.log_text(run_id, text, name)
+            if folder.startswith("/") and Path(name).name == name:  # as MLflow does, which asks for the run each time
+                write_bytes(Path(folder, name), text.encode(), durable=False)
+            else:
+                self.client.log_text(run_id, text, name)
         if run.datasets:
             self.client.log_inputs(run_id, [_dataset(d) for d in run.datasets])
         if run.model is not None and self._model_id(run.model["fingerprint"], self._experiment(run.experiment)) is None:
@@ -321,15 +334,6 @@ class MlflowStore:
             self.client.update_run(run_id, status=run.status)
 
 
-def _uid(uid: str) -> str:
-    """A run's uid in a form that needs no quoting in a filter."""
-    return hashlib.sha256(uid.encode()).hexdigest()[:32]
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, default=dict).encode()).hexdigest()
-
-
 def _metric(point: Point, model_id: str | None = None) -> Any:
     from mlflow.entities import Metric
 
@@ -342,8 +346,3 @@ def _dataset(use: DatasetUse) -> Any:
     source = json.dumps({"uri": use.path, "digest": use.digest})
     data = Dataset(use.name[:500], use.digest[:DATASET_DIGEST], "local", source)
     return DatasetInput(data, [InputTag("mlflow.data.context", use.context[:500])])
-
-
-def _chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]

@@ -62,7 +62,7 @@ def script(
     if launcher.container is not None:
         python = launcher.container.command(python, needed, gpus=wanted.gpus > 0)
     executor = _Executor(folder=folder, python=python)
-    executor.command = f"{python} -u -m launchers.cluster.task {shlex.quote(str(folder))}"
+    executor.command = f"{python} -u -m launchers.cluster.task {shlex.quote(str(folder))} & maskgit_wait $!"
     minutes = time_limit(launcher, wanted)
     signal_s = signal_seconds(launcher, minutes)
     hook = _hook(batch, folder, python, code)
