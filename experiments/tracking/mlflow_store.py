@@ -25,7 +25,7 @@ from experiments.tracking.memory import chunks, creation_lock, digest_of, memory
 from experiments.tracking.points import first_points, last_points
 from experiments.tracking.runs import Run, read_runs
 from maskgit_core.errors import TrackingError
-from maskgit_core.files import read_json, write_bytes, write_for_group, write_json
+from maskgit_core.files import read_json, write_for_group, write_json
 
 UID, MARKS, DUPLICATE = "maskgit.uid", "maskgit.shipped", "maskgit.duplicate"
 MAX_METRICS, MAX_PARAMS, MAX_TAGS, MAX_TEXT = 999, 100, 100, 6000  # a batch of metrics also carries the marks
@@ -122,7 +122,7 @@ class MlflowStore:
         #: The embedded store has one shipper at a time: what it holds of an execution is asked once.
         self._is_alone = address == resolve_uri(store, None)
         self._listed: set[str] | None = None
-        self._made: dict[str, str] = {}  # uid of a run made just now -> where its artifacts go
+        self._made: set[str] = set()  # uids of runs made just now, with their tags
         if self._is_alone:
             without_syncing()
 
@@ -155,7 +155,8 @@ class MlflowStore:
         """Everything MLflow should have of a run; `known` is what this store remembers of it."""
         signature = run.signature()
         run_id, marks = self._find_or_create(run, experiment, known)
-        made_at = self._made.pop(run.uid, None)
+        is_new = run.uid in self._made
+        self._made.discard(run.uid)
         if run_id is None:  # deleted by hand: it stays deleted
             write_json(note, {"run_id": "", "signature": signature}, durable=False)
             return 0
@@ -163,16 +164,16 @@ class MlflowStore:
         self.shown.add((run.uid, signature))
         facts, extras = digest_of([run.tags, run.params]), digest_of([run.results, run.attached()])
         again = known.get("run_id") != run_id
-        if made_at is None and (again or known.get("facts") != facts):
+        if not is_new and (again or known.get("facts") != facts):
             self._say(run, run_id)
         try:
-            sent = self._points(run, run_id, marks, self._params(run) if made_at is not None else ())
+            sent = self._points(run, run_id, marks, self._params(run) if is_new else ())
         except Exception:  # what has arrived need not be sent again
             write_json(note, {**known, "run_id": run_id, "signature": "", "marks": marks}, durable=False)
             raise
         if again or known.get("extras") != extras:
             self._results(run, run_id, experiment)
-            self._attach(run, run_id, made_at or "")
+            self._attach(run, run_id)
         self._end(run, run_id)
         told = {"run_id": run_id, "signature": signature, "facts": facts, "extras": extras, "marks": marks}
         write_json(note, told, durable=False)
@@ -246,7 +247,7 @@ class MlflowStore:
             tags["mlflow.parentRunId"] = self._run_ids[run.parent]
         made = self.client.create_run(experiment.split("-")[0], start_time=run.start_ms, tags=tags, run_name=run.name)
         if self._is_alone:
-            self._made[run.uid] = str(made.info.artifact_uri).removeprefix("file://")
+            self._made.add(run.uid)
         return str(made.info.run_id)
 
     # -- saying ----------------------------------------------------------------------------------------------------
@@ -305,14 +306,11 @@ class MlflowStore:
         )
         return str(logged[0].model_id) if logged else None
 
-    def _attach(self, run: Run, run_id: str, folder: str) -> None:
+    def _attach(self, run: Run, run_id: str) -> None:
         for path, place in run.uploads:
             self.client.log_artifact(run_id, str(path), place or None)
         for name, text in run.texts.items():
-            if folder.startswith("/") and Path(name).name == name:  # as MLflow does, which asks for the run each time
-                write_bytes(Path(folder, name), text.encode(), durable=False)
-            else:
-                self.client.log_text(run_id, text, name)
+            self.client.log_text(run_id, text, name)
         if run.datasets:
             self.client.log_inputs(run_id, [_dataset(d) for d in run.datasets])
         if run.model is not None and self._model_id(run.model["fingerprint"], self._experiment(run.experiment)) is None:
