@@ -10,10 +10,10 @@ store.step("quickstart/evaluate").metrics()
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from maskgit_core.errors import ArtifactError, LaunchError
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from experiments.planning.plan import PlannedStep
+    from experiments.store.typed_json import Options
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Step:
         return self.folder / "files"
 
     @property
-    def facts(self) -> Mapping[str, Any]:
+    def facts(self) -> Options:
         """Facts that it stated for steps after it, e.g. `num_classes`, `codebook_size`, `grid`."""
         from experiments.store.documents import Manifest
 

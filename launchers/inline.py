@@ -26,6 +26,7 @@ from launchers.calls import (
     resolve,
     topological,
 )
+from launchers.stop_requests import StopRequests
 
 
 class Launcher(LauncherProtocol):
@@ -51,7 +52,7 @@ class Launcher(LauncherProtocol):
         """
         tell = on_event or (lambda event: None)
         outcomes: dict[str, Outcome] = {}
-        stopped = False
+        stopped, requests = False, StopRequests()
         for call in topological(calls):
             if stopped:
                 outcomes[call.key] = Outcome("stopped", message="not started")
@@ -60,8 +61,9 @@ class Launcher(LauncherProtocol):
                 tell(Event("blocked", call, f"needs {obstacle}"))
             else:
                 tell(Event("started", call))
-                outcome = outcomes[call.key] = _execute(call)
-                stopped = outcome.state == "stopped"
+                with requests.listening():
+                    outcome = outcomes[call.key] = _execute(call)
+                stopped = outcome.state == "stopped" or requests.noted is not None
                 kind = {"done": "finished"}.get(outcome.state, outcome.state)
                 tell(Event(kind, call, outcome.message, outcome.seconds, outcome))
         return outcomes
@@ -113,12 +115,15 @@ class _Copied(io.TextIOBase):
         self._shown, self._kept = shown, kept
 
     def write(self, text: str) -> int:
-        self._kept.write(text)
-        return self._shown.write(text)
+        count = self._shown.write(text)
+        with contextlib.suppress(OSError):  # a log on a failing disk takes nothing from the terminal
+            self._kept.write(text)
+        return count
 
     def flush(self) -> None:
-        self._kept.flush()
         self._shown.flush()
+        with contextlib.suppress(OSError):
+            self._kept.flush()
 
     def isatty(self) -> bool:
         return self._shown.isatty()

@@ -61,6 +61,7 @@ class Decoder:
         grid: (H, W) with H * W = L, or (H, W, S) where a model draws S groups for a token.
         seeds_B: int64, one per sample; all that its draws depend on.
         known_BL: int64 tokens that are given, -1 where unknown; None where nothing is known.
+        reuse: a `ContextReuse` (`layers/reuse.py`), where keys and values of earlier evaluations are reused.
     Raises:
         ConfigError: a class out of range, a grid or known tokens that do not fit, guidance without classes.
     """
@@ -74,8 +75,10 @@ class Decoder:
         known_BL: torch.Tensor | None = None,
         guidance: Guidance | None = None,
         num_steps: int = 1,
+        reuse: Any = None,
     ) -> None:
         self.model, self.grid, self.num_steps = model, grid, num_steps
+        self.reuse = reuse
         self.guidance = guidance or Guidance()
         self.seeds_B = seeds_B
         self._check(labels_B, known_BL)
@@ -142,6 +145,9 @@ class Decoder:
         wanted_UL = torch.ones(len(labels_U), wanted_BL.shape[1], dtype=torch.bool, device=wanted_BL.device)
         masks_UL = self.tokens_BL[:1].expand(len(labels_U), -1)
         logits_ULK: torch.Tensor = self._masked_logits(masks_UL, labels_U, wanted_UL).unflatten(0, wanted_UL.shape)
+        if self.reuse is not None:
+            count = len(labels_B)
+            self.reuse.spread(places if unguided else torch.cat([places[:count], places[count:].expand(count)]))
         rows_M, cells_M = wanted_BL.nonzero(as_tuple=True)
         cond_MK = logits_ULK[places[: len(labels_B)][rows_M], cells_M]
         if unguided:
@@ -149,6 +155,14 @@ class Decoder:
         return guided(cond_MK, logits_ULK[places[-1], cells_M], scale_B.float()[rows_M, None])
 
     def _masked_logits(
+        self, tokens_BL: torch.Tensor, labels_B: torch.Tensor | None, wanted_BL: torch.Tensor
+    ) -> torch.Tensor:
+        if self.reuse is not None:
+            logits_MK: torch.Tensor = self.reuse.logits(tokens_BL, labels_B, wanted_BL, self._evaluated)
+            return logits_MK
+        return self._evaluated(tokens_BL, labels_B, wanted_BL)
+
+    def _evaluated(
         self, tokens_BL: torch.Tensor, labels_B: torch.Tensor | None, wanted_BL: torch.Tensor
     ) -> torch.Tensor:
         count, length = tokens_BL.shape

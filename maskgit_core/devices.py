@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 
 import torch
 
@@ -42,3 +44,21 @@ def use_bound_device() -> None:
     """Makes the process's GPU the current one of this thread: CUDA starts every thread on GPU 0."""
     if _bound is not None:
         torch.cuda.set_device(_bound)
+
+
+@contextlib.contextmanager
+def products(precision: str, device: str) -> Iterator[None]:
+    """How matrix products and convolutions are computed for as long as this lasts, whatever PyTorch's defaults are.
+
+    PyTorch lets convolutions on GPUs use TF32 (10 bits of mantissa) unless it is told otherwise.
+
+    Args:
+        precision: `fp32`, `tf32` (fp32 tensors, TF32 products on GPUs) or `bf16` (autocast).
+    """
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    try:
+        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16"):
+            yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before

@@ -14,7 +14,8 @@ it without a traceback and exits with code 2. Anything else that escapes is a bu
 """
 
 import difflib
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 
 class MaskgitError(Exception):
@@ -50,6 +51,26 @@ class LaunchError(MaskgitError):
 
 class TrackingError(MaskgitError):
     """MLflow cannot be reached or refuses; names the address."""
+
+
+@contextmanager
+def refused_as(kind: type[MaskgitError], told: str) -> Iterator[None]:
+    """Around the parsing of a file that others made: whatever a parser raises over it is the file's fault, in one line.
+
+    Parsers raise far more than they document (torch: IndexError, struct.error; zipfile: RuntimeError,
+    NotImplementedError; numpy: TokenError, MemoryError). Errors of ours pass unchanged.
+
+    Args:
+        kind: the class of the error.
+        told: its text; `{reason}` is what the parser said.
+    """
+    try:
+        yield
+    except MaskgitError:
+        raise
+    except Exception as error:
+        first = (str(error).strip().splitlines() or [""])[0][:200]
+        raise kind(told.replace("{reason}", first or type(error).__name__)) from None
 
 
 #: What people type -> names of options that mean it, the likeliest first.

@@ -9,22 +9,24 @@ import json
 import os
 import shutil
 import stat
+import time
 import uuid
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from maskgit_core.errors import ArtifactError, DiskFullError
 
 
-def _read_umask() -> int:
+def read_umask() -> int:
     """The process's umask; it can only be read by setting it."""
     mask = os.umask(0o022)
     os.umask(mask)
     return mask
 
 
-_UMASK = _read_umask()
+_UMASK = read_umask()
 
 
 def write_for_group(root: Path) -> None:
@@ -45,6 +47,10 @@ def share_with_group(path: Path) -> None:
         path.chmod(0o666 & ~_UMASK)
 
 
+#: Errors of a disk or of a network file system that are nobody's mistake.
+DISK_FAILED = (errno.EIO, errno.ESTALE, errno.EREMOTEIO)
+
+
 def explain(error: OSError, path: Path) -> ArtifactError:
     """One line for the disk errors a user can mend: full, read-only, no permission."""
     reasons = {
@@ -56,6 +62,8 @@ def explain(error: OSError, path: Path) -> ArtifactError:
         errno.ENOTDIR: "a part of this path is a file, not a folder; choose another folder (for a run: paths.store)",
         errno.EEXIST: "is a file, not a folder; choose another folder (for a run: paths.store)",
     }
+    failed = f"the disk or network file system failed ({error.strerror}); run the same command again once it is well"
+    reasons |= dict.fromkeys(DISK_FAILED, failed)
     kind = DiskFullError if error.errno in (errno.ENOSPC, errno.EDQUOT) else ArtifactError
     return kind(f"{path}: {reasons.get(error.errno or 0, f'cannot be written ({error.strerror})')}")
 
@@ -131,6 +139,25 @@ def publish(
             temporary.unlink()
 
 
+#: Names of files and links that exist only while something is written; what is left of them is of killed processes.
+LEFTOVERS = (".*.tmp", ".probe-" + "?" * 8, ".link-" + "?" * 8, ".files." + "?" * 8, ".claim." + "?" * 8 + ".dead")
+
+
+def sweep_leftovers(folder: Path, older_than_s: float = 3600.0, *, deep: bool = False) -> int:
+    """Removes what killed processes left half-written in a folder (and below it with `deep`); returns how many."""
+    removed = 0
+    for path in (p for pattern in LEFTOVERS for p in (folder.rglob(pattern) if deep else folder.glob(pattern))):
+        with contextlib.suppress(OSError):
+            if time.time() - path.lstat().st_mtime < older_than_s:
+                continue
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+            removed += 1
+    return removed
+
+
 def _link(temporary: Path, path: Path) -> bool:
     try:
         os.link(temporary, path)
@@ -202,3 +229,10 @@ def looks_like_html(head: bytes) -> bool:
     """Whether the first bytes of a file are those of a web page, as servers send instead of a file."""
     start = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     return start.startswith((b"<!doctype", b"<html", b"<head", b"<?xml", b"<!--", b"<script", b"<body"))
+
+
+def installed_file(package: str, *parts: str) -> Path | None:
+    """A file inside an installed package, found without importing it; None where either is missing."""
+    spec = find_spec(package)
+    path = Path(spec.origin).parent.joinpath(*parts) if spec is not None and spec.origin else None
+    return path if path is not None and path.is_file() else None

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from maskgit_core.errors import DataError
+from maskgit_core.errors import DataError, refused_as
 
 
 def piece_name(first: int, end: int) -> str:
@@ -44,11 +44,9 @@ def read_array(path: Path, name: str) -> np.ndarray:
 
 
 def _read(path: Path, only: str | None) -> dict[str, np.ndarray]:
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in ([only] if only else arrays.files)}
-    except (OSError, ValueError, zipfile.BadZipFile, KeyError) as error:
-        raise DataError(f"{path}: cannot be read as samples ({error}); delete it and run the step again") from None
+    told = f"{path}: cannot be read as samples ({{reason}}); delete it and run the step again"
+    with refused_as(DataError, told), np.load(path, allow_pickle=False) as arrays:
+        return {name: arrays[name] for name in ([only] if only else arrays.files)}
 
 
 def write_piece(path: Path, arrays: Mapping[str, np.ndarray]) -> None:

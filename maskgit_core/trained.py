@@ -23,7 +23,7 @@ from maskgit_core.models import present_module
 from maskgit_core.refusals import check_codebooks
 from maskgit_core.token_groups import joined_tokens, sampling_grid, whole_codebook
 from maskgit_core.training.checkpoints import list_checkpoints, load_strictly, load_tensors, select
-from maskgit_core.weights import registry
+from maskgit_core.weights import hub_repos, registry
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -37,7 +37,8 @@ def load_tokenizer(source: str | Path, device: str = "cpu") -> Any:
 
     Args:
         source: a folder with `tokenizer.json`; `store:EXPERIMENT/STEP`, a finished step of the store
-            (`$MASKGIT_STORE`, else `runs`); or a published one by its name (`maskgit weights list`).
+            (`$MASKGIT_STORE`, else `runs`); `hf:OWNER/NAME`, a Hugging Face repository that `maskgit push` made; or a
+            published one by its name (`maskgit weights list`).
         device: where it is put.
 
     Returns:
@@ -65,7 +66,7 @@ def load_model(source: str | Path, device: str = "cpu", *, weights: str = "model
     """A trained transformer in eval mode, without gradients; `.grid` is its (height, width) in tokens.
 
     Args:
-        source: a folder with `model.json`, or `store:EXPERIMENT/STEP` as in `load_tokenizer`.
+        source: a folder with `model.json`, `store:EXPERIMENT/STEP` or `hf:OWNER/NAME` as in `load_tokenizer`.
         device: where it is put.
         weights: `model` (the moving average where there is one) or `raw` (the weights themselves).
 
@@ -75,8 +76,8 @@ def load_model(source: str | Path, device: str = "cpu", *, weights: str = "model
     folder = _folder(source)
     if folder is None:
         raise ArtifactError(
-            f"{source}: is neither a folder with {MODEL_FILE} nor store:EXPERIMENT/STEP; published transformers are "
-            "brought into the store by a step of the stage import_model"
+            f"{source}: is no folder with {MODEL_FILE}, store:EXPERIMENT/STEP or hf:OWNER/NAME; published transformers "
+            "are brought into the store by a step of the stage import_model"
         )
     model = build_model(folder)
     path = folder / {"model": WEIGHTS_FILE, "raw": RAW_FILE}[weights]
@@ -168,6 +169,8 @@ def show(images_BCHW: torch.Tensor, columns: int | None = None, scale: int | Non
 def _folder(source: str | Path) -> Path | None:
     """The folder of files that a source names; None where it names no folder."""
     text = str(source)
+    if text.startswith(hub_repos.PREFIX):
+        return hub_repos.fetched(text)
     if not text.startswith("store:"):
         path = Path(source).expanduser()
         return path if path.is_dir() else None

@@ -146,10 +146,18 @@ def test_functions_are_mostly_short() -> None:
     sizes = sorted(
         (node.end_lineno or 0) - node.lineno + 1
         for path in SOURCES
+        if not path.is_relative_to(ROOT / "tools")
         for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.FunctionDef)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
     )
-    assert sizes[int(0.95 * len(sizes))] <= 40
+    assert sizes[int(0.95 * len(sizes))] <= 30
+
+
+def test_few_values_are_of_any_type() -> None:
+    """`Any` in `experiments/`, imports included: a mapping that really is free-form is `Options`, a value that is only
+    passed on is `object`. Lower the number when it falls; raise it for nothing."""
+    words = sum(len(re.findall(r"\bAny\b", p.read_text())) for p in (ROOT / "experiments").rglob("*.py"))
+    assert words <= 180
 
 
 def test_no_vague_names() -> None:

@@ -12,19 +12,19 @@ import shlex
 from pathlib import Path
 
 import pytest
+import yaml
 from conftest import ROOT
 from PIL import Image
 from toy_data import write_cifar10, write_ffhq, write_ilsvrc, write_samples, write_torch_statistics, write_virtual
 
 from experiments.cli import main
 from experiments.config.compose import group_names
-from experiments.results.tables import read_table, table_names
+from experiments.results.row_requests import RowRequests
+from experiments.results.tables import fill, read_table, table_names
 from maskgit_core.files import read_json
 
 CONF = ROOT / "conf"
-#: Tokenizers that make 256 pixels whatever is asked take a minute of one core for a group of pictures.
-SLOW = ("titok_imagenet",)
-EXPERIMENTS = [pytest.param(n, marks=pytest.mark.slow if n in SLOW else ()) for n in group_names("experiment")]
+EXPERIMENTS = group_names("experiment")
 
 
 def command(experiment: str) -> list[str]:
@@ -91,6 +91,32 @@ def test_every_experiment_runs_to_its_end(
         if experiment in {row.run["experiment"] for row in read_table(table).rows if row.run}:
             assert main(["table", table, "--store", str(store)]) == 0
             assert main(["table", table]) == 0, "and the real store's table is as empty as before"
+            cells = [c for row in fill(read_table(table), store, RowRequests()).cells for c in row.values()]
+            assert any(cell.differs for cell in cells) and not any(cell.reproduced for cell in cells), table
+
+
+def test_a_row_is_filled_by_its_own_toy_and_by_no_other(
+    places: dict[str, str], at_home: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The toy of an ImageNet table's experiment, named as an experiment and a row of its own."""
+    asked = ["experiment=tokenizer_table", f"dataset.root={places['IMAGENET']}", "toy=true"]
+    assert main(["config", *asked]) == 0
+    config = {k: v for k, v in yaml.safe_load(capfd.readouterr().out).items() if k != "toy"}
+    table = yaml.safe_load((CONF / "table" / "tokenizers.yaml").read_text())
+    rows = [{**row, "run": {**row["run"], "experiment": "renamed"}} for row in table["rows"] if row.get("run")]
+    for folder, name, content in (("experiment", "renamed", config), ("table", "renamed", {**table, "rows": rows})):
+        (at_home / "conf" / folder).mkdir(parents=True)
+        text = "# @package _global_\n" + yaml.safe_dump(content)
+        (at_home / "conf" / folder / f"{name}.yaml").write_text(text)
+    dirs, store = ["--config-dir", str(at_home / "conf")], at_home / "runs-toy"
+    assert main(["run", *asked, "--only", "maskgit_vqgan"]) == 0, capfd.readouterr()
+    smoke = fill(read_table("tokenizers"), store, RowRequests()).cells[0]["rfid"]
+    assert smoke.reproduced is None and smoke.differs and "dataset.partial true (not false)" in smoke.differs
+    assert main(["run", "experiment=renamed", *dirs, "--only", "maskgit_vqgan"]) == 0, capfd.readouterr()
+    cells = fill(read_table("renamed", [at_home / "conf"]), store, RowRequests([at_home / "conf"])).cells
+    assert [cell["rfid"].reproduced is not None for cell in cells] == [True] + [False] * (len(cells) - 1)
+    assert main(["table", "renamed", *dirs, "--store", str(store)]) == 0
+    assert "(10 images; reference the same images)" in capfd.readouterr().out
 
 
 def test_pictures_are_kept_as_asked(at_home: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -2,9 +2,10 @@
 
 `python -m tools.mutated_requests [--seed 0] [--overrides 240] [--files 60] [--layouts 60]`
 
-Every request must be planned, or refused by one line within `LIMIT_S` of CPU time. Requests over mutated data layouts
-are planned and then run (the quickstart's first stage, one step): none may fail for a reason that `plan` accepted and
-`run` did not refuse before it began. Exits 1 where one did; each violation is printed with the request that shows it.
+Every request must be planned, or refused by one line within `LIMIT_S` of CPU time. Requests over mutated layouts
+(folders of pictures, ImageNet's forms, files of statistics and samples) are planned and then run, one step: none may
+fail for a reason that `plan` accepted and `run` did not refuse before it began. Exits 1 where one did; each violation
+is printed with the request that shows it.
 """
 
 from __future__ import annotations
@@ -12,28 +13,25 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
-import os
 import random
 import sys
 import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import yaml
-from PIL import Image
 
 from experiments.config.compose import CONF, group_names, groups
-from experiments.config.schema.signatures import read_stage
+from experiments.config.schema.signatures import read_component, read_stage
+from experiments.config.schema.sources import FOLDERS
 from experiments.planning.pipeline import build
 from maskgit_core.errors import MaskgitError
+from tools.mutated_layouts import AFTER_HEADER, ilsvrc, plain, spoil, statistics
 
 LIMIT_S = 5.0
-#: The one change that only decoding every picture would show: `run` reads headers, and the step that meets it says so.
-AFTER_HEADER = "a file cut after its header"
 VALUES = ("0", "-1", "1", "2", "3", "4", "8", "10", "16", "100", "0.1", "0.5", "1e-4", "false", "2.0",
           "1e9", "1e400", ".nan", "nan", "inf", "-inf", "null", "true", "''", "x", "[]",
           "[1,2]", "[[1],[2]]", "{}", "{a:1}", "{name:x}", "{name:halton}", "1,2", "range(0,3)", "range(0,1e9)",
@@ -55,10 +53,21 @@ class Requests:
         stages = [p.stem for p in (CONF.parent / "experiments" / "stages").glob("*.py") if not p.stem.startswith("_")]
         self.keys = [f"{s}.{name}" for s in sorted(stages) for name in read_stage(f"experiments.stages.{s}", s).params]
         self.keys += [f"resources.{s}.{k}" for s in sorted(stages) for k in ("ranks", "mem_gb", "num_tasks")]
+        self.keys += [f"{group}.{name}" for group, names in self._options().items() for name in names]
         self.keys += ["paths.store", "paths", "tracking.uri", "tracking.ship", "launcher.name", "plugins", "sweep",
                       "sweep.grid", "sweep.list", "pipeline", "pipeline.steps", "pipeline.steps.train.needs",
                       "pipeline.optional", "description", "name", "model", "sampler.num_steps", "dataset.root", "seed",
                       "toy", "hydra.run.dir", "train.model.dim", "train", "resources", "a.b.c", ""]  # fmt: skip
+
+    def _options(self) -> dict[str, list[str]]:
+        """Every option of every component, by its group."""
+        found: dict[str, list[str]] = {}
+        for base, folder in FOLDERS.items():
+            for path in sorted((CONF.parent / "maskgit_core" / folder).glob("*.py")):
+                if not path.stem.startswith("_") and base in ("Sampler", "Model", "Tokenizer", "Dataset"):
+                    names = read_component(f"maskgit_core.{folder}.{path.stem}", base, base).params
+                    found.setdefault(base.lower(), []).extend(n for n in names if n not in found.get(base.lower(), []))
+        return found
 
     def overrides(self) -> list[str]:
         """An experiment with one or two mutated keys."""
@@ -106,63 +115,6 @@ class Requests:
         return [f"experiment={name}"]
 
 
-# -- data layouts -----------------------------------------------------------------------------------------------------
-def picture(path: Path, draw: random.Random, mode: str = "RGB", size: tuple[int, int] = (32, 32)) -> None:
-    """A picture of noise."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    shape = (size[1], size[0]) if mode in ("L", "I;16") else (size[1], size[0], len(mode))
-    pixels = np.random.default_rng(draw.randrange(2**32)).integers(0, 255, shape, dtype=np.uint8)
-    Image.fromarray(pixels.astype(np.uint16) * 257 if mode == "I;16" else pixels).save(path)
-
-
-def plain(root: Path, draw: random.Random) -> None:
-    """Class folders with a few pictures each."""
-    for label in range(draw.randrange(1, 4)):
-        for number in range(draw.randrange(1, 7)):
-            picture(root / f"class{label}" / f"{number}.png", draw)
-
-
-def instead(path: Path, make: Callable[[], object]) -> None:
-    """Puts something else in a file's place."""
-    path.unlink()
-    make()
-
-
-def _spoil(root: Path, draw: random.Random) -> str:
-    """Changes one thing of a layout; says which."""
-    files = sorted(root.rglob("*.png"))
-    one = draw.choice(files)
-    changes: dict[str, Callable[[], object]] = {
-        "nothing": lambda: None,
-        "an empty file": lambda: one.write_bytes(b""),
-        "a cut header": lambda: one.write_bytes(one.read_bytes()[:20]),
-        AFTER_HEADER: lambda: one.write_bytes(one.read_bytes()[:60]),
-        "text named .png": lambda: one.write_text("no picture"),
-        "HTML named .png": lambda: one.write_text("<html>404</html>"),
-        "a grey picture": lambda: picture(one, draw, "L"),
-        "a picture with alpha": lambda: picture(one, draw, "RGBA"),
-        "a 16-bit picture": lambda: picture(one, draw, "I;16"),
-        "a picture of one pixel": lambda: picture(one, draw, size=(1, 1)),
-        "a long strip": lambda: picture(one, draw, size=(2000, 3)),
-        "a broken link": lambda: instead(one, lambda: one.symlink_to(root / "nowhere.png")),
-        "a folder named .png": lambda: instead(one, one.mkdir),
-        "an empty class": lambda: (root / "empty").mkdir(),
-        "a link to itself": lambda: (root / "loop").symlink_to(root),
-        "loose pictures beside classes": lambda: picture(root / "loose.png", draw),
-        "folders of splits": lambda: [p.rename(p.with_name(n)) for p, n in zip(sorted(root.iterdir()),
-                                      ("train", "val", "test"), strict=False)],
-        "hidden folders only": lambda: [p.rename(p.with_name("." + p.name)) for p in sorted(root.iterdir())],
-        "nothing at all": lambda: list(map(os.unlink, files)),
-        "a name that is no text": lambda: os.rename(one, os.fsencode(one.parent) + b"/\xff\xfe.png"),
-        "a file as root": lambda: root.rename(root.with_name("away")) and root.write_text("x"),
-        "no root": lambda: root.rename(root.with_name("away")),
-        "flat pictures": lambda: [p.rename(root / f"{i}.png") for i, p in enumerate(files)],
-    }  # fmt: skip
-    name = draw.choice(sorted(changes))
-    changes[name]()
-    return name
-
-
 # -- checks -----------------------------------------------------------------------------------------------------------
 def planned(request: Sequence[str], dirs: Sequence[Path]) -> tuple[str, str]:
     """`accepted`, `refused` or a violation's name; and what was said."""
@@ -199,6 +151,45 @@ def run(request: Sequence[str]) -> tuple[str, str]:
     return ("failed late" if code != 2 or late else "refused"), said[-600:]
 
 
+def _read(number: int, draw: random.Random, place: Path, store: Path) -> tuple[str, str, str]:
+    """Asks a run to read one mutated layout or file; the change, what came of it, and what was said."""
+    common = ["dataset.image_size=16", "tracking.ship=false", f"paths.store={store}"]
+    short = ["train_tokenizer.num_train_steps=2", "train_tokenizer.batch_size=2", "train_tokenizer.num_held_out=1"]
+    root = place / "root"
+    if number % 3 == 0:
+        plain(root, draw)
+        change = spoil(root, draw)
+        asked = ["experiment=quickstart", "--until", "train_tokenizer", "dataset=image_folder", f"dataset.root={root}"]
+        outcome, said = run([*asked, *common, *short])
+        if change == AFTER_HEADER and outcome == "failed late" and "cannot be decoded" in said:
+            outcome = "refused"
+        return change, outcome, said
+    if number % 3 == 1:
+        change, split = ilsvrc(root, draw), draw.choice(("train", "val"))
+        asked = ["experiment=quickstart", "dataset=imagenet", f"dataset.root={root}", "dataset.partial=true"]
+        steps = ["--only", "reference_statistics", f"reference_statistics.split={split}", "evaluate.test_split=val"]
+        return f"{change} ({split})", *run([*asked, *steps, "eval_tokenizer.split=val", *common, *short])
+    path, change = statistics(place, draw, 1280)
+    asked = ["experiment=evaluate_samples", "protocol=efficientnet_lite0", "dataset=fashion_mnist_subset"]
+    asked += [f"paths.store={store}", "tracking.ship=false", "reference_statistics.num_images=8"]
+    if draw.random() < 0.5:
+        key, more = "samples", ["evaluate.num_images=8"]
+    else:
+        metrics = draw.choice(("frechet", "frechet,precision_recall", "frechet,kernel_distance"))
+        key, more = "reference_statistics.statistics", [f"metrics=[{metrics}]", "--only", "reference_statistics"]
+        more.append(f"samples={_samples(store)}")
+    return f"{key}: {change}", *run([*asked, f"{key}={path}", *more])
+
+
+def _samples(store: Path) -> Path:
+    import numpy as np
+
+    path = store.parent / "samples.npz"
+    if not path.is_file():
+        np.savez(path, arr_0=np.random.default_rng(0).integers(0, 255, (1100, 8, 8, 3), dtype=np.uint8))
+    return path
+
+
 def main() -> int:
     """Prints what came of each kind, and every violation."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -226,16 +217,8 @@ def main() -> int:
             text = (folder / "conf" / "experiment" / f"{request[0].partition('=')[2]}.yaml").read_text()
             note("files", text[-400:], *planned(request, [folder / "conf"]))
         for number in range(args.layouts):
-            draw, root = random.Random(args.seed * 1_000_003 + number), folder / "data" / f"{number}" / "root"
-            plain(root, draw)
-            change = _spoil(root, draw)
-            outcome, said = run(["experiment=quickstart", "--until", "train_tokenizer", "dataset=image_folder",
-                 f"dataset.root={root}", "dataset.image_size=16", "train_tokenizer.num_train_steps=2",
-                 "train_tokenizer.batch_size=2", "train_tokenizer.num_held_out=1", "tracking.ship=false",
-                 f"paths.store={folder / 'store'}"])  # fmt: skip
-            if change == AFTER_HEADER and outcome == "failed late" and "cannot be decoded" in said:
-                outcome = "refused"
-            note("layouts", change, outcome, said)
+            draw = random.Random(args.seed * 1_000_003 + number)
+            note("layouts", *_read(number, draw, folder / "data" / str(number), folder / "store"))
     for kind, count in sorted(counts.items()):
         print(f"{count:5d} {kind}")
     print(f"seed {args.seed}: {bad} violations")

@@ -10,7 +10,10 @@ import signal
 import socket
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from experiments.monitoring.selection import StepNow
 
 HELP = "end steps, waiting or running; they stay cancelled until you run them again"
 EPILOG = """\
@@ -65,13 +68,13 @@ def main(args: argparse.Namespace) -> int:
     return 0
 
 
-def _where(step: Any) -> str:
+def _where(step: StepNow) -> str:
     if step.entry is not None:
         return f"job {step.entry.job}"
     return step.status.owner.where() if step.status.owner is not None else "not started"
 
 
-def _cancel(steps: Sequence[Any]) -> list[str]:
+def _cancel(steps: Sequence[StepNow]) -> list[str]:
     """Marks first, so that nothing that is requeued in this moment comes back; then ends. Returns remarks."""
     from experiments.monitoring import queue
     from experiments.store.step_folder import status
@@ -98,7 +101,7 @@ def _cancel(steps: Sequence[Any]) -> list[str]:
     return remarks
 
 
-def _end_process(step: Any) -> None:
+def _end_process(step: StepNow) -> None:
     owner = step.status.owner
     if owner is not None and owner.job is None and owner.host == socket.gethostname():
         with contextlib.suppress(ProcessLookupError, PermissionError):

@@ -7,7 +7,10 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from experiments.results.results import Result
 
 HELP = "configs and metrics of runs side by side"
 EPILOG = """\
@@ -65,7 +68,7 @@ def main(args: argparse.Namespace) -> int:
     return 0
 
 
-def chosen(asked: Sequence[str], store: Path) -> list[Any]:
+def chosen(asked: Sequence[str], store: Path) -> list[Result]:
     """The results that names and filters mean.
 
     Raises:
@@ -82,7 +85,7 @@ def chosen(asked: Sequence[str], store: Path) -> list[Any]:
         raise ConfigError(
             f"compare: no finished evaluation in {store}; set MASKGIT_STORE where the store lies elsewhere"
         )
-    by_name: list[Any] = []
+    by_name: list[Result] = []
     names = [a for a in asked if not _is_filter(a, results)]
     for name in names:
         prints = {r.fingerprint for r in results if name in (r.run, r.name, r.run.partition("/")[0])}
@@ -103,6 +106,6 @@ def chosen(asked: Sequence[str], store: Path) -> list[Any]:
     return matching
 
 
-def _is_filter(text: str, results: Sequence[Any]) -> bool:
+def _is_filter(text: str, results: Sequence[Result]) -> bool:
     """A comparison, unless it is the name of a sweep's item (`evaluate[lr=0.1]`)."""
     return bool(IS_FILTER.search(text)) and text not in {n for r in results for n in (r.run, r.name)}

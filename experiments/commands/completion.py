@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING
 
 from experiments.commands import command_names, parser_of
+
+if TYPE_CHECKING:
+    from experiments.config.checker import StepRequest
 
 HELP = 'shell completion: eval "$(maskgit completion bash)"'
 EPILOG = """\
@@ -114,7 +117,7 @@ def steps_of(experiment: str | None) -> list[str]:
     return [request.name for request in _requests(experiment)]
 
 
-def _requests(experiment: str | None) -> list[Any]:
+def _requests(experiment: str | None) -> list[StepRequest]:
     from experiments.config.checker import Checker
     from experiments.config.compose import groups
     from experiments.config.points import plan_configs
@@ -135,7 +138,7 @@ def in_store(with_steps: bool) -> list[str]:
     from experiments.store.records import latest_records
 
     names: list[str] = []
-    for record in latest_records(default_store()):
+    for record in latest_records(default_store(), warn=lambda text: None):
         names.append(record.experiment)
         if with_steps:
             names += [f"{record.experiment}/{step.name}" for step in record.steps]

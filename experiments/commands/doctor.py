@@ -8,11 +8,15 @@ import sys
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from experiments.commands._request import config_dirs, request_arguments
 from experiments.console import coloured, size
 from maskgit_core.errors import MaskgitError
+
+if TYPE_CHECKING:
+    from experiments.planning.graph import Graph
+    from experiments.store.step_folder import Store
 
 HELP = "check packages, store, data, weights, tracking and the cluster"
 EPILOG = """\
@@ -43,6 +47,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Runs every check, prints a line for each, returns 1 where one failed."""
+    from experiments.store.upkeep.access import access
+
     checks: list[tuple[str, Callable[[], str]]] = [("python", _python), ("packages", _packages), ("gpu", _gpu)]
     if args.overrides:
         dirs = config_dirs(args)
@@ -54,6 +60,7 @@ def main(args: argparse.Namespace) -> int:
             ("experiment", lambda: f"{graph.experiment}: {len(graph.nodes)} steps, config and data are in order")
         )
         checks.append(("store", lambda: _store(store_of(graph))))
+        checks.append(("access", lambda: access(store_of(graph).root)))
         checks.append(("tracking", lambda: _tracking(graph, store_of(graph).root)))
         checks += _launcher_checks(graph)
     else:
@@ -61,6 +68,7 @@ def main(args: argparse.Namespace) -> int:
         from experiments.store.step_folder import Store
 
         checks.append(("store", lambda: _store(Store(default_store()))))
+        checks.append(("access", lambda: access(default_store())))
     failed = 0
     for name, check in checks:
         try:
@@ -96,7 +104,7 @@ def _gpu() -> str:
     return ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
 
 
-def _store(store: Any) -> str:
+def _store(store: Store) -> str:
     store.check_writable()
     free = shutil.disk_usage(store.root).free
     if free < 1_000_000_000:
@@ -104,7 +112,7 @@ def _store(store: Any) -> str:
     return f"{store.root} is writable, {size(free)} free"
 
 
-def _tracking(graph: Any, root: Path) -> str:
+def _tracking(graph: Graph, root: Path) -> str:
     uri = (graph.settings.get("tracking") or {}).get("uri")
     if uri is None:
         return f"embedded SQLite at {root / 'mlflow.db'}"
@@ -114,7 +122,7 @@ def _tracking(graph: Any, root: Path) -> str:
     return f"{uri} answers"
 
 
-def _launcher_checks(graph: Any) -> list[tuple[str, Callable[[], str]]]:
+def _launcher_checks(graph: Graph) -> list[tuple[str, Callable[[], str]]]:
     from experiments.launching.calls import load_launcher
 
     launcher = load_launcher(graph.settings.get("launcher"))

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from experiments.console import coloured
+
+if TYPE_CHECKING:
+    from experiments.monitoring.failures import Failure
 
 HELP = "failed steps, grouped by reason, last line and node"
 #: Reasons that may lie with the node; an error of the step's own, a time limit or a preemption does not.
@@ -37,7 +41,11 @@ def main(args: argparse.Namespace) -> int:
     from experiments.store.records import latest_records
 
     store = args.store.expanduser().absolute() if args.store else default_store()
-    failed = [f for record in latest_records(store, args.experiment) for f in failures(record, store)]
+
+    def warn(text: str) -> None:
+        print(f"warning: {text}", file=sys.stderr)
+
+    failed = [f for record in latest_records(store, args.experiment, warn) for f in failures(record, store)]
     if args.nodes:
         print(",".join(sorted({f.node for f in failed if f.node and f.reason in BY_NODE})))
         return 0
@@ -52,7 +60,7 @@ def main(args: argparse.Namespace) -> int:
     return 0
 
 
-def _print(reason: str, line: str, members: list[Any]) -> None:
+def _print(reason: str, line: str, members: list[Failure]) -> None:
     print(coloured(f"{len(members)} x {reason}: {line}", "red"))
     nodes: dict[str, int] = {}
     for member in members:

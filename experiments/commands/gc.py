@@ -47,6 +47,7 @@ def main(args: argparse.Namespace) -> int:
     from experiments.store.step_folder import Store
     from experiments.store.upkeep.reach import drop
     from experiments.store.upkeep.trash import Trash
+    from maskgit_core.files import sweep_leftovers
 
     root = args.store.expanduser().absolute() if args.store else default_store()
     store, trash = Store(root), Trash(root)
@@ -60,6 +61,8 @@ def main(args: argparse.Namespace) -> int:
         freed, kept = trash.empty()
         print(f"{size(freed)} deleted; {size(kept)} younger than a week stay in {trash.place}")
         return 0
+    if args.delete:
+        sweep_leftovers(root, deep=True)
     unreached = _unreached(store)
     if not unreached:
         print("nothing to delete: every step is needed by a run")

@@ -25,6 +25,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     request_arguments(parser)
     part_arguments(parser)
     parser.add_argument("--redo", action="append", default=[], metavar="STEP", help="as if this step had to run again")
+    parser.add_argument("--reuse-old-code", action="store_true", help="keep a sweep's points that older code made")
     parser.add_argument("--sbatch", action="store_true", help="print the job scripts (launcher=slurm)")
     parser.add_argument("--dot", action="store_true", help="the DAG for Graphviz: maskgit plan ... --dot | dot -Tsvg")
     parser.add_argument("--json", action="store_true", help="machine-readable output")
@@ -40,7 +41,7 @@ def main(args: argparse.Namespace) -> int:
 
     graph = build(args.overrides, config_dirs(args), check=lambda settings: load_launcher(settings["launcher"]),
                   part=part_of(args), allow_absent=True)  # fmt: skip
-    planned = with_absent_weights(plan(graph, args.redo), graph.absent)
+    planned = with_absent_weights(plan(graph, args.redo, reuse_old_code=args.reuse_old_code), graph.absent)
     if args.json:
         rows = [
             {

@@ -17,6 +17,7 @@ examples:
   maskgit run experiment=quickstart --until train          this step and what it needs; also --from, --only
   maskgit run experiment=NAME toy=true                     the same plan in small, in a store of its own: does it end?
   maskgit run experiment=NAME launcher=slurm               submit the whole DAG and return
+Finished points of a sweep that other code made than makes its new points run again; --reuse-old-code keeps them.
 exit codes: 0 done, 1 a step failed, 2 the request is wrong
 """
 
@@ -26,6 +27,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     request_arguments(parser)
     part_arguments(parser)
     parser.add_argument("--redo", action="append", default=[], metavar="STEP", help="run this step again")
+    parser.add_argument("--reuse-old-code", action="store_true", help="keep a sweep's points that older code made")
     voice = parser.add_mutually_exclusive_group()
     voice.add_argument("-q", "--quiet", dest="voice", action="store_const", const="quiet", default="normal",
                        help="print how it ended alone")  # fmt: skip
@@ -46,4 +48,5 @@ def main(args: argparse.Namespace) -> int:
     for line in (*graph.notes, *graph.left_out) if voice != "quiet" else ():
         print(coloured(line, "yellow"))
     only = getattr(args, "only", None)  # set by `maskgit retry STEP`
-    return start(graph, load_launcher(graph.settings["launcher"]), redo=args.redo, only=only, voice=voice)
+    return start(graph, load_launcher(graph.settings["launcher"]), redo=args.redo, only=only, voice=voice,
+                 reuse_old_code=getattr(args, "reuse_old_code", False))  # fmt: skip

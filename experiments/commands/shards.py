@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
 
 from maskgit_core.errors import ConfigError, DataError
 
@@ -77,7 +76,7 @@ def _info(args: argparse.Namespace) -> int:
     return 0
 
 
-def _flat(value: Any) -> str:
+def _flat(value: object) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key} {_flat(inner)}" for key, inner in value.items() if inner not in (None, {}, []))
     text = str(value)

@@ -9,11 +9,11 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from experiments.console import coloured, duration, number, table
 from experiments.monitoring.status import rows_of
 from experiments.store.records import PipelineRecord, latest_records
+from experiments.store.typed_json import Block
 
 HELP = "every step: state, job, time, headline number"
 EPILOG = """\
@@ -34,6 +34,7 @@ COLOURS = {
     "queued": "blue",
     "failed": "red",
     "killed": "red",
+    "damaged": "red",
     "cancelled": "yellow",
     "blocked": "yellow",
     "stopped": "yellow",
@@ -57,9 +58,15 @@ def main(args: argparse.Namespace) -> int:
     from experiments.store.find import default_store
 
     store = args.store.expanduser().absolute() if args.store else default_store()
-    before = ""
+    before, warned = "", set[str]()
+
+    def warn(text: str) -> None:
+        if text not in warned:
+            print(f"warning: {text}", file=sys.stderr)
+        warned.add(text)
+
     while True:
-        rows = [(record, rows_of(record, store)) for record in latest_records(store, args.experiment)]
+        rows = [(record, rows_of(record, store)) for record in latest_records(store, args.experiment, warn)]
         busy = any(row["state"] in ("running", "queued") for _, steps in rows for row in steps)
         if args.html:
             _write_page(args.html, rows, store, REFRESH_S if args.watch and busy else None)
@@ -84,7 +91,7 @@ def main(args: argparse.Namespace) -> int:
 
 
 def _write_page(
-    path: Path, rows: Sequence[tuple[PipelineRecord, list[dict[str, Any]]]], store: Path, refresh_s: int | None
+    path: Path, rows: Sequence[tuple[PipelineRecord, list[Block]]], store: Path, refresh_s: int | None
 ) -> None:
     """The page of the one execution that was asked for.
 
@@ -101,9 +108,7 @@ def _write_page(
     write_bytes(path.expanduser().absolute(), page(rows[0][0], rows[0][1], store, refresh_s).encode(), durable=False)
 
 
-def _lines(
-    rows: Sequence[tuple[PipelineRecord, list[dict[str, Any]]]], store: Path, every_row: bool = False
-) -> Iterator[str]:
+def _lines(rows: Sequence[tuple[PipelineRecord, list[Block]]], store: Path, every_row: bool = False) -> Iterator[str]:
     if not rows:
         yield f"nothing has been run in {store}"
     for record, steps in rows:
@@ -122,11 +127,11 @@ def _lines(
         yield f"  {len(steps)} {'step' if len(steps) == 1 else 'steps'}: {total}{more}"
 
 
-def folded(steps: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def folded(steps: Sequence[Block]) -> list[Block]:
     """The rows of a large sweep with those folded into one that are items of one step in the same state."""
     if len(steps) <= FOLD_ABOVE:
         return list(steps)
-    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    groups: dict[tuple[str, str, str], list[Block]] = {}
     for step in steps:
         reason = str(step["reason"]) if step["state"] in ("failed", "killed") else ""
         groups.setdefault((str(step["name"]).partition("[")[0], str(step["state"]), reason), []).append(step)
@@ -151,12 +156,12 @@ def folded(steps: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return shown
 
 
-def _headline(row: dict[str, Any]) -> str:
+def _headline(row: Block) -> str:
     head = row["headline"]
     return f"{head['name']} {number(head['value'])}" if head else ""
 
 
-def _detail(row: dict[str, Any]) -> str:
+def _detail(row: Block) -> str:
     progress = row["progress"]
     if progress and progress.get("total"):
         rate = progress["rate"] or 0

@@ -14,15 +14,21 @@ Numbers of unlike protocols are refused.
 examples:
   maskgit table                               the tables there are
   maskgit table quickstart
+  maskgit table quickstart --where train.lr=1e-3     runs with this value fill its rows, which say by what they differ
+  maskgit table quickstart --run 20261127-022713     this run alone
   maskgit table maskgit_imagenet256 --format tex -o table1.tex
 """
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Name, `--format`, `--output`, `--store`, `--config-dir`."""
+    """Name, `--where`, `--run`, `--format`, `--output`, `--store`, `--config-dir`."""
     parser.add_argument("name", nargs="?", help="a file of conf/table/")
     parser.add_argument("--format", choices=["md", "tex", "csv", "html", "json"], default="md", help="default md")
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write here instead of printing")
+    parser.add_argument(
+        "--where", action="append", default=[], metavar="KEY=VALUE", help="take the runs with this value; repeatable"
+    )
+    parser.add_argument("--run", metavar="UID", help="take this run: its uid, or an evaluation's fingerprint")
     parser.add_argument("--store", type=Path, help="the store (default: MASKGIT_STORE or ./runs)")
     parser.add_argument(
         "--config-dir", action="append", default=[], metavar="DIR", help="a folder with tables of your own"
@@ -32,6 +38,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     """Prints or writes the table; the number of missing cells goes to standard error."""
     from experiments.commands._request import config_dirs
+    from experiments.results.results import Filter
     from experiments.results.row_requests import RowRequests
     from experiments.results.table_formats import FORMATS
     from experiments.results.tables import fill, missing, read_table, table_names
@@ -44,7 +51,8 @@ def main(args: argparse.Namespace) -> int:
             print(f"  {name:<32} {read_table(name, places).title}")
         return 0
     store = args.store.expanduser().absolute() if args.store else default_store()
-    filled = fill(read_table(args.name, places), store, RowRequests(places))
+    filled = fill(read_table(args.name, places), store, RowRequests(places),
+                  filters=[Filter.read(text) for text in args.where], run=args.run)  # fmt: skip
     text = FORMATS[args.format](filled)
     if args.output:
         write_bytes(args.output, text.encode())

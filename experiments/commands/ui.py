@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -11,7 +12,8 @@ EPILOG = """\
 Ships what is new first, then serves on the loopback address; from a login node use ssh -L 5000:localhost:5000.
 Without telemetry and without MLflow's job workers. For others to reach it, say so:
 examples:
-  maskgit ui
+  maskgit ui                     the experiment with the newest run
+  maskgit ui quickstart          this one
   maskgit ui --port 5001 --no-sync
   maskgit ui --host 0.0.0.0 --allowed-hosts 'tracker.lab.org:*,10.*'
   maskgit ui --host 0.0.0.0 --basic-auth       asks for user and password; MLflow's auth app wants
@@ -20,7 +22,9 @@ examples:
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Address, port, hosts, `--uri`, `--store`, `--no-sync`."""
+    """Experiment, address, port, hosts, `--uri`, `--store`, `--no-sync`, `--no-browser`."""
+    parser.add_argument("experiment", nargs="?", help="open this experiment's runs (default: that of the newest run)")
+    parser.add_argument("--no-browser", action="store_true", help="print the address, open nothing")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: loopback only)")
     parser.add_argument("--port", type=int, default=5000, help="default 5000")
     parser.add_argument("--allowed-hosts", metavar="LIST", help="host names that may be asked for, e.g. 'node17:*'")
@@ -53,6 +57,17 @@ def main(args: argparse.Namespace) -> int:
         return 0
     if args.port < 1 or args.port > 65535:
         raise TrackingError(f"--port: {args.port} is no port; one of 1 ... 65535")
+    from experiments.tracking.pages import runs_page
+
+    reached = "localhost" if args.host in ("127.0.0.1", "0.0.0.0") else args.host
+    page = runs_page(store, uri, f"http://{reached}:{args.port}", args.experiment)
     return serve(
-        store, uri, host=args.host, port=args.port, allowed_hosts=args.allowed_hosts, basic_auth=args.basic_auth
-    )
+        store, uri, host=args.host, port=args.port, allowed_hosts=args.allowed_hosts, basic_auth=args.basic_auth,
+        page=page, browser=not args.no_browser and has_screen(),
+    )  # fmt: skip
+
+
+def has_screen() -> bool:
+    """True where a person sits at this machine's own terminal and screen."""
+    local = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY") or sys.platform == "darwin"
+    return bool(local) and sys.stdout.isatty() and "SSH_CONNECTION" not in os.environ

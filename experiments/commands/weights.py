@@ -6,7 +6,10 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from maskgit_core.weights.registry import Entry
 
 HELP = "list, fetch, import and verify published weights"
 EPILOG = """\
@@ -114,7 +117,7 @@ def _verify(names: list[str]) -> int:
     return 1 if bad else 0
 
 
-def _verified(entry: Any) -> str:
+def _verified(entry: Entry) -> str:
     """Checks bytes and layout; prints what was compared."""
     from maskgit_core.weights.registry import verified
 
@@ -124,7 +127,7 @@ def _verified(entry: Any) -> str:
     return f"{bytes_say}; {_layout(entry, entry.name)}"
 
 
-def _layout(entry: Any, weights: str) -> str:
+def _layout(entry: Entry, weights: str) -> str:
     """Loads a tokenizer's weights (a registry name or a file) strictly, reads others; returns a line about them."""
     import importlib
 

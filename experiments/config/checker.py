@@ -18,6 +18,7 @@ from experiments.config.resources import step_resources
 from experiments.config.schema.coercion import coerce
 from experiments.config.schema.params import MISSING, Hint, Param, Signature
 from experiments.config.schema.sources import Sources, find_value, present_name
+from experiments.store.typed_json import Block, Options
 from maskgit_core.errors import ConfigError, unknown_key
 from maskgit_core.models import first_name
 
@@ -36,30 +37,28 @@ class StepRequest:
     module: str
     version: int
     kind: str
-    config: Mapping[str, Any]  # semantic values, canonical; components as {"name": ..., option: ...}
-    identity: Mapping[str, Any]  # config without options at their neutral value: what is hashed
-    execution: Mapping[str, Any]  # dotted key -> how it runs
-    content: Mapping[str, Any]  # dotted key -> path(s) whose content counts
+    config: Options  # semantic values, canonical; components as {"name": ..., option: ...}
+    identity: Options  # config without options at their neutral value: what is hashed
+    execution: Options  # dotted key -> how it runs
+    content: Options  # dotted key -> path(s) whose content counts
     weights: Mapping[str, str]  # dotted key -> registry name or file whose sha256 counts
     modules: Mapping[str, str]  # dotted key of a component -> its module
     needs: Mapping[str, tuple[Need, ...]]  # parameter -> upstream steps
-    resources: Mapping[str, Any] = field(default_factory=dict)
-    made_for: Mapping[str, Any] = field(
-        default_factory=dict
-    )  # the model that the sampler's settings were published with
+    resources: Options = field(default_factory=dict)
+    made_for: Options = field(default_factory=dict)  # the model that the sampler's settings were published with
 
 
 @dataclass
 class _Parts:
     """Accumulates what a step's block turns into."""
 
-    config: dict[str, Any] = field(default_factory=dict)
-    identity: dict[str, Any] = field(default_factory=dict)
-    execution: dict[str, Any] = field(default_factory=dict)
-    content: dict[str, Any] = field(default_factory=dict)
+    config: Block = field(default_factory=dict)
+    identity: Block = field(default_factory=dict)
+    execution: Block = field(default_factory=dict)
+    content: Block = field(default_factory=dict)
     weights: dict[str, str] = field(default_factory=dict)
     modules: dict[str, str] = field(default_factory=dict)
-    made_for: dict[str, Any] = field(default_factory=dict)
+    made_for: Block = field(default_factory=dict)
 
 
 class Checker:
@@ -75,7 +74,7 @@ class Checker:
         self.known_groups = tuple(known_groups)
         self._memo: dict[str, StepRequest] = {}
 
-    def steps(self, config: Mapping[str, Any]) -> dict[str, StepRequest]:
+    def steps(self, config: Options) -> dict[str, StepRequest]:
         """The checked requests of every step in `pipeline.steps`, by name, in the order written.
 
         Raises:
@@ -88,7 +87,7 @@ class Checker:
         return {name: self._step(name, node, signatures[name], config, kinds) for name, node in nodes.items()}
 
     # -- the pipeline block ---------------------------------------------------------------------------------------
-    def _nodes(self, config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    def _nodes(self, config: Options) -> dict[str, Block]:
         pipeline = config.get("pipeline")
         if not isinstance(pipeline, Mapping) or not isinstance(pipeline.get("steps"), Mapping):
             raise ConfigError(
@@ -125,9 +124,7 @@ class Checker:
             raise ConfigError(f"pipeline.steps.{step}.stage: {signature.path.name} does not say what it PRODUCES")
         return kind
 
-    def _check_top_level(
-        self, config: Mapping[str, Any], nodes: Mapping[str, Any], signatures: Mapping[str, Signature]
-    ) -> None:
+    def _check_top_level(self, config: Options, nodes: Options, signatures: Mapping[str, Signature]) -> None:
         stages = {node["stage"] for node in nodes.values()}
         # A block for a step that another file removed from the DAG is no mistake.
         named = set(config["pipeline"]["steps"])
@@ -160,9 +157,9 @@ class Checker:
     def _step(
         self,
         name: str,
-        node: Mapping[str, Any],
+        node: Options,
         signature: Signature,
-        config: Mapping[str, Any],
+        config: Options,
         kinds: Mapping[str, str],
     ) -> StepRequest:
         stage = node["stage"]
@@ -232,7 +229,7 @@ class Checker:
         else:
             _store(param, coerce(param, value, key), path, parts, key)
 
-    def _component(self, param: Param, key: str, value: Mapping[str, Any], path: str, parts: _Parts) -> None:
+    def _component(self, param: Param, key: str, value: Options, path: str, parts: _Parts) -> None:
         base, name = param.base, present_name(param.base, value.get("name"))
         if not isinstance(name, str):
             raise ConfigError(f"{key}.name: missing; one of [{', '.join(self._sources.components(base))}]")
@@ -255,7 +252,7 @@ class Checker:
                              (parts.weights, inner.weights), (parts.modules, inner.modules)):  # fmt: skip
             mine.update({f"{path}.{k}": v for k, v in theirs.items()})
 
-    def _made_for(self, key: str, value: Any) -> dict[str, Any]:
+    def _made_for(self, key: str, value: object) -> Block:
         """The model that a sampler's settings were made for: its name, and options that tell its size."""
         if not isinstance(value, Mapping):
             raise ConfigError(f"{key}: found {value!r}; it must be a mapping with the `name` of a model")
@@ -263,9 +260,7 @@ class Checker:
         self._component(Param("model", Hint("spec", ("Model",))), key, value, "model", parts)
         return {option: parts.config["model"].get(option) for option in value}
 
-    def _refuse_options_of_others(
-        self, base: str, name: str, key: str, value: Mapping[str, Any], signature: Signature
-    ) -> None:
+    def _refuse_options_of_others(self, base: str, name: str, key: str, value: Options, signature: Signature) -> None:
         """Refuses an option that only other components of the kind have, such as one a recipe sets for its model."""
         for option in value:
             if option == "name" or option in signature.params:
@@ -280,7 +275,7 @@ class Checker:
                 )
 
 
-def _present(needs: Any, steps: Mapping[str, Any]) -> Any:
+def _present(needs: Any, steps: Options) -> Any:
     """`needs` without entries that another file took away (null) and optional ones (`train_tokenizer?`) of no step."""
     if not isinstance(needs, Mapping):
         return needs
@@ -311,7 +306,7 @@ def _identified(param: Param, value: Any) -> Any:
     return f"{value} (revision {param.revision})"
 
 
-def _refuse_unknown(key: str, block: Any, signature: Signature) -> None:
+def _refuse_unknown(key: str, block: object, signature: Signature) -> None:
     if not isinstance(block, Mapping):
         raise ConfigError(f"{key}: found {block!r}; it must be a mapping of [{', '.join(sorted(signature.params))}]")
     for inner in block:
@@ -320,7 +315,7 @@ def _refuse_unknown(key: str, block: Any, signature: Signature) -> None:
             raise unknown_key(f"{key}.{inner}", str(inner), shown)
 
 
-def _refuse_remainder(param: Param, key: str, values: Mapping[str, Any]) -> None:
+def _refuse_remainder(param: Param, key: str, values: Options) -> None:
     if param.divides is not None and values[param.divides] % values[param.name]:
         raise ConfigError(
             f"{key}.{param.name}: {values[param.name]} does not divide {key}.{param.divides} "

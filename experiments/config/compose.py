@@ -17,6 +17,7 @@ from typing import Any
 
 from experiments.config.file_checks import check_files, check_size
 from experiments.config.schema.signatures import source_file
+from experiments.store.typed_json import Block, Options
 from maskgit_core.errors import ConfigError, suggestion, unknown_name
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -30,9 +31,9 @@ class Overrides:
     """A command line, sorted: what selects files, what sets values, what sweeps."""
 
     choices: tuple[tuple[str, str], ...]
-    values: tuple[tuple[str, Any], ...]
+    values: tuple[tuple[str, object], ...]
     removed: tuple[str, ...]
-    sweeps: tuple[tuple[str, tuple[Any, ...]], ...]
+    sweeps: tuple[tuple[str, tuple[object, ...]], ...]
 
     def choice(self, group: str) -> str | None:
         """The file chosen for a group, if any."""
@@ -161,7 +162,7 @@ def _sweep_values(override: Any, argument: str, config_dirs: Sequence[Path]) -> 
     return [_plain(v) for v in override.sweep_iterator()]
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> Any:
     from hydra.core.override_parser.types import QuotedString
 
     if isinstance(value, QuotedString):
@@ -173,7 +174,7 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def compose(choices: Sequence[tuple[str, str]], config_dirs: Sequence[Path] = ()) -> dict[str, Any]:
+def compose(choices: Sequence[tuple[str, str]], config_dirs: Sequence[Path] = ()) -> Block:
     """The composed config as plain data, interpolations still unresolved.
 
     Raises:
@@ -199,7 +200,7 @@ class CompositionError(ConfigError):
     """Hydra, OmegaConf or YAML refused to compose."""
 
 
-def _hydra(folder: Path, name: str, overrides: Sequence[str], *, hydra: bool = False) -> dict[str, Any]:
+def _hydra(folder: Path, name: str, overrides: Sequence[str], *, hydra: bool = False) -> Block:
     """Hydra's composition as plain data, interpolations unresolved; with its own block where `hydra` is set."""
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
@@ -222,7 +223,7 @@ def _hydra(folder: Path, name: str, overrides: Sequence[str], *, hydra: bool = F
     return {str(k): v for k, v in plain.items()}
 
 
-def read_choice(group: str, name: str, config_dirs: Sequence[Path] = ()) -> dict[str, Any]:
+def read_choice(group: str, name: str, config_dirs: Sequence[Path] = ()) -> Block:
     """The content of one file of a group, alone, interpolations unresolved."""
     check_choice(group, name, config_dirs)
     places = [place.resolve() for place in (CONF, *config_dirs)]
@@ -231,7 +232,7 @@ def read_choice(group: str, name: str, config_dirs: Sequence[Path] = ()) -> dict
     return _hydra(place, f"{group}/{name}", [f"hydra.searchpath=[{others}]"])
 
 
-def with_value(config: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
+def with_value(config: Options, key: str, value: object) -> Block:
     """A copy of `config` with dotted `key` set; only the path to it is copied, the rest is shared."""
     head, _, rest = key.partition(".")
     changed = dict(config)
@@ -243,7 +244,7 @@ def with_value(config: Mapping[str, Any], key: str, value: Any) -> dict[str, Any
     return changed
 
 
-def without(config: Mapping[str, Any], key: str, above: str = "") -> dict[str, Any]:
+def without(config: Options, key: str, above: str = "") -> Block:
     """A copy of `config` with dotted `key` removed; `above` is the key of `config` itself."""
     head, _, rest = key.partition(".")
     if head not in config:
@@ -256,7 +257,7 @@ def without(config: Mapping[str, Any], key: str, above: str = "") -> dict[str, A
     return changed
 
 
-def has_interpolation(value: Any) -> bool:
+def has_interpolation(value: object) -> bool:
     """True where some text in `value` holds `${`."""
     if isinstance(value, str):
         return "${" in value
@@ -265,7 +266,7 @@ def has_interpolation(value: Any) -> bool:
     return isinstance(value, list) and any(map(has_interpolation, value))
 
 
-def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
+def resolve(config: Options) -> Block:
     """`config` with every interpolation resolved; unchanged (and cheap) where there is none.
 
     Raises:
@@ -288,14 +289,14 @@ def resolve(config: Mapping[str, Any]) -> dict[str, Any]:
     return {str(k): v for k, v in plain.items()}
 
 
-def _register_resolvers(plugins: Any) -> None:
+def _register_resolvers(plugins: object) -> None:
     """Imports `<plugin>/resolvers.py`, where a package of one's own registers OmegaConf resolvers."""
     for name in plugins if isinstance(plugins, list) else ():
         if isinstance(name, str) and name.isidentifier() and source_file(f"{name}.resolvers") is not None:
             import_module(f"{name}.resolvers")
 
 
-def to_yaml(config: Mapping[str, Any]) -> str:
+def to_yaml(config: Options) -> str:
     """The config as YAML text."""
     import yaml
 

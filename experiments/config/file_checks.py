@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from experiments.store.typed_json import Options
 from maskgit_core.errors import ConfigError
 
 #: Values in a file and characters in a config, expanded, at most.
@@ -39,7 +40,7 @@ def check_files(group: str, name: str, config_dirs: Sequence[Path]) -> None:
                 todo += _defaults(value, group)
 
 
-def read_yaml(path: Path) -> Any:
+def read_yaml(path: Path) -> object:
     """A YAML file's value; see the module.
 
     Raises:
@@ -80,7 +81,7 @@ def _count(node: Any, path: Path, known: dict[int, int], above: tuple[int, ...])
     return known[id(node)]
 
 
-def _defaults(value: Any, group: str) -> list[tuple[str, str]]:
+def _defaults(value: object, group: str) -> list[tuple[str, str]]:
     """The files that a defaults list names, as (group, name)."""
     listed = value.get("defaults") if isinstance(value, Mapping) else None
     files: list[tuple[str, str]] = []
@@ -94,7 +95,7 @@ def _defaults(value: Any, group: str) -> list[tuple[str, str]]:
     return files
 
 
-def check_size(config: Mapping[str, Any]) -> None:
+def check_size(config: Options) -> None:
     """Refuses interpolations that would expand to more than is allowed.
 
     Raises:
@@ -106,13 +107,13 @@ def check_size(config: Mapping[str, Any]) -> None:
         if key in above or len(above) > 500:  # a circle: OmegaConf names it
             return 0
         if key not in sizes:
-            value: Any = config
+            value: object = config
             for part in key.replace("[", ".").replace("]", "").split("."):
                 value = value.get(part) if isinstance(value, Mapping) else None
             sizes[key] = size(value, (*above, key))
         return sizes[key]
 
-    def size(value: Any, above: tuple[str, ...]) -> int:
+    def size(value: object, above: tuple[str, ...]) -> int:
         if isinstance(value, str):
             total = len(value) + sum(of(key, above) for key in _REFERENCE.findall(value))
         elif isinstance(value, Mapping):

@@ -13,6 +13,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from experiments.store.typed_json import Block, Options
 from maskgit_core.content import resolve
 from maskgit_core.datasets import image_folder
 from maskgit_core.errors import ConfigError, DataError
@@ -66,7 +67,7 @@ class Pictures:
     median: int
 
 
-def fitted(config: Mapping[str, Any]) -> dict[str, Any]:
+def fitted(config: Options) -> Block:
     """The config with every `auto` replaced; lines that say what was found and chosen are under its key `found`.
 
     Without any `auto` it is what it was.
@@ -107,7 +108,7 @@ def look(root: Path, split: str) -> Pictures:
     return Pictures(len(names), images.num_classes, min(sides), int(median(sides)))
 
 
-def _choices(pictures: Pictures, published: bool) -> dict[str, Any]:
+def _choices(pictures: Pictures, published: bool) -> Block:
     """Values by dotted key."""
     sizes = TABLE[max(least for least in TABLE if pictures.num_pictures >= least)]
     factor = sizes.downsample_factor
@@ -126,7 +127,7 @@ def _choices(pictures: Pictures, published: bool) -> dict[str, Any]:
     }
 
 
-def _with_published(config: Mapping[str, Any]) -> dict[str, Any]:
+def _with_published(config: Options) -> Block:
     """The config without the training of a tokenizer: the published one fills its place."""
     steps = {
         name: {**step, "needs": _without(step.get("needs"))} if isinstance(step, Mapping) else step
@@ -139,19 +140,19 @@ def _with_published(config: Mapping[str, Any]) -> dict[str, Any]:
     return {**kept, "tokenizer": own, "resources": resources, "pipeline": {**config["pipeline"], "steps": steps}}
 
 
-def _without(needs: Any) -> Any:
+def _without(needs: Any) -> object:
     if isinstance(needs, Mapping):
         return {param: step for param, step in needs.items() if step != "train_tokenizer"}
     return [step for step in needs or [] if step != "train_tokenizer"]
 
 
-def _has_auto(value: Any) -> bool:
+def _has_auto(value: object) -> bool:
     if isinstance(value, Mapping):
         return any(map(_has_auto, value.values()))
     return bool(value == AUTO)
 
 
-def _filled(value: Any, chosen: Mapping[str, Any], key: str = "") -> Any:
+def _filled(value: object, chosen: Options, key: str = "") -> Any:
     if isinstance(value, Mapping):
         return {name: _filled(inner, chosen, f"{key}.{name}" if key else str(name)) for name, inner in value.items()}
     if not isinstance(value, str) or value != AUTO:
@@ -161,7 +162,7 @@ def _filled(value: Any, chosen: Mapping[str, Any], key: str = "") -> Any:
     return chosen[key]
 
 
-def _said(pictures: Pictures, config: Mapping[str, Any], published: bool) -> list[str]:
+def _said(pictures: Pictures, config: Options, published: bool) -> list[str]:
     classes = "no classes" if pictures.classes is None else f"{pictures.classes} classes"
     size = config["dataset"]["image_size"]
     tokenizer = config["tokenizer"]["name"]
@@ -185,6 +186,6 @@ def _said(pictures: Pictures, config: Mapping[str, Any], published: bool) -> lis
     return lines
 
 
-def _number(value: Any) -> str:
+def _number(value: object) -> str:
     """A number with its thousands apart; what is none (a mistake that the checker names) as it is."""
     return f"{value:,}" if isinstance(value, int) else str(value)

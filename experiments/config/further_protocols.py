@@ -15,14 +15,15 @@ from typing import Any
 from experiments.config.schema.coercion import coerce
 from experiments.config.schema.params import MISSING
 from experiments.config.schema.signatures import read_component, read_stage, source_file
+from experiments.store.typed_json import Block, Options
 from maskgit_core.errors import ConfigError, unknown_key
 
 REFERENCE = "reference_statistics"
 MEASURING = ("evaluate", "eval_tokenizer")
-Read = Callable[[str], Mapping[str, Any]]
+Read = Callable[[str], Options]
 
 
-def with_further_protocols(config: Mapping[str, Any], read: Read) -> dict[str, Any]:
+def with_further_protocols(config: Options, read: Read) -> Block:
     """`config` with the steps and blocks of its `further_protocols`; that key is gone.
 
     Args:
@@ -55,15 +56,15 @@ def with_further_protocols(config: Mapping[str, Any], read: Read) -> dict[str, A
     return changed
 
 
-def _stage(name: str, node: Any) -> str:
+def _stage(name: str, node: object) -> str:
     return str(node.get("stage", name)) if isinstance(node, Mapping) else name
 
 
-def _mapping(value: Any) -> dict[str, Any]:
+def _mapping(value: object) -> Block:
     return dict(value) if isinstance(value, Mapping) else {}
 
 
-def _changes(now: Mapping[str, Any], filed: Mapping[str, Any]) -> dict[str, Any]:
+def _changes(now: Options, filed: Options) -> Block:
     """Values set over the first protocol's file, e.g. a weights file; they hold for all protocols of that network."""
     changes = {k: v for k, v in now.items() if filed.get(k, MISSING) != v}
     return {"name": now["name"], **changes} if changes and now.get("name") == filed.get("name") else {}
@@ -74,13 +75,13 @@ class _Further:
     """One further protocol on its way into a config's blocks and steps."""
 
     name: str
-    file: Mapping[str, Any]
-    own: Mapping[str, Any]
-    config: dict[str, Any]
-    steps: dict[str, Any]
+    file: Options
+    own: Options
+    config: Block
+    steps: Block
 
     @property
-    def extractor(self) -> dict[str, Any]:
+    def extractor(self) -> Block:
         """The protocol's feature network, completed by what was set on the command line for the same network."""
         named = _mapping(self.file.get("extractor"))
         if "name" not in named:
@@ -110,7 +111,7 @@ class _Further:
         self.steps[new] = {**_mapping(self.steps[step]), "stage": REFERENCE}
         return new
 
-    def _complete(self, extractor: dict[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
+    def _complete(self, extractor: Block, top: Options) -> Block:
         """Options that only the first protocol sets, at their defaults: blocks are laid over the top level."""
         if extractor["name"] != top.get("name"):
             return extractor
@@ -148,7 +149,7 @@ class _Further:
         self.steps[step] = {**node, "needs": _with_references(node.get("needs") or [], made)}
 
 
-def _with_references(needs: Any, made: Mapping[str, str]) -> Any:
+def _with_references(needs: Any, made: Mapping[str, str]) -> object:
     """`needs` with the twins of those reference steps that it names."""
     if isinstance(needs, Mapping):
         named = [str(v) for value in needs.values() for v in (value if isinstance(value, list) else [value])]

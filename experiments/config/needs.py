@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from experiments.config.schema.params import Param, Signature
+from experiments.store.typed_json import Options
 from maskgit_core.errors import ConfigError, unknown_key, unknown_name
 
 
@@ -68,7 +69,7 @@ def match_needs(step: str, written: Any, signature: Signature, kinds: Mapping[st
     return {name: tuple(needs) for name, needs in matched.items()}
 
 
-def _need(key: str, text: Any, kinds: Mapping[str, str]) -> Need:
+def _need(key: str, text: object, kinds: Mapping[str, str]) -> Need:
     name = str(text)
     step, at = _place(key, name.removesuffix("[*]"))
     if step not in kinds:
@@ -99,7 +100,7 @@ def reference(step: str, param: Param, key: str, text: str, kinds: Mapping[str, 
     return Need(name, at=at)
 
 
-def topological(requests: Mapping[str, Any]) -> list[str]:
+def topological(requests: Options) -> list[str]:
     """Names of step requests, upstream first.
 
     Raises:

@@ -5,19 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from experiments.config import compose as configs
 from experiments.config import sweep as sweeps
 from experiments.config import toy
 from experiments.config.fitted import fitted
 from experiments.config.further_protocols import with_further_protocols
+from experiments.store.typed_json import Block, Options
 from maskgit_core.errors import ConfigError
 
 
-def plan_configs(
-    arguments: Sequence[str], config_dirs: Sequence[Path] = ()
-) -> tuple[list[sweeps.Point], list[dict[str, Any]]]:
+def plan_configs(arguments: Sequence[str], config_dirs: Sequence[Path] = ()) -> tuple[list[sweeps.Point], list[Block]]:
     """The sweep's points and each one's resolved config; Hydra composes once per distinct set of group choices."""
     asked = read_points(configs.parse(arguments, config_dirs), config_dirs)
     return asked.points, asked.configs
@@ -27,9 +26,9 @@ class Points(NamedTuple):
     """The points of a request with their configs."""
 
     points: list[sweeps.Point]
-    configs: list[dict[str, Any]]
+    configs: list[Block]
     keys: list[str]  # dotted keys of values that were typed or are swept
-    first_with: Callable[[str, Any], dict[str, Any]]  # the first point's config with another value of a key
+    first_with: Callable[[str, object], Block]  # the first point's config with another value of a key
 
 
 def read_points(asked: configs.Overrides, config_dirs: Sequence[Path]) -> Points:
@@ -38,9 +37,9 @@ def read_points(asked: configs.Overrides, config_dirs: Sequence[Path]) -> Points
         names = ", ".join(configs.group_names("experiment", config_dirs))
         raise ConfigError(f"experiment: missing; add experiment=NAME, one of [{names}]")
     known = set(configs.groups(config_dirs))
-    composed: dict[tuple[tuple[str, str], ...], dict[str, Any]] = {}
+    composed: dict[tuple[tuple[str, str], ...], Block] = {}
 
-    def base(extra: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    def base(extra: Sequence[tuple[str, str]]) -> Block:
         choices = tuple(dict([*asked.choices, *extra]).items())
         if choices not in composed:
             config = configs.compose(choices, config_dirs)
@@ -52,7 +51,7 @@ def read_points(asked: configs.Overrides, config_dirs: Sequence[Path]) -> Points
         return composed[choices]
 
     @cache
-    def protocol_file(name: str) -> dict[str, Any]:
+    def protocol_file(name: str) -> Block:
         return configs.read_choice("protocol", name, config_dirs)
 
     first = base([])
@@ -62,9 +61,9 @@ def read_points(asked: configs.Overrides, config_dirs: Sequence[Path]) -> Points
     points = sweeps.expand(block, asked.sweeps)
     if is_toy := toy.is_asked(first):
         points = toy.fewer(points)
-    resolved_base: dict[int, dict[str, Any]] = {}
+    resolved_base: dict[int, Block] = {}
 
-    def config_of(point: sweeps.Point) -> dict[str, Any]:
+    def config_of(point: sweeps.Point) -> Block:
         extra = [(k, str(v)) for k, v in point.items() if k.split("@")[0] in known and not isinstance(v, Mapping)]
         for key, name in extra:
             configs.check_choice(key.split("@")[0], name, config_dirs)
@@ -82,7 +81,7 @@ def read_points(asked: configs.Overrides, config_dirs: Sequence[Path]) -> Points
     return Points(points, list(map(config_of, points)), keys, lambda key, value: config_of({**points[0], key: value}))
 
 
-def _resolved(start: dict[str, Any], values: Mapping[str, Any], cache: dict[int, dict[str, Any]]) -> dict[str, Any]:
+def _resolved(start: Block, values: Options, cache: dict[int, Block]) -> Block:
     """Applies a point's values; resolves once per base where no interpolation could see them."""
     semantic = {k: v for k, v in start.items() if k not in ("paths", "launcher", "tracking", "notify")}
     if values and (configs.has_interpolation(semantic) or configs.has_interpolation(dict(values))):

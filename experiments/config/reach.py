@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import Any
 
 from experiments.config.checker import Checker, StepRequest
+from experiments.store.typed_json import Options
 from maskgit_core.errors import ConfigError, DataError
 
 #: A value that no option allows or means: where a key reaches a step, this is refused or changes the request.
@@ -17,7 +17,7 @@ _NOT_OF_STEPS = ("paths", "tracking", "notify", "launcher", "plugins", "sweep", 
 
 def refuse_unreaching(
     keys: Iterable[str],
-    probed: Callable[[str], Mapping[str, Any]],
+    probed: Callable[[str], Options],
     checker: Checker,
     requests: Mapping[str, StepRequest],
 ) -> None:
@@ -40,9 +40,7 @@ def refuse_unreaching(
             )
 
 
-def _reaches(
-    key: str, probed: Callable[[str], Mapping[str, Any]], checker: Checker, requests: Mapping[str, StepRequest]
-) -> bool:
+def _reaches(key: str, probed: Callable[[str], Options], checker: Checker, requests: Mapping[str, StepRequest]) -> bool:
     try:
         return checker.steps(probed(key)) != requests
     except (ConfigError, DataError):  # a place of data is looked at where sizes follow from it
@@ -60,7 +58,7 @@ def _same_name(key: str, requests: Mapping[str, StepRequest]) -> list[str]:
     return keys[:5]
 
 
-def _flat(values: Mapping[str, Any]) -> Collection[str]:
+def _flat(values: Options) -> Collection[str]:
     names = list(values)
     for name, value in values.items():
         if isinstance(value, Mapping):

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from experiments.config.compose import CONF
+from experiments.store.typed_json import Block, Options
 from launchers.retry import Retry
 from maskgit_core.errors import ConfigError, unknown_key
 
 
 @cache
-def stage_defaults(stage: str) -> dict[str, Any]:
+def stage_defaults(stage: str) -> Block:
     """Default resources of a stage (`conf/stage/<stage>.yaml`)."""
     import yaml
 
@@ -30,7 +31,7 @@ RESOURCE_KEYS = (
 )
 
 
-def step_resources(name: str, stage: str, asked: Mapping[str, Any], piecewise: bool = False) -> dict[str, Any]:
+def step_resources(name: str, stage: str, asked: Options, piecewise: bool = False) -> Block:
     """The stage's defaults, under `resources.<stage>`, under `resources.<step>`; refuses unknown keys.
 
     Args:
@@ -65,7 +66,7 @@ def step_resources(name: str, stage: str, asked: Mapping[str, Any], piecewise: b
     return merged
 
 
-def _retry(known: Any, block: Any, where: str) -> dict[str, Any] | None:
+def _retry(known: Any, block: Any, where: str) -> Block | None:
     """A checked `retry` block; what it leaves out is kept from the stage's."""
     Retry.read(block, where)
     return {**(known or {}), **block} if block is not None else None

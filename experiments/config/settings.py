@@ -6,10 +6,10 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from experiments.config.schema.coercion import coerce
 from experiments.config.schema.params import Hint, Param
+from experiments.store.typed_json import Block, Options
 from maskgit_core.errors import ConfigError, TrackingError, unknown_key
 
 #: A `tracking.uri` that means the address in MLFLOW_TRACKING_URI, so that it is recorded nowhere.
@@ -29,7 +29,7 @@ SCHEMA: dict[str, dict[str, Param]] = {
 }
 
 
-def checked(config: Mapping[str, Any]) -> dict[str, Any]:
+def checked(config: Options) -> Block:
     """`paths`, `tracking`, `notify`, `launcher` and `plugins` of a composed config, checked.
 
     Raises:
@@ -39,7 +39,7 @@ def checked(config: Mapping[str, Any]) -> dict[str, Any]:
     launcher = config.get("launcher") or {}
     if not isinstance(launcher, Mapping):
         raise ConfigError(f"launcher: found {launcher!r}; it must be a mapping with `name`, or launcher=NAME")
-    settings: dict[str, Any] = {"launcher": dict(launcher)}
+    settings: Block = {"launcher": dict(launcher)}
     for block in ("launcher", "paths"):
         refuse_control_characters(block, config.get(block))
     for block, schema in SCHEMA.items():

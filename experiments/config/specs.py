@@ -7,11 +7,11 @@ the hints from source and passes the objects. Import-light: building a component
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+from experiments.store.typed_json import Block, Options
 from maskgit_core.models import present_module
 
 
@@ -23,7 +23,7 @@ class Spec:
     class_name: ClassVar[str] = ""
 
     name: str
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Options = field(default_factory=dict)
     module: str = ""  # dotted module; empty: the one in maskgit_core
 
     def load(self) -> type:
@@ -32,15 +32,15 @@ class Spec:
         loaded: type = getattr(importlib.import_module(present_module(module)), self.class_name)
         return loaded
 
-    def build(self, **facts: Any) -> Any:
+    def build(self, **facts: object) -> Any:
         """The component, from its options and the derived `facts` that the config may not set."""
         return self.load()(**self.options, **facts)
 
-    def with_options(self, **changed: Any) -> Spec:
+    def with_options(self, **changed: object) -> Spec:
         """The same component with some options replaced."""
         return type(self)(name=self.name, options={**self.options, **changed}, module=self.module)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Block:
         """Plain data: `{"name": ..., option: value, ...}`."""
         return {"name": self.name, **self.options}
 
@@ -94,9 +94,9 @@ class Input:
     kind: str
     folder: Path  # the step's folder (journal, record, attempts)
     fingerprint: str
-    facts: Mapping[str, Any]  # what the upstream stage stated with `attempt.fact(...)`
-    config: Mapping[str, Any]  # the upstream step's config, as asked
-    params: Mapping[str, Any] = field(default_factory=dict)  # the sweep's values that lead to it
+    facts: Options  # what the upstream stage stated with `attempt.fact(...)`
+    config: Options  # the upstream step's config, as asked
+    params: Options = field(default_factory=dict)  # the sweep's values that lead to it
 
     @property
     def files(self) -> Path:

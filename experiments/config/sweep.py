@@ -15,17 +15,17 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from experiments.config.compose import MAX_POINTS
 from experiments.config.file_checks import read_yaml
+from experiments.store.typed_json import Block, Options
 from maskgit_core.errors import ConfigError, unknown_key
 
 KEYS = ("grid", "zip", "list", "exclude", "seeds")
-Point = dict[str, Any]
+Point = Block
 
 
-def expand(sweep: Mapping[str, Any] | None, axes: Sequence[tuple[str, tuple[Any, ...]]] = ()) -> list[Point]:
+def expand(sweep: Options | None, axes: Sequence[tuple[str, tuple[object, ...]]] = ()) -> list[Point]:
     """All points of a sweep file's mapping, crossed with the command line's axes; `[{}]` without a sweep.
 
     Raises:
@@ -64,19 +64,19 @@ def _limit(*counts: int) -> None:
         )
 
 
-def _list(value: Any, key: str) -> list[Any]:
+def _list(value: object, key: str) -> list[object]:
     if value is not None and not isinstance(value, list):
         raise ConfigError(f"{key}: found {value!r}; it must be a list of mappings")
     return value or []
 
 
-def _mapping(value: Any, key: str) -> Mapping[str, Any]:
+def _mapping(value: object, key: str) -> Options:
     if not isinstance(value, Mapping):
         raise ConfigError(f"{key}: found {value!r}; it must be a mapping of dotted keys to values")
     return {str(k): v for k, v in value.items()}
 
 
-def _axes(value: Any, key: str) -> list[tuple[str, tuple[Any, ...]]]:
+def _axes(value: object, key: str) -> list[tuple[str, tuple[object, ...]]]:
     axes = []
     for name, values in _mapping(value or {}, key).items():
         if not isinstance(values, Sequence) or isinstance(values, str) or not values:
@@ -85,13 +85,13 @@ def _axes(value: Any, key: str) -> list[tuple[str, tuple[Any, ...]]]:
     return axes
 
 
-def _cross(axes: Sequence[tuple[str, tuple[Any, ...]]]) -> list[Point]:
+def _cross(axes: Sequence[tuple[str, tuple[object, ...]]]) -> list[Point]:
     _limit(*(len(values) for _, values in axes))
     names = [name for name, _ in axes]
     return [dict(zip(names, values, strict=True)) for values in itertools.product(*(v for _, v in axes))]
 
 
-def _zip(value: Any) -> list[Point]:
+def _zip(value: object) -> list[Point]:
     axes = _axes(value, "sweep.zip")
     lengths = {name: len(values) for name, values in axes}
     if len(set(lengths.values())) > 1:
@@ -100,7 +100,7 @@ def _zip(value: Any) -> list[Point]:
     return [dict(zip(names, values, strict=True)) for values in zip(*(v for _, v in axes), strict=True)]
 
 
-def read_file(name: str, folders: Sequence[Path]) -> Mapping[str, Any]:
+def read_file(name: str, folders: Sequence[Path]) -> Options:
     """A sweep file by path, or by name in `<folder>/sweep/`."""
     candidates = [Path(name), *(f / "sweep" / f"{name}.yaml" for f in folders)]
     path = next((c for c in candidates if c.is_file()), None)
@@ -109,7 +109,7 @@ def read_file(name: str, folders: Sequence[Path]) -> Mapping[str, Any]:
     return _mapping(read_yaml(path) or {}, str(path))
 
 
-def label(point: Mapping[str, Any]) -> str:
+def label(point: Options) -> str:
     """A short name for a point: last parts of its keys with their values (`lr=0.001,depth=2`)."""
     tails = [k.rsplit(".", 1)[-1] for k in point]
     parts = []

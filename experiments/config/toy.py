@@ -18,6 +18,7 @@ from experiments.config.compose import CONF
 from experiments.config.schema.params import MISSING, Param, Signature
 from experiments.config.schema.signatures import read_component, read_stage, source_file
 from experiments.config.schema.sources import FOLDERS
+from experiments.store.typed_json import Block, Options
 from maskgit_core.errors import ConfigError, WeightsError
 from maskgit_core.weights.registry import fixed_image_size
 
@@ -30,15 +31,15 @@ T = TypeVar("T")
 
 
 @cache
-def rules() -> dict[str, Any]:
+def rules() -> Block:
     """`conf/toy.yaml`."""
     import yaml
 
-    read: dict[str, Any] = yaml.safe_load((CONF / "toy.yaml").read_text())
+    read: Block = yaml.safe_load((CONF / "toy.yaml").read_text())
     return read
 
 
-def is_asked(config: Mapping[str, Any]) -> bool:
+def is_asked(config: Options) -> bool:
     """Whether a composed config asks for a toy.
 
     Raises:
@@ -59,7 +60,7 @@ def fewer(points: Sequence[T]) -> list[T]:
     return [points[place] for place in sorted(places)]
 
 
-def small(config: Mapping[str, Any], plugins: Sequence[str] = ()) -> dict[str, Any]:
+def small(config: Options, plugins: Sequence[str] = ()) -> Block:
     """A resolved config as a toy; its `toy` is then a mapping that tells which files have to be made.
 
     Raises:
@@ -71,13 +72,13 @@ def small(config: Mapping[str, Any], plugins: Sequence[str] = ()) -> dict[str, A
 class _Shrinker:
     """Makes one config small."""
 
-    def __init__(self, config: Mapping[str, Any], plugins: Sequence[str]) -> None:
+    def __init__(self, config: Options, plugins: Sequence[str]) -> None:
         self.plugins = tuple(plugins)
         paths = dict(config.get("paths") or {})
         store = str(paths.get("store", "runs"))
         store = store if store.endswith("-toy") else f"{store.rstrip('/')}-toy"
         self.folder = Path(store).absolute() / ".toy"
-        self.origins: dict[str, Any] = {}  # toy pictures -> the root that was asked for
+        self.origins: Block = {}  # toy pictures -> the root that was asked for
         self.made: dict[str, str] = {}  # toy weights -> what they take the place of
         self.config = {k: v for k, v in config.items() if k not in ("toy", "resources")}
         self.config |= {
@@ -100,7 +101,7 @@ class _Shrinker:
         self.config["toy"]["left_out"] = self.left_out
 
     # -- steps ---------------------------------------------------------------------------------------------------
-    def _unlike(self, pipeline: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    def _unlike(self, pipeline: Options) -> tuple[Block, dict[str, str]]:
         """The steps, without optional ones that differ from an earlier one in their weights alone; and what those are.
 
         Rows of a table of published networks: one of each kind shows whether all of them would run.
@@ -121,7 +122,7 @@ class _Shrinker:
                 return read_stage(module, stage)
         return None  # the checker names the mistake
 
-    def _step(self, name: str, stage: str, signature: Signature, top: Mapping[str, Any]) -> None:
+    def _step(self, name: str, stage: str, signature: Signature, top: Options) -> None:
         """Writes what is smaller into the step's own block, which comes before the stage's and the top level."""
         own = dict(_mapping(self.config.get(name)))
         said = {k: top[k] for k in signature.params if k in top and k not in self.resources}
@@ -168,9 +169,9 @@ class _Shrinker:
         total, small = self._keeps
         return max(1, round(step * small / total))
 
-    def _training(self, said: Mapping[str, Any]) -> dict[str, Any]:
+    def _training(self, said: Options) -> Block:
         """The numbers of a training that hang together: its length and what is kept on the way."""
-        changed: dict[str, Any] = {"num_train_steps": self._keeps[1]}
+        changed: Block = {"num_train_steps": self._keeps[1]}
         for key in ("keep_every", "checkpoint_every"):
             if isinstance(said.get(key), int):
                 changed[key] = self._scaled(said[key])
@@ -179,13 +180,13 @@ class _Shrinker:
         return changed
 
     # -- components ----------------------------------------------------------------------------------------------
-    def _signature(self, base: str, spec: Mapping[str, Any]) -> Signature | None:
+    def _signature(self, base: str, spec: Options) -> Signature | None:
         folder, name = FOLDERS.get(base, ""), str(spec.get("name", ""))
         modules = [f"{p}.{folder}.{name.replace('/', '.')}" for p in ("maskgit_core", *self.plugins)]
         module = next((m for m in modules if re.fullmatch(r"[\w.]+", m) and source_file(m) is not None), None)
         return read_component(module, base, name) if folder and module is not None else None
 
-    def _takes_one_size(self, said: Mapping[str, Any], signature: Signature) -> bool:
+    def _takes_one_size(self, said: Options, signature: Signature) -> bool:
         """Whether a step's tokenizer takes images of one size alone; one of random weights is small itself."""
         for key, param in signature.params.items():
             spec = said.get(key)
@@ -198,7 +199,7 @@ class _Shrinker:
                     return True
         return False
 
-    def _component(self, base: str, spec: Mapping[str, Any], kept: Sequence[str] = ()) -> dict[str, Any]:
+    def _component(self, base: str, spec: Options, kept: Sequence[str] = ()) -> Block:
         signature, name = self._signature(base, spec), str(spec.get("name", ""))
         if signature is None:
             return dict(spec)
@@ -213,13 +214,13 @@ class _Shrinker:
                 shrunk["weights"] = self._weights(_default(spec, signature, "weights"), "small")
         return shrunk
 
-    def _pictures(self, name: str, root: Any, split: str) -> str:
+    def _pictures(self, name: str, root: object, split: str) -> str:
         mark = hashlib.sha256(json.dumps([name, root], sort_keys=True, default=str).encode()).hexdigest()[:8]
         place = str(self.folder / "data" / f"{name}-{mark}")
         self.origins[place] = {"name": name, "root": root, "split": split}
         return place
 
-    def _stage_weights(self, stage: str, key: str, said: Mapping[str, Any]) -> dict[str, Any]:
+    def _stage_weights(self, stage: str, key: str, said: Options) -> Block:
         """A stage's own weights: of a small transformer, or of LPIPS's backbone where that is absent."""
         if stage == "import_model" and isinstance(said.get(key), str):
             about = json.dumps([said[key], said.get("model")], sort_keys=True, default=str)
@@ -230,14 +231,14 @@ class _Shrinker:
                 return {key: self._weights(named, "published")}
         return {}
 
-    def _weights(self, named: Any, mark: str) -> str:
+    def _weights(self, named: object, mark: str) -> str:
         place = str(self.folder / "weights" / f"{re.sub(r'[^A-Za-z0-9_.-]', '-', str(named))}-{mark}.pt")
         self.made[place] = str(named)
         return place
 
 
-def _smaller(said: Mapping[str, Any], signature: Signature, rule: Mapping[str, Any]) -> dict[str, Any]:
-    changed: dict[str, Any] = {}
+def _smaller(said: Options, signature: Signature, rule: Options) -> Block:
+    changed: Block = {}
     for key, most in (rule.get("at_most") or {}).items():
         if key in signature.params and "derived" not in signature.params[key].marks:
             value = _default(said, signature, key)
@@ -252,7 +253,7 @@ def _smaller(said: Mapping[str, Any], signature: Signature, rule: Mapping[str, A
     return changed
 
 
-def _default(said: Mapping[str, Any], signature: Signature, key: str) -> Any:
+def _default(said: Options, signature: Signature, key: str) -> Any:
     value = said.get(key, signature.params[key].default)
     return None if value is MISSING else value
 
@@ -263,7 +264,7 @@ def _base(param: Param) -> str | None:
     return next((str(h.args[0]) for h in hints if h.form == "spec"), None)
 
 
-def _is_absent(spec: Mapping[str, Any], signature: Signature) -> bool:
+def _is_absent(spec: Options, signature: Signature) -> bool:
     named = _default(spec, signature, "weights")
     return isinstance(named, str) and not _is_here(named)
 
@@ -278,5 +279,5 @@ def _is_here(named: str) -> bool:
     return True
 
 
-def _mapping(value: Any) -> dict[str, Any]:
+def _mapping(value: object) -> Block:
     return dict(value) if isinstance(value, Mapping) else {}

@@ -13,6 +13,7 @@ from torch import Tensor
 from experiments.config.specs import ExtractorSpec, Input
 from experiments.running.attempt import Attempt
 from experiments.store.paths import StepFolder
+from experiments.store.typed_json import Block
 from maskgit_core.errors import ConfigError
 from maskgit_core.evaluation.blocks import Blocks
 from maskgit_core.evaluation.features import describe_extractor, extract
@@ -48,7 +49,7 @@ class FeaturePass:
         self.network = self.spec.build().to(self.attempt.device)
 
     @property
-    def about(self) -> dict[str, Any]:
+    def about(self) -> dict[str, object]:
         """The extractor's part of a protocol."""
         return describe_extractor(self.spec.name, dict(self.spec.options), self.network)
 
@@ -94,11 +95,11 @@ def finish(attempt: Attempt, blocks: Blocks) -> None:
 class Scores:
     """The rows of `scores.json`: a number always comes with its subject, the number of images and its protocol."""
 
-    def __init__(self, protocol_name: str, protocol: dict[str, Any]) -> None:
+    def __init__(self, protocol_name: str, protocol: dict[str, object]) -> None:
         self.protocol_name, self.protocol = protocol_name, protocol
-        self.rows: list[dict[str, Any]] = []
+        self.rows: list[Block] = []
 
-    def add(self, name: str, of: str, value: float, num_images: int, **more: Any) -> None:
+    def add(self, name: str, of: str, value: float, num_images: int, **more: object) -> None:
         """One number: a metric's name, what was measured, the value and the count it depends on."""
         row = {"name": name, "of": of, "value": value, "num_images": num_images, "protocol": self.protocol_name}
         self.rows.append({**row, **more})

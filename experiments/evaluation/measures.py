@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from experiments.config.specs import ExtractorSpec, Input
 from experiments.evaluation.feature_pass import FeaturePass
 from experiments.evaluation.set_scores import Settings
 from experiments.running.attempt import Attempt
+from experiments.store.typed_json import Block
 from maskgit_core.errors import ConfigError
 
 
@@ -23,9 +24,16 @@ class Measure:
     reference: Input | None
 
 
+def counted(key: str, wanted: int | None, there: int) -> int:
+    """How many images are measured: those asked for (None: all), or fewer where there are fewer, which is said."""
+    if wanted is not None and wanted > there:
+        print(f"warning: {key}: {wanted} asked for, {there} are there; {there} are used", file=sys.stderr, flush=True)
+    return min(wanted or there, there)
+
+
 def further_measures(
     extractors: Mapping[str, ExtractorSpec] | None,
-    settings: Mapping[str, Mapping[str, Any]] | None,
+    settings: Mapping[str, Mapping[str, object]] | None,
     references: Sequence[Input],
     *,
     needs_reference: bool,
@@ -50,8 +58,8 @@ def further_measures(
     return measures
 
 
-def _settings(name: str, given: Mapping[str, Any]) -> Settings:
-    options: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
+def _settings(name: str, given: Mapping[str, object]) -> Settings:
+    options: Block = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
     try:
         return Settings(**options)
     except TypeError:

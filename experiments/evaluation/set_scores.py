@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 
@@ -49,9 +49,9 @@ class Settings:
     density_neighbours: Annotated[int, Range(1, 1000)] = 5
     split_size: Annotated[int | None, Range(2, None), Neutral(None)] = None
 
-    def about(self) -> dict[str, Any]:
+    def about(self) -> dict[str, object]:
         """The settings that bear on the chosen metrics, as part of the protocol."""
-        known: dict[str, dict[str, Any]] = {
+        known: dict[str, dict[str, object]] = {
             "inception_score": {"order": self.score_order, **self._splits()},
             "kernel_distance": {"subsets": self.num_subsets, "subset_size": self.subset_size, "kernel": "cubic"},
             "precision_recall": {"neighbours": self.num_neighbours},
@@ -73,7 +73,7 @@ class Settings:
         """True where the features themselves are compared."""
         return any(name in self.metrics for name in FEATURE_METRICS)
 
-    def check(self, network: Any) -> None:
+    def check(self, network: object) -> None:
         """Refuses metrics that the network cannot serve.
 
         Raises:

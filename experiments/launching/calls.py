@@ -7,7 +7,6 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 from experiments.config.schema.coercion import coerce
 from experiments.config.schema.params import MISSING
@@ -15,6 +14,7 @@ from experiments.config.schema.signatures import read_component, source_file
 from experiments.launching.notify import is_wanted
 from experiments.planning.graph import Graph
 from experiments.planning.plan import PlannedStep
+from experiments.store.typed_json import Block
 from launchers.calls import Call, LauncherProtocol, Resources
 from launchers.retry import Retry
 from maskgit_core.errors import ConfigError, LaunchError, unknown_key, unknown_name
@@ -34,7 +34,7 @@ def launcher_names() -> list[str]:
     return sorted(p.stem for p in here.glob("*.py") if re.search(r"^class Launcher\b", p.read_text(), re.M))
 
 
-def load_launcher(block: Mapping[str, Any] | None) -> LauncherProtocol:
+def load_launcher(block: Mapping[str, object] | None) -> LauncherProtocol:
     """The launcher a config's `launcher:` block names, with its options checked.
 
     Raises:
@@ -65,7 +65,7 @@ def resources(step: PlannedStep) -> Resources:
     Raises:
         LaunchError: not possible; names the step.
     """
-    asked: dict[str, Any] = {k: v for k, v in step.node.request.resources.items() if v is not None and k != "num_tasks"}
+    asked: Block = {k: v for k, v in step.node.request.resources.items() if v is not None and k != "num_tasks"}
     whole = ("ranks", "nodes", "cpus_per_task", "gpus_per_task", "pack")
     asked |= {key: int(value) for key, value in asked.items() if key in whole}
     asked["retry"] = Retry.read(asked.get("retry"), f"resources.{step.node.request.name}.retry")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.launching.submission import submission_lock
-from experiments.planning.graph import store_of
+from experiments.planning.graph import Graph, store_of
 from experiments.store.frozen_code import freeze
 from experiments.store.records import new_uid
 from maskgit_core.errors import LaunchError
@@ -18,7 +18,7 @@ PROBE_WAIT_S = 120.0
 IMPORTS = ("torch", "torchvision", "numpy", "accelerate", "webdataset", "torchmetrics", "experiments.running.job")
 
 
-def checks(graph: Any, launcher: Any) -> list[Check]:
+def checks(graph: Graph, launcher: object) -> list[Check]:
     """Partition, limits, GPUs, memory; the queue and its accounting; and a small job on a node."""
     return [
         ("cluster", lambda: requests(graph, launcher)),
@@ -27,7 +27,7 @@ def checks(graph: Any, launcher: Any) -> list[Check]:
     ]
 
 
-def requests(graph: Any, launcher: Any) -> str:
+def requests(graph: Graph, launcher: Any) -> str:
     """Compares every step's resources with the cluster, whether or not the step is done already."""
     from experiments.launching.calls import calls
     from experiments.planning.plan import PlannedStep
@@ -49,7 +49,7 @@ def _queue() -> str:
     return f"{live} jobs in it; accounting {accounting}"
 
 
-def job(graph: Any, launcher: Any, store: Path) -> str:
+def job(graph: Graph, launcher: Any, store: Path) -> str:
     """Submits a job of a minute that imports what stages import and writes to the store.
 
     Raises:

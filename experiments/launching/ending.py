@@ -14,6 +14,7 @@ from experiments.store.records import pipelines
 from experiments.store.scores import read_scores
 from experiments.store.typed_json import Options
 from launchers.calls import Call, Outcome
+from maskgit_core.errors import ArtifactError
 
 MAX_RESULTS = 40
 
@@ -56,7 +57,10 @@ def report(todo: Sequence[Call], outcomes: Mapping[str, Outcome]) -> int:
 
 def headline_of(folder: Path) -> str | None:
     """`fid = 6.18 (floor 2.1: real images; ceiling 310: untrained model)`; None where a step has no headline."""
-    manifest = Manifest.read(folder)
+    try:
+        manifest = Manifest.read(folder)
+    except ArtifactError:  # of a disk that fails, which the failure of a step has told
+        return None
     if manifest is None or manifest.headline is None:
         return None
     head = manifest.headline

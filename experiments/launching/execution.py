@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Any
 
 from experiments.config.checker import StepRequest
 from experiments.console import coloured
@@ -23,7 +22,7 @@ from experiments.store.records import PipelineRecord, new_uid
 from experiments.store.step_folder import Store
 from experiments.tracking.live import announce
 from launchers.calls import Call, LauncherProtocol, Outcome
-from maskgit_core.errors import MaskgitError
+from maskgit_core.errors import ArtifactError, MaskgitError
 
 
 def fetch_weights(name: str) -> None:
@@ -39,15 +38,15 @@ def start(
     *,
     redo: Collection[str] = (),
     only: Collection[str] | None = None,
+    reuse_old_code: bool = False,
     voice: Voice = "normal",
 ) -> int:
-    """Plans, prepares and launches whatever is missing; returns the exit code.
-
-    Inline and local launches are reported when all has ended, launches into a queue when all is submitted.
+    """Plans, prepares and launches what is missing; returns the exit code once all has ended, or been submitted.
 
     Args:
         redo: names of steps to run again although they are done.
         only: fingerprints; nothing else is run but what these need. None: the whole graph.
+        reuse_old_code: see `Planner`.
         voice: quiet says how it ended alone, verbose also what every step prints.
 
     Raises:
@@ -57,7 +56,8 @@ def start(
     with _one_at_a_time(store) if launcher.is_detached else nullcontext():
         for line in mend(graph, store):
             print(coloured(f"warning: {line}", "yellow"), file=sys.stderr)
-        planned = restricted(plan(graph, redo, with_queue=launcher.is_detached), only)
+        whole = plan(graph, redo, with_queue=launcher.is_detached, reuse_old_code=reuse_old_code)
+        planned = restricted(whole, only)
         missing = [s for s in planned if s.action != "done" and s.node.maker is None]
         chosen = to_submit(planned) if launcher.is_detached else missing
         if voice != "quiet" and not (chosen and launcher.is_detached):
@@ -74,8 +74,7 @@ def start(
         check_datasets(planned)
         set_aside(planned)
         prepare(graph, planned, store, uid=uid)
-        for step in chosen:
-            (step.node.folder / "logs").mkdir(parents=True, exist_ok=True)
+        _make_log_folders(chosen)
         context = launch_context(graph, planned, keys, store, uid) if launcher.is_detached else None
         if not launcher.is_detached:
             announce(store.root, uid)
@@ -94,6 +93,11 @@ def start(
     return _end(graph, store, uid, todo, outcomes)
 
 
+def _make_log_folders(chosen: Sequence[PlannedStep]) -> None:
+    for step in chosen:
+        (step.node.folder / "logs").mkdir(parents=True, exist_ok=True)
+
+
 def _say_nothing_runs(graph: Graph, store: Store, *, is_done: bool) -> None:
     if not is_done:
         print("nothing to submit: everything is done, running or queued")
@@ -108,7 +112,8 @@ def _end(graph: Graph, store: Store, uid: str, todo: Sequence[Call], outcomes: M
     told_locally(uid, store.root, [call.key for call in todo if outcomes[call.key].state == "failed"])
     _Shipper(store.root, graph).ship()
     if code in (0, 1):
-        next_commands(graph, store.root, [call.name for call in todo if outcomes[call.key].state == "failed"])
+        with suppress(OSError, ArtifactError):  # a failing disk has been told of
+            next_commands(graph, store.root, [call.name for call in todo if outcomes[call.key].state == "failed"])
     return code
 
 
@@ -133,22 +138,26 @@ def set_aside(planned: Sequence[PlannedStep]) -> None:
     from experiments.store.step_folder import retire
 
     for step in planned:
-        if step.action == "run" and step.status.manifest is not None and "--redo" in step.reason:
+        if step.again and step.status.manifest is not None:
             retire(step.node.folder, step.status.manifest)
         StepFolder(step.node.folder).cancelled.unlink(missing_ok=True)
 
 
 def check_datasets(planned: Sequence[PlannedStep]) -> None:
-    """Looks at the pictures of every dataset that a step to run reads, before anything is started.
+    """Looks at the pictures of every dataset and folder of samples that a step reads, before anything is started.
 
     Raises:
         DataError: unreadable pictures, named and counted.
     """
     from experiments.config.specs import DatasetSpec
+    from maskgit_core.content import resolve
+    from maskgit_core.images.image_sets import check_sizes
 
     seen = set()
     for step in planned:
         request = step.node.request
+        if step.action != "done" and (samples := request.content.get("samples")) is not None:
+            check_sizes(resolve(samples))
         for name, value in request.config.items():
             roots = {k: v for k, v in request.content.items() if k.startswith(f"{name}.")}
             if step.action == "done" or not roots or not isinstance(value, Mapping):
@@ -167,7 +176,7 @@ def check_datasets(planned: Sequence[PlannedStep]) -> None:
                     data.check()
 
 
-def _splits(request: StepRequest) -> list[dict[str, Any]]:
+def _splits(request: StepRequest) -> list[dict[str, object]]:
     """The splits that a step reads of its dataset, where its stage and not the dataset chooses them."""
     config = request.config
     if request.module == "experiments.stages.evaluate":

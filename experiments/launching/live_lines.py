@@ -11,6 +11,7 @@ from typing import Any
 
 from experiments.console import duration, is_dumb, scaled, worded
 from experiments.store.paths import StepFolder
+from experiments.store.typed_json import Block
 from launchers.calls import Call
 from maskgit_core.files import read_json
 
@@ -82,14 +83,14 @@ class LiveLines:
         return text
 
 
-def _note(call: Call, since: float) -> dict[str, Any] | None:
-    """What the newest attempt said of how far it is; None before it said anything in this launch."""
+def _note(call: Call, since: float) -> Block | None:
+    """The progress note of the newest attempt; None before it wrote one in this launch."""
     attempts = StepFolder(Path(call.args[0])).attempts()
     found = read_json(attempts[-1].progress) if attempts else None
     return found if isinstance(found, dict) and found.get("time", 0) >= since else None
 
 
-def _words(note: dict[str, Any]) -> Sequence[str]:
+def _words(note: Block) -> Sequence[str]:
     values, rate = note.get("values") or {}, note.get("rate") or 0.0
     words = worded({name: values[name] for name in SHOWN if name in values})
     if not any(name.endswith("_per_s") for name in values):

@@ -21,6 +21,7 @@ from experiments.store.documents import InputName, Launch, Request, Source
 from experiments.store.records import PipelineItem, PipelineRecord, PipelineStep, new_uid
 from experiments.store.step_folder import Store
 from experiments.store.upkeep.repair import repair_steps
+from maskgit_core.files import sweep_leftovers
 
 
 def prepare(graph: Graph, planned: Sequence[PlannedStep], store: Store, *, uid: str | None = None) -> str:
@@ -42,6 +43,8 @@ def prepare(graph: Graph, planned: Sequence[PlannedStep], store: Store, *, uid: 
     with ThreadPoolExecutor(16) as pool:  # the time goes into syncing to disk, which many can share
         list(pool.map(write, pending))
     link_experiment(graph, store)
+    for place in (store.root, store.root / "pipelines", store.root / "experiments" / graph.experiment):
+        sweep_leftovers(place)
     pipeline_record(graph, planned, store, uid).save(store.root)
     return uid
 
@@ -176,4 +179,5 @@ def _step_entry(step: PlannedStep, store: Store) -> PipelineStep:
         needs=tuple(node.upstream),
         action=step.action,
         reason=step.reason,
+        old_code=step.old_code,
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,7 +10,7 @@ from pathlib import Path
 from experiments.monitoring import queue
 from experiments.planning.graph import Graph
 from experiments.planning.plan import PlannedStep, Planner
-from experiments.store.claims import Claim
+from experiments.store.claims import Claim, user_name
 from experiments.store.step_folder import Store
 from launchers.calls import LaunchContext
 from maskgit_core.errors import LaunchError
@@ -20,15 +19,19 @@ from maskgit_core.files import write_json
 _PATIENCE_S = 600.0
 
 
-def plan(graph: Graph, redo: Collection[str] = (), *, with_queue: bool = True) -> list[PlannedStep]:
+def plan(
+    graph: Graph, redo: Collection[str] = (), *, with_queue: bool = True, reuse_old_code: bool = False
+) -> list[PlannedStep]:
     """The plan as it is.
 
     Args:
         with_queue: steps that somebody has submitted count as queued; a launch on this machine runs them nevertheless.
+        reuse_old_code: see `Planner`.
     """
     folders = {fingerprint: node.folder for fingerprint, node in graph.nodes.items()}
     queued = queue.queued_steps(folders) if with_queue else {}
-    return Planner(graph, redo=redo, job_alive=queue.job_alive(), queued=queued).plan()
+    planner = Planner(graph, redo=redo, job_alive=queue.job_alive(), queued=queued, reuse_old_code=reuse_old_code)
+    return planner.plan()
 
 
 def restricted(planned: list[PlannedStep], only: Collection[str] | None) -> list[PlannedStep]:
@@ -149,7 +152,7 @@ def _note(
 ) -> None:
     from experiments.launching.calls import step_key
 
-    user = getpass.getuser()
+    user = user_name()
     tasks: dict[str, list[str]] = {}
     for key, jobs in links.items():
         if (owner := step_key(key)) != key:

@@ -1,4 +1,4 @@
-"""What happens to the steps of a launch, told as it happens: on a terminal with one live line per running step."""
+"""Events of a launch's steps, told as they happen: on a terminal with one live line per running step."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
@@ -97,7 +97,9 @@ def refusal(call: Call, outcome: Outcome, lines: list[str] | None = None) -> str
 
 
 def _lines(call: Call) -> list[str]:
-    return call.log.read_text(errors="replace").splitlines() if call.log.exists() else []
+    with suppress(OSError):  # a disk that fails must not hide what else is known
+        return call.log.read_text(errors="replace").splitlines()
+    return []
 
 
 class _Logs:

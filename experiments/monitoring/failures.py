@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from experiments.monitoring import queue
 from experiments.monitoring.queue import exit_note
 from experiments.store.paths import StepFolder
 from experiments.store.records import PipelineRecord, PipelineStep
 from experiments.store.step_folder import Status, status
+from experiments.store.typed_json import Options
 from maskgit_core.files import read_json
 
 _BY_STATE = {
@@ -74,7 +74,7 @@ def grouped(failed: Sequence[Failure]) -> list[tuple[tuple[str, str], list[Failu
     return sorted(groups.items(), key=lambda group: -len(group[1]))
 
 
-def job_of(folder: Path, state: Status, note: Mapping[str, Any] | None) -> str:
+def job_of(folder: Path, state: Status, note: Mapping[str, object] | None) -> str:
     """The id of the job that ran a step last, or nothing."""
     if note is not None:
         return str(note["job"])
@@ -84,7 +84,7 @@ def job_of(folder: Path, state: Status, note: Mapping[str, Any] | None) -> str:
     return submitted.links[-1] if submitted else ""
 
 
-def _usage(jobs: Sequence[str]) -> Mapping[str, Any]:
+def _usage(jobs: Sequence[str]) -> Mapping[str, object]:
     if not any(jobs) or not queue.has_queue():
         return {}
     from launchers.cluster.queue import usage
@@ -92,9 +92,7 @@ def _usage(jobs: Sequence[str]) -> Mapping[str, Any]:
     return usage([job for job in jobs if job]) or {}
 
 
-def _failure(
-    entry: Mapping[str, Any], folder: Path, state: Status, note: Mapping[str, Any] | None, told: Mapping[str, Any]
-) -> Failure:
+def _failure(entry: Options, folder: Path, state: Status, note: Options | None, told: Options) -> Failure:
     job = job_of(folder, state, note)
     counted = told.get(job)
     reason = _BY_STATE.get(counted.state, "") if counted is not None else ""
@@ -127,7 +125,7 @@ def _own_words(state: Status) -> str:
     return trace[-1] if trace else (state.reason if state.state == "failed" else "")
 
 
-def _cause(folder: Path, state: Status, note: Mapping[str, Any] | None) -> str:
+def _cause(folder: Path, state: Status, note: Options | None) -> str:
     """Why the step ended: of several ranks, what the first to break says; the others only lost their partner."""
     if note is None or not note["rank"]:
         return _own_words(state)

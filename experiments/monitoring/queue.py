@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from experiments.monitoring import queue as queue_hint
 from experiments.store.claims import JobAlive
 from experiments.store.documents import Request, Submission
+from experiments.store.typed_json import Block
 from maskgit_core.files import read_json
 
 _RETRY_WORDS = {
@@ -114,13 +115,13 @@ def queued_steps(folders: dict[str, Path]) -> dict[str, QueueEntry]:
     return {fingerprint: entry for fingerprint, entry in entries.items() if entry is not None}
 
 
-def exit_note(folder: Path, store: Path) -> dict[str, Any] | None:
+def exit_note(folder: Path, store: Path) -> Block | None:
     """The note of the job that last ran this step about its end; a rank's own trouble goes first."""
     submitted = queue_hint.submitted(folder)
     request = Request.read(folder) if submitted is not None else None
     if submitted is None or request is None:
         return None
-    notes: list[dict[str, Any]] = []
+    notes: list[Block] = []
     for batch, index, position in _calls_of(store, submitted.pipeline).get(request.fingerprint, ()):
         ends = batch / "ends"
         paths = [*ends.glob(f"{index}-{position}.*json"), *ends.glob(f"{index}.script.json")]
@@ -161,7 +162,7 @@ def retried(folder: Path, store: Path) -> str:
     note, request = submitted(folder), Request.read(folder)
     if note is None or request is None:
         return ""
-    lines: list[dict[str, Any]] = []
+    lines: list[Block] = []
     for batch, index, _ in _calls_of(store, note.pipeline).get(request.fingerprint, ()):
         with suppress(OSError, ValueError):
             lines += [json.loads(line) for line in (batch / "retries" / f"{index}.jsonl").read_text().splitlines()]

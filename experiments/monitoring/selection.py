@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from experiments.monitoring import queue
 from experiments.store.records import PipelineStep, is_cancelled, records
 from experiments.store.step_folder import Status, status
+
+if TYPE_CHECKING:
+    from launchers.cluster.queue import QueueEntry
 
 
 @dataclass(frozen=True)
@@ -20,7 +23,7 @@ class StepNow:
     fingerprint: str
     folder: Path
     status: Status
-    entry: Any  # of the queue, or None
+    entry: QueueEntry | None  # of the queue
 
     @property
     def is_live(self) -> bool:

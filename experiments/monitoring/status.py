@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from experiments.store.records import PipelineRecord, PipelineStep
+from experiments.store.typed_json import Block, DamagedError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from experiments.store.claims import JobAlive
+    from launchers.cluster.queue import QueueEntry
 
 
-def rows_of(record: PipelineRecord, store: Path) -> list[dict[str, Any]]:
+def rows_of(record: PipelineRecord, store: Path) -> list[Block]:
     """Every step of an execution with its state as it is now."""
     from experiments.monitoring.queue import job_alive, queued_steps
 
@@ -18,13 +25,27 @@ def rows_of(record: PipelineRecord, store: Path) -> list[dict[str, Any]]:
     states: dict[str, str] = {}
     rows = []
     for entry in record.steps:
-        row = row_of(entry, store, alive, queued, states)
+        try:
+            row = row_of(entry, store, alive, queued, states)
+        except DamagedError as error:
+            row = _damaged_row(entry, store, error)
         states[entry.fingerprint] = row["state"]
         rows.append(row)
     return rows
 
 
-def row_of(entry: PipelineStep, store: Path, alive: Any, queued: Any, states: dict[str, str]) -> dict[str, Any]:
+def _damaged_row(entry: PipelineStep, store: Path, error: DamagedError) -> Block:
+    """A step of which nothing can be told, so that the others are shown all the same."""
+    unknown = dict.fromkeys(("job", "owner", "seconds", "headline", "progress"))
+    name = f"{error.path.name} is damaged ({error.problem}); maskgit run repairs it or runs the step again"
+    return {"name": entry.name, "stage": entry.stage, "state": "damaged", "attempt": 0, "reason": name, **unknown,
+            "folder": str(store / entry.folder), "fingerprint": entry.fingerprint,
+            "params": entry.params}  # fmt: skip
+
+
+def row_of(
+    entry: PipelineStep, store: Path, alive: JobAlive | None, queued: Mapping[str, QueueEntry], states: dict[str, str]
+) -> Block:
     """One step's state: from its files first, then the queue, then what it waits for."""
     from experiments.monitoring.queue import retried, running_tasks
     from experiments.store.paths import StepFolder

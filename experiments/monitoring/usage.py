@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from experiments.console import duration, table
 from experiments.monitoring import queue
 from experiments.store.documents import End, Manifest, Start
 from experiments.store.paths import StepFolder
+from experiments.store.typed_json import Options
+
+if TYPE_CHECKING:
+    from launchers.cluster.queue import Usage
 
 
-def report(steps: Sequence[Mapping[str, Any]]) -> str:
+def report(steps: Sequence[Options]) -> str:
     """Time on the machines by step name, from files; then, where sacct answers, each job's use of what it asked for."""
     return "\n".join(part for part in (hours_table(steps), _jobs(steps)) if part)
 
 
-def hours_table(steps: Sequence[Mapping[str, Any]]) -> str:
+def hours_table(steps: Sequence[Options]) -> str:
     """Hours of processes and of GPUs that all attempts of these steps took, by step name, and their sum."""
     sums: dict[str, list[float]] = {}
     for step in steps:
@@ -60,7 +64,7 @@ def _last_sign(attempt: Path, began: float) -> float:
     return max(times)
 
 
-def _jobs(steps: Sequence[Mapping[str, Any]]) -> str:
+def _jobs(steps: Sequence[Options]) -> str:
     jobs = {}
     for step in steps:
         note = queue.submitted(Path(step["folder"]))
@@ -79,7 +83,7 @@ def _jobs(steps: Sequence[Mapping[str, Any]]) -> str:
     return table(rows)
 
 
-def _row(name: str, used: Any) -> list[str]:
+def _row(name: str, used: Usage) -> list[str]:
     share = used.cpu_share
     return [
         name,

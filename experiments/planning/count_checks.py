@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from experiments.config.schema.params import MISSING
 from experiments.config.schema.signatures import read_stage
 from experiments.planning.counts import Counts, statistics_path
+from experiments.store.typed_json import Block, Options
 from maskgit_core import refusals
 from maskgit_core.errors import ConfigError
 from maskgit_core.evaluation.reference_kinds import check_statistics
@@ -93,7 +94,7 @@ def _check_measures(node: Node, nodes: Mapping[str, Node], counts: Counts, count
                     refusals.check_at_least(f"{key}metrics", number, least, what, why, remedy)
 
 
-def _least(settings: Mapping[str, Any], of_samples: bool) -> Iterator[tuple[str, int, str]]:
+def _least(settings: Options, of_samples: bool) -> Iterator[tuple[str, int, str]]:
     """Metrics of a protocol, how many images each takes at least, and why."""
     metrics, near = settings["metrics"], max(settings["num_neighbours"], settings["density_neighbours"])
     if "inception_score" in metrics and of_samples and settings["split_size"] is None:
@@ -105,7 +106,7 @@ def _least(settings: Mapping[str, Any], of_samples: bool) -> Iterator[tuple[str,
             yield name, near + 1, f"{name} looks at {near} neighbours"
 
 
-def _measures(node: Node, nodes: Mapping[str, Node]) -> Iterator[tuple[str, dict[str, Any], Node | None]]:
+def _measures(node: Node, nodes: Mapping[str, Node]) -> Iterator[tuple[str, Block, Node | None]]:
     """Of each protocol: the beginning of its keys, its settings, and its reference."""
     name, config = node.request.name, node.request.config
     fields = {p.name: p.default for p in read_stage("experiments.stages.evaluate", "evaluate").params.values()

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from experiments.planning.graph import Node
+from experiments.store.typed_json import Options
 
 
-def request_of(node: Node) -> dict[str, Any]:
+def request_of(node: Node) -> dict[str, object]:
     """The part of a node's request that makes its identity."""
     return {
         "version": node.request.version,
@@ -18,11 +18,11 @@ def request_of(node: Node) -> dict[str, Any]:
     }
 
 
-def flat_request(request: Mapping[str, Any]) -> dict[str, Any]:
+def flat_request(request: Options) -> dict[str, object]:
     """Dotted key -> value of everything that makes a step's identity."""
-    flat: dict[str, Any] = {"version": request.get("version")}
+    flat: dict[str, object] = {"version": request.get("version")}
 
-    def walk(prefix: str, value: Any) -> None:
+    def walk(prefix: str, value: object) -> None:
         if isinstance(value, Mapping):
             for key, inner in value.items():
                 walk(f"{prefix}.{key}" if prefix else str(key), inner)
@@ -37,7 +37,7 @@ def flat_request(request: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def difference(old: Mapping[str, Any], new: Mapping[str, Any], step: str) -> list[str]:
+def difference(old: Mapping[str, object], new: Mapping[str, object], step: str) -> list[str]:
     """Keys whose values differ, as `train.lr: 0.001 -> 0.0005`; own keys first, inputs last."""
     lines = []
     for key in sorted({*old, *new}, key=lambda k: (k.startswith(("input ", "content of ")), k)):

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from experiments.config import sweep as sweeps
 from experiments.config.checker import StepRequest
 from experiments.store.step_folder import Store
+from experiments.store.typed_json import Options
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Node:
     folder: Path
     inputs: Mapping[str, tuple[str, ...]]  # parameter -> upstream fingerprints
     outside: Mapping[str, str]  # dotted key -> content digest
-    params: Mapping[str, Any]  # the sweep's values that lead to it (and to no other value)
+    params: Mapping[str, object]  # the sweep's values that lead to it (and to no other value)
     maker: str | None = None  # the training that publishes it, where it is a kept checkpoint: it has no run of its own
 
     @property
@@ -40,7 +40,7 @@ class Node:
 class Item:
     """One point of the sweep: its values and the steps (name -> fingerprint) it consists of."""
 
-    params: Mapping[str, Any]
+    params: Mapping[str, object]
     steps: Mapping[str, str]
 
 
@@ -52,9 +52,9 @@ class Graph:
     description: str
     nodes: Mapping[str, Node]
     items: tuple[Item, ...]
-    settings: Mapping[str, Any]  # launcher, paths, tracking: how, not what
+    settings: Options  # launcher, paths, tracking: how, not what
     overrides: tuple[str, ...] = ()
-    configs: tuple[Mapping[str, Any], ...] = field(default=(), repr=False)
+    configs: tuple[Mapping[str, object], ...] = field(default=(), repr=False)
     outside: tuple[str, ...] = ()  # steps that are needed but not asked for (`--only`, `--from`): they must be finished
     absent: tuple[str, ...] = ()  # weights that are nowhere to be had, so that no fingerprint that counts them is known
     notes: tuple[str, ...] = ()  # what was found in a folder of pictures, and the sizes chosen for it

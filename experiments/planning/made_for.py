@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from experiments.config.schema.sources import present_name
+from experiments.store.typed_json import Options
 
 if TYPE_CHECKING:
     from experiments.planning.graph import Node
@@ -33,6 +34,6 @@ def unlike_model(node: Node, nodes: Mapping[str, Node]) -> str:
     )
 
 
-def _text(model: Mapping[str, Any]) -> str:
+def _text(model: Options) -> str:
     options = ", ".join(f"{key} {value}" for key, value in model.items() if key != "name")
     return f"{model['name']} ({options})" if options else str(model["name"])

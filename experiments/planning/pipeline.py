@@ -21,12 +21,13 @@ from experiments.planning.kept_needs import check_is_kept, stored_request
 from experiments.planning.parts import Part
 from experiments.store.kept import INPUT, find_model, kept_fingerprint, kept_folder
 from experiments.store.step_folder import Store
+from experiments.store.typed_json import Options
 from experiments.store.typed_json import fingerprint as fingerprint_of
 from maskgit_core.errors import ConfigError, WeightsError
 from maskgit_core.weights.registry import is_published
 
 #: (dotted key, value, "content" | "weights") -> digest
-Digest = Callable[[str, Any, str], str]
+Digest = Callable[[str, object, str], str]
 
 
 def weights_of(arguments: Sequence[str], step: str, config_dirs: Sequence[Path] = ()) -> list[str]:
@@ -55,7 +56,7 @@ def build(
     arguments: Sequence[str],
     config_dirs: Sequence[Path] = (),
     digest: Digest | None = None,
-    check: Callable[[Mapping[str, Any]], object] | None = None,
+    check: Callable[[Options], object] | None = None,
     fetch: Callable[[str], object] | None = None,
     part: Part | None = None,
     allow_absent: bool = False,
@@ -91,6 +92,7 @@ def build(
     requests = [{name: r for name, r in steps.items() if name in chosen | outside} for steps in requests]
     absent: list[str] = []
     nodes, items = _Builder(store, _noting(digest, absent) if allow_absent else digest).build(points, requests)
+    found = [line for config in resolved for line in config.get("found") or ()]
     preflight.check(nodes, ranks_count=settings["launcher"].get("name") != "inline")
     return Graph(
         experiment=str(asked.choice("experiment")),
@@ -102,13 +104,13 @@ def build(
         outside=tuple(sorted(outside)),
         absent=tuple(absent),
         left_out=(*told, *left_out),
-        notes=tuple(dict.fromkeys(line for config in resolved for line in config.get("found") or ())),
+        notes=tuple(dict.fromkeys([*found, *preflight.fewer_images(nodes)])),
         configs=tuple(resolved),
     )
 
 
 def _possible(
-    requests: list[Mapping[str, StepRequest]], config: Mapping[str, Any], digest: Digest, allow_absent: bool
+    requests: list[Mapping[str, StepRequest]], config: Options, digest: Digest, allow_absent: bool
 ) -> tuple[list[Mapping[str, StepRequest]], Sequence[str]]:
     """The steps whose weights there are, where the pipeline's steps are optional, else all; and what is left out."""
     if not config["pipeline"].get("optional"):
@@ -176,7 +178,7 @@ class _Builder:
         self._store = store
         self._digest = digest
         self._nodes: dict[str, Node] = {}
-        self._params: dict[str, dict[str, Any]] = {}
+        self._params: dict[str, dict[str, object]] = {}
 
     def build(
         self, points: Sequence[sweeps.Point], requests: Sequence[Mapping[str, StepRequest]]

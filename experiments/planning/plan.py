@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from experiments.config.schema.signatures import source_file
 from experiments.planning.difference import difference, flat_request, request_of
@@ -15,10 +15,12 @@ from experiments.store.claims import JobAlive
 from experiments.store.code_digests import CodeNow
 from experiments.store.documents import Manifest, Record, Request
 from experiments.store.step_folder import Status, check_outputs, status
-from experiments.store.typed_json import plain
+from experiments.store.typed_json import Block, Options, plain
 from maskgit_core.errors import ArtifactError, ConfigError
 
 Action = Literal["done", "running", "queued", "run", "check"]
+_REDO = "asked for with --redo"
+_OTHER_CODE = "other code than the rest of the sweep"
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,12 @@ class PlannedStep:
     status: Status
     warnings: tuple[str, ...] = field(default=())
     identified: bool = True  # false where absent weights leave the fingerprint unknown
+    old_code: tuple[str, ...] = ()  # modules that have changed since a step that is done was made
+
+    @property
+    def again(self) -> bool:
+        """True where a finished step is made anew although nothing that was asked has changed."""
+        return self.action == "run" and self.reason.startswith((_REDO, _OTHER_CODE))
 
 
 class Planner:
@@ -44,6 +52,7 @@ class Planner:
         redo: step names (or fingerprints) to run again although they are done.
         job_alive: asks the queue about a job id.
         queued: fingerprint -> entry of the queue, for steps that somebody has submitted.
+        reuse_old_code: leave the finished points of a sweep as they are although others run with code that has changed.
     """
 
     def __init__(
@@ -52,13 +61,16 @@ class Planner:
         *,
         redo: Collection[str] = (),
         job_alive: JobAlive | None = None,
-        queued: Mapping[str, Any] | None = None,
+        queued: Options | None = None,
+        reuse_old_code: bool = False,
     ) -> None:
         self._graph = graph
         self._queued = queued or {}
         self._redo = set(redo)
+        self._reuse_old_code = reuse_old_code
+        self._mixing: Mapping[str, tuple[str, ...]] = {}  # fingerprint -> modules that have changed since it was made
         self._job_alive = job_alive
-        self._siblings: dict[Path, list[tuple[Path, dict[str, Any]]]] = {}
+        self._siblings: dict[Path, list[tuple[Path, Block]]] = {}
         self._code = CodeNow(source_file)
         known = {n.request.name for n in graph.nodes.values()} | {n.name for n in graph.nodes.values()}
         for name in self._redo - known:
@@ -70,9 +82,10 @@ class Planner:
         Raises:
             ArtifactError: a finished step's files no longer match its manifest.
         """
-        planned: dict[str, PlannedStep] = {}
-        for fingerprint, node in self._graph.nodes.items():
-            planned[fingerprint] = self._step(node, planned)
+        planned = self._steps()
+        while not self._reuse_old_code and (mixing := self._other_code(planned.values())):
+            self._mixing = {**self._mixing, **mixing}
+            planned = self._steps()
         for step in planned.values():
             if step.node.request.name in self._graph.outside and step.action in ("run", "check"):
                 raise ConfigError(
@@ -80,6 +93,21 @@ class Planner:
                     f"run it first: --until {step.node.request.name}"
                 )
         return list(planned.values())
+
+    def _steps(self) -> dict[str, PlannedStep]:
+        planned: dict[str, PlannedStep] = {}
+        for fingerprint, node in self._graph.nodes.items():
+            planned[fingerprint] = self._step(node, planned)
+        return planned
+
+    def _other_code(self, planned: Iterable[PlannedStep]) -> dict[str, tuple[str, ...]]:
+        """Finished points of a sweep that were made by other code than its other points: one number, two versions."""
+        groups: dict[str, list[PlannedStep]] = {}
+        for step in planned:
+            if step.node.maker is None and step.node.request.name not in self._graph.outside:
+                groups.setdefault(step.node.request.name, []).append(step)
+        mixed = [group for group in groups.values() if len({step.old_code for step in group}) > 1]
+        return {s.node.fingerprint: s.old_code for group in mixed for s in group if s.old_code}
 
     def _step(self, node: Node, planned: Mapping[str, PlannedStep]) -> PlannedStep:
         if node.maker is not None:
@@ -98,7 +126,10 @@ class Planner:
             return PlannedStep(node, "queued", f"job {entry.job} of {entry.user} ({entry.state.lower()})", state)
         pending = [planned[p] for p in node.upstream if planned[p].action != "done"]
         if node.request.name in self._redo or node.name in self._redo:
-            return PlannedStep(node, "run", "asked for with --redo", state)
+            return PlannedStep(node, "run", _REDO, state)
+        if node.fingerprint in self._mixing and state.state == "done":
+            names = _few(self._mixing[node.fingerprint])
+            return PlannedStep(node, "run", f"{_OTHER_CODE} ({names} has changed); --reuse-old-code keeps it", state)
         if state.state != "done":
             return PlannedStep(node, "run", self._why(node, state, pending), state)
         if pending:
@@ -112,11 +143,11 @@ class Planner:
             check_outputs(node.folder, state.manifest)
         except ArtifactError as error:
             raise ArtifactError(f"{node.name}: {error}") from None
-        return PlannedStep(node, "done", "done", state, self._drift(node))
+        return PlannedStep(node, "done", "done", state, *self._drift(node))
 
     def _kept(self, node: Node, maker: PlannedStep, planned: Mapping[str, PlannedStep]) -> PlannedStep:
         """A checkpoint that a training keeps: usable once published, whatever becomes of the training."""
-        state, again = status(node.folder), maker.action == "run" and "--redo" in maker.reason
+        state, again = status(node.folder), maker.again
         above = [planned[p] for p in maker.node.upstream]
         inputs = {
             s.node.fingerprint: s.status.manifest.digest for s in above if s.action == "done" and s.status.manifest
@@ -165,14 +196,18 @@ class Planner:
                 best = (folder, keys)
         return best
 
-    def _drift(self, node: Node) -> tuple[str, ...]:
-        """Warns where the code that a finished step used has changed since."""
+    def _drift(self, node: Node) -> tuple[tuple[str, ...], bool, tuple[str, ...]]:
+        """A warning where the code that a finished step used has changed since, and the modules that have."""
         record = Record.read(node.folder)
-        changed = self._code.changed(record.science_files) if record else []
+        changed = tuple(self._code.changed(record.science_files)) if record else ()
         if not changed:
-            return ()
-        names = ", ".join(changed[:4]) + (" ..." if len(changed) > 4 else "")
-        return (f"{node.name}: its code has changed since it ran ({names}); reused as it is, --redo runs it again",)
+            return (), True, ()
+        told = f"its code has changed since it ran ({_few(changed)}); reused as it is, --redo runs it again"
+        return (f"{node.name}: {told}",), True, changed
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:4]) + (" ..." if len(names) > 4 else "")
 
 
 def summary(planned: list[PlannedStep]) -> dict[str, int]:

@@ -29,9 +29,14 @@ from maskgit_core.weights.registry import fixed_image_size, is_published
 if TYPE_CHECKING:
     from experiments.planning.graph import Node
 
-#: Folders of components that tell facts, and the class in their files.
-_CLASSES = {"tokenizers": "Tokenizer", "datasets": "Dataset"}
-#: Facts of pictures, not of what encodes them.
+#: Folder of a kind of component -> the class in its files and the facts that it may tell; any other option or constant
+#: of theirs is their own business.
+_TOLD_BY = {
+    "tokenizers": ("Tokenizer", ("codebook_size", "downsample_factor", "one_dimensional", "image_size")),
+    "datasets": ("Dataset", ("num_classes", "image_size")),
+    "models": ("Model", ("splits",)),
+}
+#: Facts of pictures, not of the tokenizer that encodes them.
 _OF_DATA = ("num_classes", "image_size", "num_tokens")
 
 
@@ -61,6 +66,21 @@ def check(nodes: Mapping[str, Node], *, ranks_count: bool = True) -> None:
         check_counts(node, nodes, counts)
 
 
+def fewer_images(nodes: Mapping[str, Node]) -> list[str]:
+    """A line for each evaluation of more images than its samples will be, which measures what there is."""
+    lines = []
+    for node in nodes.values():
+        wanted, made = node.request.config.get("num_images"), node.inputs.get("generated", ())
+        for source in (nodes[fingerprint].request for fingerprint in made if node.request.stage == "evaluate"):
+            there = source.config.get("num_samples")
+            if isinstance(wanted, int) and isinstance(there, int) and wanted > there:
+                lines.append(
+                    f"warning: {node.request.name}.num_images: {wanted} asked for, {source.name}.num_samples is "
+                    f"{there}; {there} are used"
+                )
+    return lines
+
+
 def _check_sampling(node: Node, known_facts: KnownFacts) -> None:
     step, config = node.request.name, node.request.config
     if node.request.stage == "edit":
@@ -79,8 +99,8 @@ def _check_sampling(node: Node, known_facts: KnownFacts) -> None:
             refusals.check_classes(f"{step}.label", [config["label"]], num_classes)
         refusals.check_guidance(sampler.get("guidance_scale", 1.0), num_classes)
     if num_tokens is not MISSING:
-        splits = known_facts.fact(model, "splits")  # a dataset's SPLITS are names, not a model's number of groups
-        refusals.check_steps(sampler.get("num_steps", 1), num_tokens * (splits if isinstance(splits, int) else 1))
+        splits = known_facts.fact(model, "splits")
+        refusals.check_steps(sampler.get("num_steps", 1), num_tokens * (1 if splits is MISSING else splits))
     known, codebook_size = (
         known_facts.fact(model, "codebook_size"),
         known_facts.of_param(node, "tokenizer", "codebook_size"),
@@ -93,6 +113,8 @@ def _check_training(node: Node, known_facts: KnownFacts, ranks_count: bool) -> N
     step, config = node.request.name, node.request.config
     if ranks_count:
         refusals.check_batch(config["batch_size"], int(node.request.resources.get("ranks") or 1), f"{step}.batch_size")
+    if node.inputs.get("tokens"):
+        refusals.check_mapped(node.request.execution.get("num_workers") or 0, f"{step}.num_workers")
     for source in node.inputs.get("continue_from", ()):
         done = known_facts.num_train_steps(source)
         if done is not MISSING:
@@ -145,10 +167,10 @@ class KnownFacts:
 
     def __init__(self, nodes: Mapping[str, Node]) -> None:
         self._nodes = nodes
-        self._known: dict[tuple[str, str], Any] = {}
+        self._known: dict[tuple[str, str], object] = {}
 
     def fact(self, fingerprint: str, name: str) -> Any:
-        """`num_classes`, `num_tokens`, `codebook_size`, `image_size` or `downsample_factor` of an artifact."""
+        """`num_tokens` or any fact of `_TOLD_BY` of an artifact."""
         key = (fingerprint, name)
         if key not in self._known:
             self._known[key] = self._found(self._nodes[fingerprint], name)
@@ -168,7 +190,7 @@ class KnownFacts:
             return int(at)
         return request.config.get("num_train_steps", MISSING)
 
-    def _found(self, node: Node, name: str) -> Any:
+    def _found(self, node: Node, name: str) -> object:
         config = node.request.config
         if name in config and not isinstance(config[name], Mapping):
             return config[name]
@@ -185,7 +207,7 @@ class KnownFacts:
                 fact = manifest.facts.get(name, MISSING) if manifest else MISSING
         return fact
 
-    def _num_tokens(self, node: Node) -> Any:
+    def _num_tokens(self, node: Node) -> object:
         config = node.request.config
         if "grid_height" in config and "grid_width" in config:
             return config["grid_height"] * config["grid_width"]
@@ -197,21 +219,19 @@ class KnownFacts:
         return (size // factor) ** 2
 
 
-def _is_known(value: Any) -> bool:
+def _is_known(value: object) -> bool:
     return value is not MISSING
 
 
-def _of_component(node: Node, param: str, name: str) -> Any:
+def _of_component(node: Node, param: str, name: str) -> object:
     """A fact of a component of a step's config."""
     component, module = node.request.config[param], node.request.modules.get(param)
-    if module is None:
+    class_name, told = _TOLD_BY.get(module.split(".")[1], ("", ())) if module is not None else ("", ())
+    if module is None or name not in told:
         return MISSING
     if name in component:
         return component[name]
-    folder = module.split(".")[1]
-    if folder not in _CLASSES:
-        return MISSING
-    constants = read_component(module, _CLASSES[folder], param).constants
+    constants = read_component(module, class_name, param).constants
     if name.upper() in constants and not component.get("partial"):  # `partial`: whatever part of a dataset is there
         return constants[name.upper()]
     if (weights := node.request.weights.get(f"{param}.weights")) is not None:
@@ -224,7 +244,7 @@ def _of_component(node: Node, param: str, name: str) -> Any:
     return MISSING
 
 
-def _counted(node: Node, param: str, module: str) -> Any:
+def _counted(node: Node, param: str, module: str) -> object:
     """The number of classes that a folder of pictures shows."""
     count = getattr(import_module(module), "count_classes", None)
     root = node.request.content.get(f"{param}.root")

@@ -17,6 +17,7 @@ from typing import Any
 
 from experiments.config.checker import StepRequest
 from experiments.config.toy import rules
+from experiments.store.typed_json import Options
 from maskgit_core.content import resolve
 from maskgit_core.errors import DataError
 
@@ -24,13 +25,13 @@ from maskgit_core.errors import DataError
 _SPLITS = ("train", "val", "test", "validation")
 
 
-def make_all(configs: Sequence[Mapping[str, Any]], requests: Sequence[Mapping[str, StepRequest]]) -> list[str]:
+def make_all(configs: Sequence[Options], requests: Sequence[Mapping[str, StepRequest]]) -> list[str]:
     """The lines of `make` for every point of a request, each once; none where no toy is asked for."""
     pairs = [(config["toy"], steps) for config, steps in zip(configs, requests, strict=True) if "toy" in config]
     return list(dict.fromkeys(line for toy, steps in pairs for line in make(toy, steps.values())))
 
 
-def make(toy: Mapping[str, Any], requests: Iterable[StepRequest]) -> list[str]:
+def make(toy: Options, requests: Iterable[StepRequest]) -> list[str]:
     """Makes what is missing, and says in a few lines what takes the place of what.
 
     Args:

@@ -1,16 +1,16 @@
-"""What a page says of an execution before any number: what it is, when, where and by which command it was made."""
+"""The head of a page: what was run, when, where and by which command."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from experiments.config.specs import Input
 from experiments.console import duration
 from experiments.store.documents import Manifest, Record
 from experiments.store.records import PipelineRecord, PipelineStep
+from experiments.store.typed_json import Options
 
 BOX, GAP_X, GAP_Y, HEIGHT, LETTER = 26, 18, 34, 30, 7.2  # of the drawing, in px
 
@@ -86,7 +86,7 @@ def commit_of(record: Record) -> str:
     return (code.commit or "")[:12] + (" + changes" if code.dirty else "")
 
 
-def _machine(facts: Mapping[str, Any]) -> str:
+def _machine(facts: Options) -> str:
     gpus = [str(name) for name in facts.get("gpus") or ()]
     cores = f"{facts['cores']} cores" if facts.get("cores") else ""
     what = [f"{gpus.count(name)} x {name}" for name in dict.fromkeys(gpus)] or ([f"{cores}, no GPU"] if cores else [])
@@ -142,7 +142,7 @@ def _laid_out(
 
 
 def direct(name: str, needs: Mapping[str, set[str]]) -> set[str]:
-    """What a step needs without what it also needs through another step."""
+    """The needs of a step, less those it also has through another step."""
     through: set[str] = set()
     above = list(needs[name])
     while above:

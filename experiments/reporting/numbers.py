@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from experiments.config.specs import Input
 from experiments.console import number
-from experiments.store.documents import Manifest
+from experiments.store.code_digests import unlike_code
+from experiments.store.documents import Manifest, Record
 from experiments.store.scores import Score, describe_metric, differences, read_scores
+from experiments.store.typed_json import Block, Options
 
 FLOOR, CEILING = "real images", "untrained model"
 ROLES = {FLOOR: "floor: real images", CEILING: "ceiling: an untrained model", "samples": "samples",
@@ -104,7 +105,7 @@ def _sentence(item: Input, head: Score, others: Mapping[str, Score]) -> str:
     return " ".join(told)
 
 
-def table(inputs: Sequence[Input]) -> dict[str, Any] | None:
+def table(inputs: Sequence[Input]) -> Block | None:
     """Every number once, with what it is of and its protocol, the headline's kind first."""
     rows: dict[tuple[str, ...], list[str]] = {}
     for item in inputs:
@@ -134,6 +135,17 @@ def floors_differ(inputs: Sequence[Input]) -> list[str]:
     return list(dict.fromkeys(notes))
 
 
+def other_code(inputs: Sequence[Input]) -> list[str]:
+    """A sentence where scores of one kind were made by different code; empty where all were made by the same."""
+    told = []
+    for kind in dict.fromkeys(item.kind for item in inputs):
+        records = [Record.read(item.folder) for item in inputs if item.kind == kind]
+        if changed := unlike_code(record.science_files for record in records if record is not None):
+            names = ", ".join(changed[:4]) + (" ..." if len(changed) > 4 else "")
+            told.append(f"Not to be compared: these {kind} were made by different code ({names}).")
+    return told
+
+
 def _why(one: Score, other: Score) -> str:
     if one.num_images != other.num_images:
         return f"they are of {one.num_images} and {other.num_images} pictures, and the score depends on the number"
@@ -144,9 +156,9 @@ def _why(one: Score, other: Score) -> str:
     return f"they were not measured alike ({'; '.join(apart[:2])})" if apart else "of other pictures"
 
 
-def protocols(inputs: Sequence[Input]) -> list[dict[str, Any]]:
+def protocols(inputs: Sequence[Input]) -> list[Block]:
     """Each protocol once: its settings as first used, and where steps differ from that."""
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, Block] = {}
     for item in inputs:
         for score in scores_of(item):
             if not score.details:
@@ -160,8 +172,8 @@ def protocols(inputs: Sequence[Input]) -> list[dict[str, Any]]:
     return list(found.values())
 
 
-def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def _flat(value: Options, prefix: str = "") -> Block:
+    flat: Block = {}
     for key, inner in value.items():
         if isinstance(inner, Mapping):
             flat |= _flat(inner, f"{prefix}{key}.")

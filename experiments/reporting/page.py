@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from experiments.config.specs import Input
 from experiments.reporting import numbers, sweep
@@ -20,6 +20,9 @@ from experiments.results.plots import curve_figure, panels, rendered
 from experiments.store.documents import Launch, Manifest, Record
 from experiments.store.journal import Point, read_points
 from experiments.store.records import PipelineRecord, PipelineStep
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 #: Measured speed and waiting say how it ran, not what came out; MLflow shows them.
 NOT_RESULTS = ("seconds", "per_s", "time", "wait", "memory", "throughput", "utilisation", "tflops")
@@ -65,7 +68,7 @@ def page(inputs: Sequence[Input], record: PipelineRecord | None = None, title: s
         cut=len(ranked) - sweep.MAX_CARDS,
         charts=_charts(swept, ranked, beside),
         scores=sweep.table(swept[:MAX_TABLE]) if swept else numbers.table(measured),
-        floors=numbers.floors_differ(measured),
+        floors=[*numbers.other_code(measured), *numbers.floors_differ(measured)],
         pictures=_pictures(ordered, beside, without_samples=samples is not None or bool(ranked)),
         curves=_curves(ordered, beside),
         protocols=numbers.protocols(measured),
@@ -110,13 +113,13 @@ def _charts(
     return found
 
 
-def _drawn(name: str, figure: Any, text: str, beside: dict[str, bytes]) -> html.Picture:
+def _drawn(name: str, figure: Figure, text: str, beside: dict[str, bytes]) -> html.Picture:
     for form in ("png", "svg"):
         beside[f"{name}.{form}"] = rendered(figure, form)
     return _on_page(name, figure, text)
 
 
-def _on_page(name: str, figure: Any, text: str) -> html.Picture:
+def _on_page(name: str, figure: Figure, text: str) -> html.Picture:
     return html.picture(html.for_dark_pages(rendered(figure, "svg", on_page=True)), ".svg", name, text)
 
 
@@ -138,7 +141,7 @@ def _pictures(inputs: Sequence[Input], beside: dict[str, bytes], without_samples
 
 def _curves(inputs: Sequence[Input], beside: dict[str, bytes]) -> list[tuple[str, list[html.Picture]]]:
     """Training curves of tokenizers and models: a picture a panel in the page, all together as files."""
-    found = []
+    sections = []
     for kind in ("tokenizer", "model"):
         runs = {numbers.label_of(i): _results(read_points(i.folder)) for i in inputs if i.kind == kind}
         arranged, titles = panels(runs), TITLES[kind]
@@ -146,10 +149,11 @@ def _curves(inputs: Sequence[Input], beside: dict[str, bytes]) -> list[tuple[str
             continue
         for form in ("png", "svg"):
             beside[f"curves_{kind}.{form}"] = rendered(figure, form)
-        single = [(name, curve_figure({name: lines}, titles=titles)) for name, lines in arranged.items()]
+        drawn = {name: curve_figure({name: lines}, titles=titles) for name, lines in arranged.items()}
         heading = "the tokenizer" if kind == "tokenizer" else "the transformer"
-        found.append((f"Training of {heading}.", [_on_page(name, one, "") for name, one in single]))
-    return found
+        pictures = [_on_page(name, one, "") for name, one in drawn.items() if one is not None]
+        sections.append((f"Training of {heading}.", pictures))
+    return sections
 
 
 def _results(points: Sequence[Point]) -> list[Point]:

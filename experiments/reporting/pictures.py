@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.config.specs import Input
+from experiments.config.specs import DatasetSpec, Input
 from experiments.results import html
 from experiments.running.binding import arguments, load_inputs
 from experiments.store.documents import Launch, Manifest, Request
@@ -101,7 +101,7 @@ def _real(scored: Input, wanted: Sequence[int]) -> dict[int, list[Any]]:
     with suppress(MaskgitError, OSError):
         request, launch = Request.needed(scored.folder), Launch.needed(scored.folder)
         given = arguments(request, launch, load_inputs(StepFolder(scored.folder).store, request, launch))
-        if (dataset := given.get("dataset")) is None:
+        if not isinstance(dataset := given.get("dataset"), DatasetSpec):
             return {}
         data = dataset.with_options(split=given["test_split"]).build()
         for i in range(min(len(data), MAX_SCANNED)):
@@ -140,7 +140,7 @@ def _strip(images: Sequence[Any], alt: str) -> html.Picture | None:
 
 
 def caption(item: Input, name: str) -> str:
-    """What one sees in a picture that a step shows."""
+    """The caption of a picture that a step shows."""
     stem, stage = Path(name).stem, Request.needed(item.folder).stage
     told = CAPTIONS.get((stage, stem), f"{Path(name).name}.")
     names = item.facts.get("class_names")

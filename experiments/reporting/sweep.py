@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from experiments.config.specs import Input
 from experiments.console import number
@@ -14,6 +14,10 @@ from experiments.reporting.pictures import strip
 from experiments.results import html
 from experiments.results.plots import Mark, pareto_front, scatter_figure, value_figure
 from experiments.store.scores import Score, describe_metric
+from experiments.store.typed_json import Block
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 MAX_CARDS = 60
 
@@ -49,7 +53,7 @@ def cards(ranked: Sequence[tuple[Input, Score]]) -> list[Card]:
     return made
 
 
-def over_values(ranked: Sequence[tuple[Input, Score]]) -> Any | None:
+def over_values(ranked: Sequence[tuple[Input, Score]]) -> Figure | None:
     """A panel for each swept key with several values: the score of every setting over the value."""
     panels: dict[str, list[tuple[Any, float]]] = {}
     for item, score in ranked:
@@ -63,7 +67,7 @@ def over_values(ranked: Sequence[tuple[Input, Score]]) -> Any | None:
     return value_figure(several, name, lower=known is None or known[1] is not False)
 
 
-def front(inputs: Sequence[Input]) -> tuple[Any, str] | None:
+def front(inputs: Sequence[Input]) -> tuple[Figure, str] | None:
     """The first score over the next one that varies, with the Pareto front, and a caption; None for one score."""
     read = {item.fingerprint: scores_of(item) for item in inputs}
     columns = {s.comparable: s for scores in read.values() for s in scores}
@@ -84,7 +88,7 @@ def front(inputs: Sequence[Input]) -> tuple[Any, str] | None:
     return scatter_figure(groups, x.key, y.key, best), f"{y.key} over {x.key}; dashed: the Pareto front"
 
 
-def table(inputs: Sequence[Input]) -> dict[str, Any]:
+def table(inputs: Sequence[Input]) -> Block:
     """A row per item, a column per score; scores of unlike protocols get columns of their own."""
     read = {item.fingerprint: scores_of(item) for item in inputs}
     columns = {s.comparable: s for scores in read.values() for s in scores}

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from experiments.console import number
 from experiments.results import html
@@ -144,7 +143,7 @@ def _value(spread: Spread | None) -> str:
     return number(spread.mean) + (f" ± {number(spread.std)} (n={spread.count})" if spread.std is not None else "")
 
 
-def as_json(comparison: Comparison) -> dict[str, Any]:
+def as_json(comparison: Comparison) -> dict[str, object]:
     """Plain data for scripts."""
     return {
         "sides": [

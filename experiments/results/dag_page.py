@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from experiments.config.settings import resolve_uri
 from experiments.console import duration, number
@@ -18,7 +18,8 @@ from experiments.store.documents import Manifest, Notes
 from experiments.store.journal import SYSTEM_PREFIX, curves, read_points
 from experiments.store.paths import StepFolder
 from experiments.store.records import PipelineRecord
-from experiments.tracking.memory import memory_of, short_uid
+from experiments.store.typed_json import Block, Options
+from experiments.tracking.window import short_uid
 from maskgit_core.errors import MaskgitError
 from maskgit_core.files import read_json
 
@@ -54,7 +55,7 @@ class Curve:
     steps: int
 
 
-def page(record: PipelineRecord, rows: Sequence[Mapping[str, Any]], store: Path, refresh_s: int | None = None) -> str:
+def page(record: PipelineRecord, rows: Sequence[Options], store: Path, refresh_s: int | None = None) -> str:
     """The page of an execution.
 
     Args:
@@ -82,7 +83,7 @@ def page(record: PipelineRecord, rows: Sequence[Mapping[str, Any]], store: Path,
     )
 
 
-def _about(record: PipelineRecord, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def _about(record: PipelineRecord, rows: Sequence[Options]) -> list[str]:
     spent = sum(float(row["seconds"] or 0.0) for row in rows)
     started = time.strftime("%Y-%m-%d %H:%M", time.localtime(record.time))
     told = [f"run {record.uid} of {record.user}, started {started}", f"{duration(spent)} in all steps together"]
@@ -90,9 +91,7 @@ def _about(record: PipelineRecord, rows: Sequence[Mapping[str, Any]]) -> list[st
 
 
 # -- the drawing ------------------------------------------------------------------------------------------------------
-def drawing(
-    record: PipelineRecord, rows: Sequence[Mapping[str, Any]]
-) -> tuple[list[Box], list[str], tuple[float, float]]:
+def drawing(record: PipelineRecord, rows: Sequence[Options]) -> tuple[list[Box], list[str], tuple[float, float]]:
     """A box a step name (all items of a sweep together), arrows as SVG paths, and the size; left to right by depth."""
     step_of = {entry.fingerprint: entry.step for entry in record.steps}
     needs: dict[str, set[str]] = {}
@@ -143,9 +142,9 @@ def _arrow(start: tuple[float, float], end: tuple[float, float]) -> str:
 
 
 # -- the table --------------------------------------------------------------------------------------------------------
-def _groups(rows: Sequence[Mapping[str, Any]], links: MlflowLinks) -> list[dict[str, Any]]:
+def _groups(rows: Sequence[Options], links: MlflowLinks) -> list[Block]:
     """Rows by step name, those with trouble first; a large group is folded."""
-    groups: dict[str, list[Mapping[str, Any]]] = {}
+    groups: dict[str, list[Options]] = {}
     for row in rows:
         groups.setdefault(str(row["name"]).partition("[")[0], []).append(row)
     found = []
@@ -163,7 +162,7 @@ def _groups(rows: Sequence[Mapping[str, Any]], links: MlflowLinks) -> list[dict[
     return found
 
 
-def _line(row: Mapping[str, Any], links: MlflowLinks) -> dict[str, Any]:
+def _line(row: Options, links: MlflowLinks) -> Block:
     head, progress = row["headline"], row["progress"]
     told = " ".join(str(row["reason"]).split())[:300]
     if progress and progress.get("total"):
@@ -192,7 +191,7 @@ class MlflowLinks:
             address = resolve_uri(store, uri)
         self._base = address.rstrip("/") if address.startswith("http") and "@" not in address else LOCAL_UI
         self.where = "" if address.startswith("http") else "links into MLflow work while `maskgit ui` runs"
-        memory = memory_of(store, address)
+        memory = store / "tracking" / hashlib.sha256(address.encode()).hexdigest()[:12]
         places = sorted(memory.iterdir()) if memory.is_dir() else []
         note = _note(self.uid)
         self._place = next((place for place in places if (place / note).exists()), None)
@@ -210,11 +209,11 @@ def _note(uid: str) -> str:
 
 
 # -- curves and pictures ----------------------------------------------------------------------------------------------
-def _newest(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+def _newest(rows: Sequence[Options]) -> list[Options]:
     """Running steps first, then finished ones, each the newest attempt first."""
     tried = [row for row in rows if row["attempt"]]
 
-    def written(row: Mapping[str, Any]) -> float:
+    def written(row: Options) -> float:
         try:
             return StepFolder(Path(row["folder"])).attempt(row["attempt"]).path.stat().st_mtime
         except OSError:
@@ -225,7 +224,7 @@ def _newest(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     return [*sorted(live, key=written, reverse=True), *sorted(rest, key=written, reverse=True)]
 
 
-def _curves(rows: Sequence[Mapping[str, Any]]) -> list[Curve]:
+def _curves(rows: Sequence[Options]) -> list[Curve]:
     found: list[Curve] = []
     for row in _newest(rows)[:40]:
         if len(found) >= MAX_CURVES:
@@ -251,7 +250,7 @@ def _curve(title: str, points: Sequence[tuple[float, float]]) -> Curve:
     return Curve(title, line, number(low), number(max(ys)), number(ys[-1]), int(xs[-1]))
 
 
-def _pictures(rows: Sequence[Mapping[str, Any]]) -> list[html.Picture]:
+def _pictures(rows: Sequence[Options]) -> list[html.Picture]:
     """The newest pictures that steps show (`Attempt.show`): sample grids, reconstructions."""
     found: list[html.Picture] = []
     for row in [row for row in _newest(rows) if row["stage"] != "report"][:60]:  # a report's charts are shown above

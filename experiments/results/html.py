@@ -49,7 +49,7 @@ def for_dark_pages(svg: bytes) -> bytes:
     return f"{head}{style}{start}{rest}".encode() if start else svg
 
 
-def render(template: str, **values: Any) -> str:
+def render(template: str, **values: object) -> str:
     """The page that `templates/<template>.html.jinja` makes of `values`; a name that is missing is an error."""
     page: str = _environment().get_template(f"{template}.html.jinja").render(**values)
     return page + "\n"

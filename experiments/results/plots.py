@@ -8,9 +8,13 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from experiments.store.journal import SYSTEM_PREFIX, Point, curves
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 SETTINGS: Any = {
     "svg.hashsalt": "maskgit",
@@ -67,14 +71,14 @@ class Mark:
     y: float
 
 
-def save(figure: Any, path: Path) -> bytes:
+def save(figure: Figure, path: Path) -> bytes:
     """Writes a figure as PNG or SVG (by suffix) without time or version in it; returns the bytes."""
     data = rendered(figure, path.suffix[1:])
     path.write_bytes(data)
     return data
 
 
-def rendered(figure: Any, form: str, *, on_page: bool = False) -> bytes:
+def rendered(figure: Figure, form: str, *, on_page: bool = False) -> bytes:
     """The bytes of a figure as `png` or `svg`; `on_page`: transparent. The figure is closed by its owner."""
     import matplotlib as mpl
 
@@ -85,7 +89,7 @@ def rendered(figure: Any, form: str, *, on_page: bool = False) -> bytes:
     return buffer.getvalue()
 
 
-def _figure(rows: int, columns: int, width: float, height: float) -> tuple[Any, list[Any]]:
+def _figure(rows: int, columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
     """A figure without a display or global state, and its axes."""
     import matplotlib as mpl
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -125,7 +129,7 @@ def panels(runs: Mapping[str, Sequence[Point]]) -> dict[str, list[Line]]:
 
 def curve_figure(
     arranged: Mapping[str, Sequence[Line]], x: str = "optimizer step", titles: Mapping[str, str] | None = None
-) -> Any | None:
+) -> Figure | None:
     """A grid of line charts, one a panel; None where there is nothing to draw. `titles` come before `UNITS`."""
     if not arranged:
         return None
@@ -161,7 +165,7 @@ def pareto_front(marks: Sequence[Mark], *, lower_x: bool = True, lower_y: bool =
 
 def scatter_figure(
     groups: Mapping[str, Sequence[Mark]], x: str, y: str, front: Sequence[Mark] = (), *, joined: bool = True
-) -> Any:
+) -> Figure:
     """Runs as dots: one colour (and line, where `joined`) a group, labels beside them, the Pareto front dashed."""
     import matplotlib as mpl
 
@@ -184,7 +188,7 @@ def scatter_figure(
     return figure
 
 
-def value_figure(panels: Mapping[str, Sequence[tuple[Any, float]]], score: str, *, lower: bool = True) -> Any:
+def value_figure(panels: Mapping[str, Sequence[tuple[Any, float]]], score: str, *, lower: bool = True) -> Figure:
     """Small multiples: for each key the score of every setting over its value, and a line through the best of each.
 
     Args:

@@ -41,6 +41,11 @@ class Result:
     upstream: tuple[Path, ...] = field(default=())  # folders of everything it was made from
     code: tuple[str, ...] = field(default=())  # `module digest` of code, own and upstream, that is not what it is now
 
+    @property
+    def old_code(self) -> tuple[str, ...]:
+        """The modules that have changed since."""
+        return tuple(dict.fromkeys(line.partition(" ")[0] for line in self.code))
+
     def score(self, key: str, protocol: str | None = None) -> Score | None:
         """The score with this key (`fid`, `fid/real_images`), if any; of the first protocol where none is named."""
         return next((s for s in self.scores if s.key == key and protocol in (None, s.protocol)), None)

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from experiments.config import compose as configs
 from experiments.planning.graph import Graph, Node
 from experiments.planning.pipeline import build, weights_of
+from experiments.results.fill_commands import fill_arguments
 from experiments.results.results import Result
 from experiments.store.documents import Request
 from experiments.store.records import PipelineStep, step_params
+from experiments.store.typed_json import Options
 from maskgit_core.errors import MaskgitError
 from maskgit_core.weights.download import missing
 
-Run = Mapping[str, Any]  # `run` of a row: experiment, step, where, overrides
+Run = Options  # `run` of a row: experiment, step, where, overrides
 
 
 class RowRequests:
@@ -33,6 +35,11 @@ class RowRequests:
     def unset(self, run: Run) -> list[str]:
         """Keys that the experiment leaves to the user (`???`): a command without them does not run."""
         return _unset(str(run["experiment"]), tuple(map(str, run.get("overrides", ()))), self._dirs)
+
+    def command(self, run: Run) -> str:
+        """The whole command that fills the row, with a word in capitals or `...` for what the user must give."""
+        words = fill_arguments(str(run["experiment"]), run.get("overrides", ()), self.unset(run), self._dirs)
+        return shlex.join(["maskgit", "run", *words])
 
     def absent(self, run: Run) -> list[str]:
         """Published weights that the run needs and that are not on this machine."""
@@ -113,7 +120,7 @@ def _requests_of(graph: Graph, step: str) -> list[tuple[dict[str, str], set[str]
     return requests
 
 
-def _request(node: Node, config: Mapping[str, Any]) -> Request:
+def _request(node: Node, config: Mapping[str, object]) -> Request:
     asked = node.request
     return Request(fingerprint=node.fingerprint, stage=asked.stage, module=asked.module, version=asked.version,
                    kind=asked.kind, config=dict(config))  # fmt: skip

@@ -5,11 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Sequence
-from typing import Any
+import re
+from collections.abc import Callable, Mapping, Sequence
 
 from experiments.results import html
-from experiments.results.tables import Cell, Column, Filled, missing
+from experiments.results.fill_commands import placeholders
+from experiments.results.tables import Cell, Column, Filled, Row, missing
+from experiments.store.scores import Score
+from experiments.store.typed_json import Block
 
 LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 LATEX |= {c: f"\\{c}" for c in "&%$#_{}"}
@@ -43,6 +46,10 @@ def heading(column: Column) -> str:
     return f"{column.title}{arrow}"
 
 
+#: The one footnote of all missing cells of a printed table; `missing` lists each with its command.
+MISSING_IN_PRINT = "not reproduced here"
+
+
 class Notes:
     """Numbered footnotes; equal texts share a number."""
 
@@ -57,13 +64,35 @@ class Notes:
 
 
 def origin(cell: Cell) -> str:
-    """Run uids and commits behind a reproduced cell."""
-    return ", ".join(f"{r.run} at {r.commit[:12] or 'no commit'}" for r in cell.results)
+    """Run uids and commits behind a reproduced cell, with images and reference of each, and code that has changed."""
+    about = [_measured(score) for score in cell.scores] or [""] * len(cell.results)
+    runs = [f"{r.run} at {r.commit[:12] or 'no commit'}" for r in cell.results]
+    changed = cell.results[0].old_code if cell.results else ()
+    more = " ..." if len(changed) > 3 else ""
+    told = f"; by code that has changed since ({', '.join(changed[:3])}{more})" if changed else ""
+    return ", ".join(f"{run}{text}" for run, text in zip(runs, about, strict=True)) + told
 
 
-def _note_of(cell: Cell) -> str | None:
+def _measured(score: Score) -> str:
+    """` (50,000 images; reference VIRTUAL.npz, sha256 0123456789ab)`, as far as it is known."""
+    parts = [] if score.num_images is None else [f"{score.num_images:,} images"]
+    reference = score.details.get("reference")
+    if isinstance(reference, Mapping):
+        names = [str(reference[key]) for key in ("dataset", "split", "file") if reference.get(key)]
+        if isinstance(count := reference.get("num_images"), int):
+            names.append(f"{count:,} pictures")
+        if digest := reference.get("sha256"):
+            names.append(f"sha256 {str(digest)[:12]}")
+        parts += [f"reference {', '.join(names)}"] if names else []
+    elif isinstance(reference, str):
+        parts.append(f"reference {reference}")
+    return f" ({'; '.join(parts)})" if parts else ""
+
+
+def _note_of(cell: Cell, row: Row) -> str | None:
+    """The cell's footnote; cells of a row that are missing for one reason share it."""
     if cell.missing:
-        return f"missing: {cell.missing}"
+        return f"missing: {row.name}: {cell.missing.partition(f' of {row.name}: ')[2] or cell.missing}"
     return f"runs: {origin(cell)}" if cell.results else None
 
 
@@ -73,9 +102,14 @@ def _legend(filled: Filled) -> list[str]:
         f"{name}: {filled.table.protocols.get(str(name), 'conf/protocol/' + str(name) + '.yaml')}" for name in shown
     ]
     both = any(c.published is not None and c.command for row in filled.cells for c in row.values())
+    codes = {r.code for row in filled.cells for c in row.values() for r in c.results}
     sources = list(dict.fromkeys(str(r.source) for r in filled.table.rows if r.published and r.source))
+    commands = [c.command for row in filled.cells for c in row.values() if c.command and c.missing]
+    words = list(dict.fromkeys(word for command in commands for word in placeholders(command)))
     return [
+        *([f"{', '.join(words)}: data of yours; docs/reproducing.md says which"] if words else []),
         *(["published / reproduced (difference); ± is one standard deviation over seeds"] if both else []),
+        *(["not all numbers were made by the same code; the notes name what has changed"] if len(codes) > 1 else []),
         *(f"source: {s}" for s in sources),
         *(f"protocol {text}" for text in about),
         *([filled.table.note] if filled.table.note else []),
@@ -97,7 +131,7 @@ def markdown(filled: Filled) -> str:
         shown = []
         for column in table.columns:
             cell = cells[column.key]
-            note = _note_of(cell)
+            note = _note_of(cell, row)
             mark = f" [{notes.number(note)}]" if note else ""
             shown.append(escaped(cell_text(cell, column)) + mark)
         lines.append("| " + " | ".join([escaped(row.name), *shown]) + " |")
@@ -122,15 +156,20 @@ def latex(filled: Filled) -> str:
         r"\begin{table}",
         r"\centering",
         rf"\caption{{{latex_text(table.title)}}}",
+        rf"\label{{tab:{re.sub('[^A-Za-z0-9]+', '-', table.name)}}}",
     ]
     lines += [r"\begin{tabular}{l" + "".join("r" if c.metric else "l" for c in table.columns) + "}", r"\toprule"]
     lines += [" & ".join(["", *(latex_text(heading(c)) for c in table.columns)]) + r" \\", r"\midrule"]
     for row, cells in zip(table.rows, filled.cells, strict=True):
         shown = []
         for column in table.columns:
-            note = _note_of(cells[column.key])
+            cell = cells[column.key]
+            note = MISSING_IN_PRINT if cell.missing else _note_of(cell, row)
             mark = rf"\textsuperscript{{{notes.number(note)}}}" if note else ""
-            shown.append(latex_text(cell_text(cells[column.key], column)) + mark)
+            text = cell_text(cell, column)
+            if cell.missing:
+                text = f"{cell.published:.{column.digits}f}" if cell.published is not None else "--"
+            shown.append(latex_text(text) + mark)
         lines.append(" & ".join([latex_text(row.name), *shown]) + r" \\")
     lines += [r"\bottomrule", r"\end{tabular}", ""]
     lines += [rf"{{\footnotesize \textsuperscript{{{i}}} {latex_text(t)}\par}}" for i, t in enumerate(notes.texts, 1)]
@@ -138,7 +177,7 @@ def latex(filled: Filled) -> str:
     return "\n".join([*lines, r"\end{table}"]) + "\n"
 
 
-def records(filled: Filled) -> list[dict[str, Any]]:
+def records(filled: Filled) -> list[Block]:
     """One plain record a cell of numbers."""
     rows = []
     for row, cells in zip(filled.table.rows, filled.cells, strict=True):
@@ -161,6 +200,7 @@ def records(filled: Filled) -> list[dict[str, Any]]:
                     "difference": cell.difference,
                     "runs": [r.run for r in cell.results],
                     "commits": sorted({r.commit for r in cell.results}),
+                    "old_code": sorted({module for r in cell.results for module in r.old_code}),
                     "missing": cell.missing,
                     "differs": cell.differs,
                     "command": cell.command,
@@ -203,7 +243,7 @@ def page(filled: Filled) -> str:
         for column in table.columns:
             cell = cells[column.key]
             style = "missing" if cell.missing else ("number" if column.metric else None)
-            shown.append(html.Cell(cell_text(cell, column), style, _note_of(cell)))
+            shown.append(html.Cell(cell_text(cell, column), style, _note_of(cell, row)))
         rows.append(shown)
     header = ["", *(html.Cell(heading(c), note=c.protocol) for c in table.columns)]
     notes = [*_legend(filled), *missing(filled)]

@@ -21,13 +21,15 @@ Numbers of unlike protocols never share a column: where two rows were measured d
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from experiments.config.compose import CONF, group_names
+from experiments.results.fill_commands import fill_arguments
 from experiments.results.results import Filter, Result, Spread, collect, select
 from experiments.store.scores import METRICS, PREFIXES, Score, describe_metric, unlike
+from experiments.store.typed_json import Block, Options
 from maskgit_core.errors import ConfigError, suggestion, unknown_key, unknown_name
 
 KEYS = ("title", "note", "source", "protocols", "columns", "rows")
@@ -58,13 +60,13 @@ class Row:
     published: Mapping[str, float]
     source: str | None
     note: str | None
-    run: Mapping[str, Any] | None
+    run: Options | None
 
     def command(self) -> str | None:
         """The command that fills this row, if any experiment does."""
         if self.run is None:
             return None
-        return " ".join(["maskgit run", f"experiment={self.run['experiment']}", *self.run.get("overrides", ())])
+        return " ".join(["maskgit run", *fill_arguments(self.run["experiment"], self.run.get("overrides", ()))])
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,7 @@ class Cell:
     source: str | None = None
     reproduced: Spread | None = None
     results: tuple[Result, ...] = ()
+    scores: tuple[Score, ...] = ()  # one of each result
     missing: str | None = None  # why, and the command that would fill it
     differs: str | None = None  # by what the runs there are differ from what the row asks for
     command: str | None = None
@@ -103,13 +106,13 @@ class Cell:
 class Requests(Protocol):
     """Requests of a table's rows; see `RowRequests`."""
 
-    def unset(self, run: Mapping[str, Any], /) -> Sequence[str]:
-        """Keys that the user must set."""
+    def command(self, run: Options, /) -> str:
+        """The whole command, with a word in capitals or `...` for what the user must give."""
 
-    def absent(self, run: Mapping[str, Any], /) -> Sequence[str]:
+    def absent(self, run: Options, /) -> Sequence[str]:
         """Published weights that are not on this machine."""
 
-    def differences(self, run: Mapping[str, Any], result: Result, /) -> Sequence[str]:
+    def differences(self, run: Options, result: Result, /) -> Sequence[str]:
         """Values by which a result differs from what is asked."""
 
 
@@ -153,7 +156,7 @@ def read_table(name: str, config_dirs: Sequence[Path] = ()) -> Table:
     return Table(name, str(data.get("title") or name), data.get("note"), protocols, columns, rows)
 
 
-def _mapping(value: Any, key: str, allowed: Sequence[str] | None = None) -> dict[str, Any]:
+def _mapping(value: Any, key: str, allowed: Sequence[str] | None = None) -> Block:
     if value is None:
         return {}
     if not isinstance(value, Mapping):
@@ -211,28 +214,53 @@ def _row(value: Any, key: str, columns: Sequence[Column], source: Any) -> Row:
 
 
 # -- filling ----------------------------------------------------------------------------------------------------------
-def fill(table: Table, store: Path, requests: Requests | None = None) -> Filled:
+def fill(
+    table: Table,
+    store: Path,
+    requests: Requests | None = None,
+    *,
+    filters: Sequence[Filter] = (),
+    run: str | None = None,
+) -> Filled:
     """Looks the reproduced numbers up in the store.
 
     Args:
         requests: what the rows ask for; only a run of just that fills a cell. None: it is not compared.
+        filters, run: take these runs, whatever else the rows ask for; each way in which they differ is a row.
 
     Raises:
-        ConfigError: numbers of one column were measured under unlike protocols.
+        ConfigError: numbers of one column were measured under unlike protocols; a filter or run that nothing has.
     """
-    results = collect(store)
-    cells: list[dict[str, Cell]] = []
-    for row in table.rows:
-        candidates, differs = _results_of(row, results), None
-        if requests is not None and row.run is not None and candidates:
-            judged = [(requests.differences(row.run, result), result) for result in candidates]
-            candidates = [result for differences, result in judged if not differences]
-            differs = None if candidates else f"differs: {_few(min((d for d, _ in judged), key=len))}"
-        chosen = _plain(row, candidates)
-        cells.append({c.key: _cell(row, c, chosen, requests, differs) for c in table.columns})
+    results = select(collect(store), filters)
+    if run is not None:
+        results = [r for r in results if r.run.startswith(run) or r.fingerprint.startswith(run)]
+        if not results:
+            raise ConfigError(
+                f"--run {run}: no finished evaluation has this uid or fingerprint; maskgit status lists them"
+            )
+    rows = [found for row in table.rows for found in _filled_rows(row, results, requests, bool(filters or run))]
+    told = [(row, _plain(row, chosen), differs) for row, chosen, differs in rows]
+    cells = [{c.key: _cell(r, c, chosen, requests, differs) for c in table.columns} for r, chosen, differs in told]
     for column in table.columns:
         _refuse_unlike(table, column, [row[column.key] for row in cells])
-    return Filled(table, tuple(cells))
+    return Filled(replace(table, rows=tuple(row for row, _, _ in rows)), tuple(cells))
+
+
+def _filled_rows(
+    row: Row, results: Sequence[Result], requests: Requests | None, is_chosen: bool
+) -> list[tuple[Row, Sequence[Result], str | None]]:
+    """A row with the results that fill it, or their differences from it; of chosen runs a row for each way."""
+    candidates = _results_of(row, results)
+    if requests is None or row.run is None or not candidates:
+        return [(row, candidates, None)]
+    ways: dict[tuple[str, ...], list[Result]] = {}
+    for result in candidates:
+        ways.setdefault(tuple(requests.differences(row.run, result)), []).append(result)
+    if is_chosen:
+        named = {way: f"{row.name} ({_few(way)})" if way else row.name for way in ways}
+        return [(replace(row, name=named[way]), group, None) for way, group in ways.items()]
+    differs = None if () in ways else f"differs: {_few(min(ways, key=len))}"
+    return [(row, ways.get((), []), differs)]
 
 
 def _few(lines: Sequence[str]) -> str:
@@ -259,12 +287,12 @@ def _cell(row: Row, column: Column, results: Sequence[Result], requests: Request
         return Cell(text=row.facts.get(column.key))
     published, command = row.published.get(column.key), None if column.published_only else row.command()
     if command is not None and requests is not None and row.run is not None:
-        command = " ".join([command, *(f"{key}=..." for key in requests.unset(row.run))])
+        command = requests.command(row.run)
     base = Cell(published, row.source if published is not None else None, command=command)
     if command is None or row.run is None:
         return base
     if differs is not None:
-        return _with(base, differs=differs, missing=f"{column.title} of {row.name}: {differs}; {command}")
+        return replace(base, differs=differs, missing=f"{column.title} of {row.name}: {differs}; {command}")
     scored = [(r, s) for r in results for s in r.scores if s.key == column.metric]
     fitting = [(r, s) for r, s in scored if s.protocol == column.protocol]
     if not fitting:
@@ -274,22 +302,25 @@ def _cell(row: Row, column: Column, results: Sequence[Result], requests: Request
             why = f"measured under {others}, not {column.protocol}"
         elif requests is not None and (lacking := requests.absent(row.run)):
             why, command = f"needs {', '.join(lacking)}", f"maskgit weights fetch {' '.join(lacking)} && {command}"
-        return _with(base, missing=f"{column.title} of {row.name}: {why}; {command}")
+        return replace(base, missing=f"{column.title} of {row.name}: {why}; {command}")
     if len({r.without_seeds for r, _ in fitting}) > 1:
         keys = _differing([r for r, _ in fitting])
-        return _with(
+        return replace(
             base,
-            missing=f"{column.title} of {row.name}: {len(fitting)} runs match and differ in {keys}; narrow run.where",
+            missing=f"{column.title} of {row.name}: {len(fitting)} runs match and differ in {keys}; "
+            "narrow run.where, or choose with --where or --run",
         )
-    return _with(
-        base, reproduced=Spread.of([s.value for _, s in fitting]), results=tuple(r for r, _ in fitting), command=command
+    if len({r.code for r, _ in fitting}) > 1:
+        changed = sorted({module for r, _ in fitting for module in r.old_code})
+        return replace(
+            base,
+            missing=f"{column.title} of {row.name}: {len(fitting)} runs were made by different code "
+            f"({_few(changed)}), so they are not averaged; {command}",
+        )
+    results, scores = (tuple(some) for some in zip(*fitting, strict=True))
+    return replace(
+        base, reproduced=Spread.of([s.value for s in scores]), results=results, scores=scores, command=command
     )
-
-
-def _with(cell: Cell, **changed: Any) -> Cell:
-    from dataclasses import replace
-
-    return replace(cell, **changed)
 
 
 def _differing(results: Sequence[Result]) -> str:
@@ -316,8 +347,3 @@ def _refuse_unlike(table: Table, column: Column, cells: Sequence[Cell]) -> None:
 def missing(filled: Filled) -> list[str]:
     """Every cell that could be filled and is not, with why and the command."""
     return [c.missing for row in filled.cells for c in row.values() if c.missing]
-
-
-def filter_results(store: Path, filters: Sequence[str]) -> list[Result]:
-    """Results that match `key=value`-like filters."""
-    return select(collect(store), [Filter.read(f) for f in filters])

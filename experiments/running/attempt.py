@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from experiments.running.progress import Progress
 from experiments.running.signals import StopFlag
@@ -22,6 +22,8 @@ from experiments.store.paths import AttemptFolder, StepFolder
 from experiments.store.typed_json import Options
 from maskgit_core.errors import ArtifactError
 from maskgit_core.files import publish, read_json
+
+T = TypeVar("T")
 
 
 class Stopped(BaseException):
@@ -160,7 +162,7 @@ class Attempt:
         if self.is_main:
             self.notes.write(self.own, durable=False)
 
-    def progress(self, work: Iterable[Any] | int, unit: str = "it", label: str = "") -> Progress:
+    def progress(self, work: Iterable[object] | int, unit: str = "it", label: str = "") -> Progress:
         """A progress bar over an iterable or a total; iterate it, or call `.update(n)`."""
         return Progress(work, unit=unit, label=label, file=self.own / "progress.json" if self.is_main else None)
 
@@ -193,7 +195,7 @@ def wait_for_file(path: Path, timeout_s: float = 600.0) -> Any:
     return value
 
 
-def iterate(attempt: Attempt, items: Iterable[Any]) -> Iterator[Any]:
+def iterate(attempt: Attempt, items: Iterable[T]) -> Iterator[T]:
     """Yields items until the attempt is asked to stop, then ends; for work published piece by piece."""
     for item in items:
         if attempt.should_stop:

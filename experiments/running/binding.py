@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 from experiments.config.schema.params import Param, Signature
 from experiments.config.schema.signatures import read_component, read_stage
@@ -52,11 +51,11 @@ def input_manifests(inputs: Mapping[str, list[Input]]) -> dict[str, str]:
     return {i.fingerprint: Manifest.needed(i.folder).digest for entries in inputs.values() for i in entries}
 
 
-def arguments(request: Request, launch: Launch, inputs: Mapping[str, list[Input]]) -> dict[str, Any]:
+def arguments(request: Request, launch: Launch, inputs: Mapping[str, list[Input]]) -> dict[str, object]:
     """The keyword arguments of the stage's `run`: specs, inputs and plain values."""
     signature = read_stage(request.module, request.stage)
     outside = {**launch.content, **launch.weights, **launch.execution}
-    built: dict[str, Any] = {}
+    built: dict[str, object] = {}
     for name, param in signature.params.items():
         if "derived" in param.marks:
             continue
@@ -80,7 +79,7 @@ def arguments(request: Request, launch: Launch, inputs: Mapping[str, list[Input]
     return grouped(signature, built)
 
 
-def grouped(signature: Signature, values: Mapping[str, Any]) -> dict[str, Any]:
+def grouped(signature: Signature, values: Mapping[str, object]) -> dict[str, object]:
     """Keyword arguments by key of the config, with those that are fields of a dataclass put into it."""
     arguments = {name: value for name, value in values.items() if not signature.params[name].group}
     for group, (module, class_name) in signature.groups.items():
@@ -89,17 +88,17 @@ def grouped(signature: Signature, values: Mapping[str, Any]) -> dict[str, Any]:
     return arguments
 
 
-def stage_arguments(folder: Path) -> dict[str, Any]:
+def stage_arguments(folder: Path) -> dict[str, object]:
     """The arguments that the step in `folder` was run with."""
     request, launch = Request.needed(folder), Launch.needed(folder)
     return arguments(request, launch, load_inputs(folder.parent.parent, request, launch))
 
 
-def _shaped(param: Param, value: Any) -> Any:
+def _shaped(param: Param, value: object) -> object:
     return tuple(value) if isinstance(value, list) and "tuple" in param.forms() else value
 
 
-def _spec(param: Param, path: str, value: Options, request: Request, outside: Options) -> Any:
+def _spec(param: Param, path: str, value: Options, request: Request, outside: Options) -> object:
     cls = SPECS[f"{param.base}Spec"]
     module = request.modules[path]
     options = _options(cls.class_name, module, path, value, request, outside)
@@ -113,9 +112,9 @@ def _options(
     value: Options,
     request: Request,
     outside: Options,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     signature: Signature = read_component(module, class_name, path)
-    options: dict[str, Any] = {}
+    options: dict[str, object] = {}
     for name, param in signature.params.items():
         dotted = f"{path}.{name}"
         if name in value:

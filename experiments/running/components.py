@@ -18,12 +18,12 @@ from maskgit_core.errors import ArtifactError, ConfigError
 from maskgit_core.refusals import check_codebooks
 
 
-def describe(spec: Spec, facts: Mapping[str, Any]) -> dict[str, Any]:
+def describe(spec: Spec, facts: Mapping[str, object]) -> dict[str, object]:
     """The content of a component's JSON file: name, module (empty: one of ours), options and derived facts."""
     return {"name": spec.name, "module": spec.module, "options": dict(spec.options), "facts": dict(facts)}
 
 
-def load_tokenizer(source: Input | TokenizerSpec, device: str = "cpu", **facts: Any) -> Any:
+def load_tokenizer(source: Input | TokenizerSpec, device: str = "cpu", **facts: object) -> Any:
     """A tokenizer in eval mode on `device`, without gradients.
 
     Args:
@@ -46,21 +46,21 @@ def load_model(source: Input, device: str = "cpu", *, weights: str = "model") ->
     return trained.load_model(source.files, device, weights=weights)
 
 
-def check_pair(model: Any, tokenizer: Any, key: str) -> None:
+def check_pair(model: object, tokenizer: Any, key: str) -> None:
     """Raises `ConfigError` where a transformer and a tokenizer do not speak of the same codebook."""
     from maskgit_core.token_groups import whole_codebook
 
     check_codebooks(key, tokenizer.codebook_size, whole_codebook(model))
 
 
-def manifest_digests(*sources: Any) -> str:
+def manifest_digests(*sources: object) -> str:
     """Names what the given artifacts hold now, so that pieces made from their predecessors are not taken for theirs."""
     digests = [manifest.digest if (manifest := Manifest.read(s.folder)) else None
                for s in sources if isinstance(s, Input)]  # fmt: skip
     return hashlib.sha256(json.dumps(digests).encode()).hexdigest()[:12]
 
 
-def tokenizer_behind(tokens: Input) -> Any:
+def tokenizer_behind(tokens: Input) -> object:
     """The tokenizer that a cache was made with, as `cache_tokens` was given it: an artifact, or a published one's spec.
 
     Raises:

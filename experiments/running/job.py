@@ -34,7 +34,15 @@ from experiments.store.step_folder import finish, is_current, new_attempt, retir
 from experiments.store.typed_json import plain
 from experiments.tracking.live import Forwarder
 from maskgit_core.errors import ArtifactError, DiskFullError, MaskgitError
-from maskgit_core.files import explain, read_json, write_bytes, write_for_group, write_json
+from maskgit_core.files import (
+    DISK_FAILED,
+    explain,
+    read_json,
+    sweep_leftovers,
+    write_bytes,
+    write_for_group,
+    write_json,
+)
 from maskgit_core.training.health import DivergedError
 
 Inputs = Mapping[str, list[Input]]
@@ -125,6 +133,10 @@ class Job:
             write_json(agreed, {"attempt": None})
             return None
         self._set_aside_old_work(inputs)
+        attempts = (place for attempt in self.step.attempts() for place in (attempt.path, attempt.files))
+        for place in (self.folder, self.folder / "launches", *attempts):
+            sweep_leftovers(place, 0.0)  # the claim is ours: whoever wrote here is dead
+        sweep_leftovers(self.step.parts)
         number = new_attempt(self.folder)
         write_json(agreed, {"attempt": number})
         return number
@@ -278,13 +290,13 @@ def say(text: str, stream: TextIO | None = None) -> None:
 
 
 def disk_trouble(error: BaseException, folder: Path) -> ArtifactError | None:
-    """The one-line form of an error whose cause is a full or read-only disk; None for any other.
+    """The one-line form of an error whose cause is a full, read-only or failing disk; None for any other.
 
     Libraries wrap or swallow the error number (torch says "iostream error"), so the chain and the texts are looked at.
     """
     told: BaseException | None = error
     while told is not None:
-        if isinstance(told, OSError) and told.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        if isinstance(told, OSError) and told.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, *DISK_FAILED):
             return explain(told, Path(told.filename or folder))
         if any(text in str(told) for text in ("iostream error", "PytorchStreamWriter", "No space left on device")):
             return explain(OSError(errno.ENOSPC, "No space left on device"), folder)

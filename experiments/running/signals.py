@@ -9,22 +9,30 @@ from __future__ import annotations
 import signal
 from types import FrameType
 
+from launchers.stop_requests import StopRequests
+
 
 class StopFlag:
     """Raised by signals; SLURM sends USR2 before a time limit."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self._requests: StopRequests | None = None
 
     @classmethod
     def installed(cls) -> StopFlag:
         """A flag wired to USR2, TERM and INT of this process."""
         flag = cls()
+        before = signal.getsignal(signal.SIGTERM)
+        if isinstance(before, StopRequests):
+            flag._requests, flag.signal = before, before.noted
         for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
             signal.signal(number, flag._raised)
         return flag
 
     def _raised(self, number: int, frame: FrameType | None) -> None:
+        if self._requests is not None and number != signal.SIGUSR2:
+            self._requests.note(number)  # it may come too late for this step, not for those after it
         # TERM after USR2 is SLURM's usual sequence: the requeue that USR2 asked for stays wanted.
         if self.signal != signal.SIGUSR2:
             self.signal = number

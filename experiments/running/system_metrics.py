@@ -103,7 +103,10 @@ class Processes:
         return seconds
 
     def sample(self) -> dict[str, float]:
-        """`system/cpu_cores` (cores in use since the last sample), `system/memory_gb` (resident, 10^9 bytes)."""
+        """Share of the job's cores in use since the last sample and resident memory (10^6 bytes), under MLflow's names:
+
+        `system/cpu_utilization_percentage`, `system/system_memory_usage_megabytes`.
+        """
         family = self._family()
         seconds, now = self._cpu_seconds(family), time.monotonic()
         used = sum(value - self._seconds.get(pid, 0.0) for pid, value in seconds.items())
@@ -113,7 +116,11 @@ class Processes:
                 resident += process.memory_info().rss
         elapsed = max(now - self._time, 1e-3)
         self._seconds, self._time = seconds, now
-        return {f"{SYSTEM_PREFIX}cpu_cores": used / elapsed, f"{SYSTEM_PREFIX}memory_gb": resident / 1e9}
+        share = 100.0 * used / elapsed / len(os.sched_getaffinity(0))
+        return {
+            f"{SYSTEM_PREFIX}cpu_utilization_percentage": share,
+            f"{SYSTEM_PREFIX}system_memory_usage_megabytes": resident / 1e6,
+        }
 
 
 def own_gpus(environment: Mapping[str, str]) -> list[str] | None:
@@ -137,7 +144,7 @@ class Gpus:
     """Load, memory and power of the job's GPUs through NVML; silent where there is none."""
 
     def __init__(self, environment: Mapping[str, str] | None = None) -> None:
-        self._handles: list[Any] = []
+        self._handles: list[object] = []
         self._nvml: Any = None
         wanted = own_gpus(os.environ if environment is None else environment)
         if wanted == []:
@@ -150,20 +157,20 @@ class Gpus:
             names = [str(i) for i in range(pynvml.nvmlDeviceGetCount())] if wanted is None else wanted
             self._handles = [self._handle(name) for name in names]
 
-    def _handle(self, name: str) -> Any:
+    def _handle(self, name: str) -> object:
         if name.isdigit():
             return self._nvml.nvmlDeviceGetHandleByIndex(int(name))
         return self._nvml.nvmlDeviceGetHandleByUUID(name)
 
     def sample(self) -> dict[str, float]:
-        """`system/gpu_<n>_percent`, `_memory_gb`, `_power_w`, `n` counting the job's own GPUs from 0."""
+        """`system/gpu_<n>_utilization_percentage`, `_memory_usage_megabytes`, `_power_usage_watts`; n from 0."""
         values: dict[str, float] = {}
         for number, handle in enumerate(self._handles):
             name = f"{SYSTEM_PREFIX}gpu_{number}"
             with suppress(Exception):  # a MIG slice has no utilization, some boards no power
                 values[f"{name}_memory_gb"] = self._nvml.nvmlDeviceGetMemoryInfo(handle).used / 1e9
             with suppress(Exception):
-                values[f"{name}_percent"] = float(self._nvml.nvmlDeviceGetUtilizationRates(handle).gpu)
+                values[f"{name}_utilization_percentage"] = float(self._nvml.nvmlDeviceGetUtilizationRates(handle).gpu)
             with suppress(Exception):
-                values[f"{name}_power_w"] = self._nvml.nvmlDeviceGetPowerUsage(handle) / 1000.0
+                values[f"{name}_power_usage_watts"] = self._nvml.nvmlDeviceGetPowerUsage(handle) / 1000.0
         return values

@@ -17,6 +17,7 @@ from experiments.config.specs import DatasetSpec, Input, TokenizerSpec
 from experiments.running.attempt import Attempt
 from experiments.running.components import load_tokenizer
 from experiments.store.documents import Request
+from experiments.store.typed_json import Block
 from maskgit_core.files import link_or_copy, read_json
 from maskgit_core.hints import Execution, Kind, Range
 from maskgit_core.images.encoding import Encoder, state_digest
@@ -126,7 +127,7 @@ class _Speaker:
 
 def _about(
     attempt: Attempt, network: Any, tokenizer: Any, images: Any, dataset: DatasetSpec, settings: Settings
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """The origin of the tokens for the manifest: no paths, nothing about how it ran."""
     request = Request.read(attempt.folder)
     digests = request.outside if request else {}
@@ -157,7 +158,7 @@ def _about(
     }
 
 
-def _finalise(attempt: Attempt, pieces: Path, num_shards: int, about: dict[str, Any]) -> None:
+def _finalise(attempt: Attempt, pieces: Path, num_shards: int, about: Block) -> None:
     """Links the finished shards into the outputs and writes their manifest."""
     layout, indexes = finished_indexes(pieces, num_shards)
     for index in indexes:

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from experiments.config.specs import DatasetSpec, Input, SamplerSpec, TokenizerSpec
+from experiments.evaluation.measures import counted
 from experiments.running.attempt import Attempt
 from experiments.running.components import check_pair, load_model, load_tokenizer, manifest_digests
 from experiments.stages.sample import share
@@ -63,7 +64,7 @@ def run(
     """Edits; see the table above."""
     check_region(region, mask is not None, left, right)
     images = dataset.build()
-    count = min(num_images, len(images))
+    count = counted("edit.num_images", num_images, len(images))
     size = images[0].image.shape[:2]
     pixels = None if region == "outpaint" else _mask(region, mask, (int(size[0]), int(size[1])))
     transformer, network = load_model(model, attempt.device), load_tokenizer(tokenizer, attempt.device)
@@ -105,7 +106,7 @@ class Editor:
     feather: int | None
 
     def __init__(
-        self, model: Any, tokenizer: Any, sampler: Any, images: Any, seed: int, label: int | None, device: str
+        self, model: Any, tokenizer: Any, sampler: object, images: Any, seed: int, label: int | None, device: str
     ) -> None:
         self.model, self.tokenizer, self.sampler, self.images = model, tokenizer, sampler, images
         self.seed, self.label, self.device = seed, label, device

@@ -32,7 +32,7 @@ from torch import Tensor
 
 from experiments.config.specs import DatasetSpec, ExtractorSpec, Input, TokenizerSpec
 from experiments.evaluation.feature_pass import Scores, blocks_of, finish, publish_scores
-from experiments.evaluation.measures import Measure, Network, further_measures, networks
+from experiments.evaluation.measures import Measure, Network, counted, further_measures, networks
 from experiments.evaluation.set_scores import MetricName, Reference, Settings, add_scores
 from experiments.running.attempt import Attempt
 from experiments.running.components import load_tokenizer
@@ -68,12 +68,12 @@ def run(
     protocol: str = "unnamed",
     further_references: Annotated[Sequence[Input], Kind("reference")] = (),
     further_extractors: dict[str, ExtractorSpec] | None = None,
-    further_settings: Annotated[dict[str, dict[str, Any]] | None, Neutral(None)] = None,
+    further_settings: Annotated[dict[str, dict[str, object]] | None, Neutral(None)] = None,
 ) -> None:
     """Writes `files/scores.json` and `files/reconstructions.png`; the keywords are explained above."""
     images = dataset.with_options(split=split).build()
     images.check()
-    count = min(num_images or len(images), len(images))
+    count = counted("eval_tokenizer.num_images", num_images, len(images))
     measures = [] if extractor is None else [Measure(protocol, extractor, Settings(tuple(metrics)), reference)]
     measures += further_measures(further_extractors, further_settings, further_references, needs_reference=False)
     meter = Meter(
@@ -86,7 +86,8 @@ def run(
     )
     blocks = blocks_of(attempt, "pairs", count, tokenizer if isinstance(tokenizer, Input) else None)
     with attempt.progress(count, unit="image", label="reconstructions") as progress:
-        for done in blocks.compute(lambda items: meter.measure(stack(images, items)[0], items)):
+        computed = blocks.compute(lambda given: meter.measure(*given), lambda items: (stack(images, items)[0], items))
+        for done in computed:
             progress.update(done)
     finish(attempt, blocks)
     if not attempt.is_main:
@@ -145,7 +146,7 @@ def _write_pngs(folder: Path, images_NHWC: Any, items: Sequence[int]) -> None:
         to_pil(pixels).save(folder / f"{index:06d}.png")
 
 
-def _scores(meter: Meter, blocks: Blocks, protocol: str, images: dict[str, Any]) -> list[Scores]:
+def _scores(meter: Meter, blocks: Blocks, protocol: str, images: dict[str, object]) -> list[Scores]:
     """The numbers of every protocol; those of image pairs first, under the first protocol."""
     measured = [(network, measure) for network in meter.networks for measure in network.measures]
     first = measured[0] if measured and measured[0][1].protocol == protocol else (None, None)
@@ -196,7 +197,7 @@ def _set_scores(scores: Scores, blocks: Blocks, attempt: Attempt, network: Netwo
         add_scores(scores, "real images", original, target, settings, name, attempt.parts, only=("frechet",))
 
 
-def _about_images(images: Any, name: str, split: str, count: int) -> dict[str, Any]:
+def _about_images(images: Any, name: str, split: str, count: int) -> dict[str, object]:
     return {
         "dataset": name,
         "split": split,
@@ -207,7 +208,9 @@ def _about_images(images: Any, name: str, split: str, count: int) -> dict[str, A
     }
 
 
-def _protocol(images: dict[str, Any], meter: Meter, network: Network | None, measure: Measure | None) -> dict[str, Any]:
+def _protocol(
+    images: dict[str, object], meter: Meter, network: Network | None, measure: Measure | None
+) -> dict[str, object]:
     reference = None if measure is None else measure.reference
     return {
         "images": images,
@@ -220,7 +223,7 @@ def _protocol(images: dict[str, Any], meter: Meter, network: Network | None, mea
     }
 
 
-def _show(attempt: Attempt, network: Any, images: Any, num_shown: int) -> None:
+def _show(attempt: Attempt, network: object, images: Any, num_shown: int) -> None:
     """`reconstructions.png`: a row of originals, one of reconstructions, one of differences (grey = equal)."""
     picked, _ = stack(images, one_of_each_class(images, num_shown))
     _, unit_BCHW = reconstruct(network, picked, attempt.device)

@@ -33,7 +33,7 @@ from torch import Tensor
 
 from experiments.config.specs import DatasetSpec, ExtractorSpec, Input
 from experiments.evaluation.feature_pass import Scores, publish_scores
-from experiments.evaluation.measures import Measure, Network, further_measures, networks
+from experiments.evaluation.measures import Measure, Network, counted, further_measures, networks
 from experiments.evaluation.set_scores import Reference, Settings, add_scores
 from experiments.running.attempt import Attempt
 from maskgit_core.content import resolve
@@ -68,11 +68,11 @@ def run(
     protocol: str = "unnamed",
     further_references: Annotated[Sequence[Input], Kind("reference")] = (),
     further_extractors: dict[str, ExtractorSpec] | None = None,
-    further_settings: Annotated[dict[str, dict[str, Any]] | None, Neutral(None)] = None,
+    further_settings: Annotated[dict[str, dict[str, object]] | None, Neutral(None)] = None,
 ) -> None:
     """Writes `files/scores.json`; the keywords are explained above."""
     source = _open(generated, samples)
-    count = min(num_images or len(source), len(source))
+    count = counted("evaluate.num_images", num_images, len(source))
     measures = [Measure(protocol, extractor, settings, reference)]
     measures += further_measures(further_extractors, further_settings, further_references, needs_reference=True)
     loaded = networks(attempt, measures)
@@ -117,7 +117,7 @@ def _scores(
     return scores
 
 
-def _protocol(measure: Measure, network: Network, source: ImageSet) -> dict[str, Any]:
+def _protocol(measure: Measure, network: Network, source: ImageSet) -> dict[str, object]:
     assert measure.reference is not None
     return {
         "reference": dict(measure.reference.facts["reference"]),

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from experiments.config.specs import DatasetSpec, ExtractorSpec
 from experiments.evaluation.feature_pass import FeaturePass
+from experiments.evaluation.measures import counted
 from experiments.evaluation.set_scores import MetricName, Settings
 from experiments.running.attempt import Attempt
+from experiments.store.typed_json import Block
 from maskgit_core.content import resolve
 from maskgit_core.errors import ConfigError
 from maskgit_core.evaluation.blocks import Blocks
@@ -89,7 +92,7 @@ def _images(
     path: Path | None,
     settings: Settings,
     given: bool,
-) -> tuple[Blocks | None, dict[str, Any]]:
+) -> tuple[Blocks | None, Block]:
     """Passes the reference's images through the network; what is stored names these images."""
     if path is not None:
         return _from_file(features, path, num_images, settings, given)
@@ -97,7 +100,7 @@ def _images(
         raise ConfigError("reference_statistics.dataset: missing; choose a dataset or give statistics=FILE")
     images = dataset.with_options(split=split).build()
     images.check()
-    count = min(num_images or len(images), len(images))
+    count = counted("reference_statistics.num_images", num_images, len(images))
     blocks = features.extract(
         "reference", count, lambda items: stack(images, items)[0], wanted=settings.outputs, label="reference features"
     )
@@ -113,12 +116,15 @@ def _images(
 
 def _from_file(
     features: FeaturePass, path: Path, num_images: int | None, settings: Settings, given: bool
-) -> tuple[Blocks | None, dict[str, Any]]:
-    about: dict[str, Any] = {"file": path.name, "order": "file order"}
+) -> tuple[Blocks | None, Block]:
+    about: Block = {"file": path.name, "order": "file order"}
+    if path.is_file():
+        with path.open("rb") as file:
+            about["sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
     if given and not settings.keeps_features:
         return None, {**about, "statistics": "as in the file"}
     images = open_images(path)
-    count = min(num_images or len(images), len(images))
+    count = counted("reference_statistics.num_images", num_images, len(images))
 
     def read(items: range) -> Tensor:
         return torch.from_numpy(images.read(items)).permute(0, 3, 1, 2).contiguous()

@@ -23,7 +23,7 @@ by one; a killed run goes on with the missing ones. Publishes `images.npz` (`arr
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -34,6 +34,7 @@ import torch
 from experiments.config.specs import Input, ModelSpec, SamplerSpec, TokenizerSpec
 from experiments.running.attempt import Attempt, iterate
 from experiments.running.components import check_pair, load_model, load_tokenizer, manifest_digests
+from experiments.store.typed_json import Options
 from experiments.training.run import new_model
 from maskgit_core import rng
 from maskgit_core.hints import Execution, Kind, Neutral, Range
@@ -92,7 +93,7 @@ def run(
 
 def _transformer(
     model: Input | ModelSpec, tokens: Input | None, weights: str, untrained: bool, seed: int, device: str
-) -> tuple[Any, Mapping[str, Any]]:
+) -> tuple[Any, Options]:
     """The transformer and the facts of the tokens that it draws."""
     if isinstance(model, ModelSpec):
         assert tokens is not None
@@ -111,7 +112,7 @@ class Maker:
     def __init__(
         self,
         model: Any,
-        tokenizer: Any,
+        tokenizer: object,
         sampler: Any,
         grid: tuple[int, int],
         classes: list[int] | None,

@@ -14,6 +14,7 @@ import torch
 from experiments.config.specs import DatasetSpec, TokenizerSpec
 from experiments.running.attempt import Attempt
 from experiments.running.components import describe
+from experiments.store.typed_json import Block
 from experiments.training.tokenizer_run import Cadence, TokenizerRun, reconstructions, save_picture
 from maskgit_core.errors import ConfigError, DataError
 from maskgit_core.files import write_json
@@ -72,7 +73,7 @@ def run(
             attempt.fact(perceptual={"name": recipe.perceptual, "sha256": trainer.perceptual.weights_sha256})
 
 
-def _build(spec: TokenizerSpec, seed: int, facts: dict[str, Any]) -> Any:
+def _build(spec: TokenizerSpec, seed: int, facts: Block) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = spec.build(**facts)
@@ -88,7 +89,7 @@ def _write(
     attempt: Attempt,
     spec: TokenizerSpec,
     network: Any,
-    facts: dict[str, Any],
+    facts: Block,
     held_BCHW: torch.Tensor,
     export: bool,
 ) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import getpass
 import os
+import pwd
 import socket
 import threading
 import time
@@ -57,7 +58,7 @@ class Owner(Document):
             boot=boot_id(),
             pid=os.getpid(),
             pid_start=process_start(os.getpid()) or 0,
-            user=getpass.getuser(),
+            user=user_name(),
             job=current_job(),
             restart=int(os.environ.get("SLURM_RESTART_COUNT", 0)),
             launch=os.environ.get("MASKGIT_LAUNCH_ID"),
@@ -85,6 +86,14 @@ def pid_namespace() -> str:
     with contextlib.suppress(OSError):
         return os.readlink("/proc/self/ns/pid")
     return ""
+
+
+def user_name(uid: int | None = None) -> str:
+    """The name of a user (None: of whoever runs this process); a number where the system knows none."""
+    try:
+        return getpass.getuser() if uid is None else pwd.getpwuid(uid).pw_name
+    except (KeyError, OSError):
+        return f"uid {os.getuid() if uid is None else uid}"
 
 
 def current_job() -> str | None:

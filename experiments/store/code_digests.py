@@ -60,6 +60,15 @@ def loaded_science(plugins: Iterable[str] = ()) -> dict[str, dict[str, str]]:
     return dict(sorted(science.items()))
 
 
+def unlike_code(records: Iterable[Mapping[str, str | Mapping[str, str]]]) -> list[str]:
+    """Modules of which records' `science_files` name more than one version."""
+    versions: dict[str, set[str]] = {}
+    for science in records:
+        for name, known in science.items():
+            versions.setdefault(name, set()).add(known if isinstance(known, str) else known["code"])
+    return sorted(name for name, found in versions.items() if len(found) > 1)
+
+
 class CodeNow:
     """The code as it is now, compared with what records say; each file is looked at once."""
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from experiments.store.claims import Owner
 from experiments.store.documents import FORMAT, Code, Digests, Request
-from experiments.store.typed_json import OPTIONAL, Document, Options, plain
+from experiments.store.typed_json import OPTIONAL, DamagedError, Document, Options, plain
 from maskgit_core.errors import unknown_name
 from maskgit_core.files import write_json
 
@@ -31,6 +31,7 @@ class PipelineStep:
     action: str = "run"
     reason: str = ""
     experiment: str | None = field(default=None, metadata=OPTIONAL)  # where it was looked up by name
+    old_code: tuple[str, ...] = field(default=(), metadata=OPTIONAL)  # modules that changed since it was made
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,15 +101,37 @@ def records(store: Path) -> list[PipelineRecord]:
     return [record for path in reversed(pipelines(store)) if (record := PipelineRecord.load(path)) is not None]
 
 
-def latest_records(store: Path, experiment: str | None = None) -> list[PipelineRecord]:
+def sound_records(store: Path) -> tuple[list[PipelineRecord], list[DamagedError]]:
+    """The executions whose records can be read, newest first, and what is wrong with the others."""
+    sound, damaged = [], []
+    for path in reversed(pipelines(store)):
+        try:
+            record = PipelineRecord.load(path)
+        except DamagedError as error:
+            damaged.append(error)
+        else:
+            sound += [record] if record is not None else []
+    return sound, damaged
+
+
+def latest_records(store: Path, experiment: str | None = None, warn: Callable[[str], object] | None = None
+                   ) -> list[PipelineRecord]:  # fmt: skip
     """The newest execution of every experiment (or of the one with this name or uid), newest first.
 
+    Args:
+        warn: is told of damaged records, which are then passed over; without it they are an error.
+
     Raises:
-        ConfigError: there is no such experiment.
+        ConfigError: there is no such experiment. DamagedError: see `warn`.
     """
     newest: dict[str, PipelineRecord] = {}
     names = set()
-    for record in records(store):
+    known, damaged = sound_records(store)
+    for error in damaged:
+        if warn is None:
+            raise error
+        warn(str(error))
+    for record in known:
         names.add(record.experiment)
         if record.experiment not in newest and experiment in (None, record.experiment, record.uid):
             newest[record.experiment] = record
@@ -147,10 +170,15 @@ def step_params(entry: PipelineStep, request: Request | None) -> dict[str, str]:
     return flat
 
 
-def effective_config(store: Path, record: PipelineRecord, entry: PipelineStep) -> tuple[dict[str, str], list[Path]]:
+StepParams = Callable[[PipelineStep, Request | None], dict[str, str]]
+
+
+def effective_config(
+    store: Path, record: PipelineRecord, entry: PipelineStep, read: StepParams = step_params
+) -> tuple[dict[str, str], list[Path]]:
     """Config of a step and of everything it was made from, and the folders of the latter, nearest first.
 
-    A step's own value wins over one from further up.
+    A step's own value wins over one from further up. `read` gives the values of one step as text.
     """
     steps = record.by_fingerprint
     config: dict[str, str] = {}
@@ -162,7 +190,7 @@ def effective_config(store: Path, record: PipelineRecord, entry: PipelineStep) -
         seen.add(step.fingerprint)
         if step is not entry:
             upstream.append(store / step.folder)
-        config = {**step_params(step, Request.read(store / step.folder)), **config}
+        config = {**read(step, Request.read(store / step.folder)), **config}
         queue += step.needs
     return config, upstream
 

@@ -21,8 +21,10 @@ from typing import Any, ClassVar, Literal, Self, TypeVar, Union, get_args, get_o
 from maskgit_core.errors import ArtifactError
 from maskgit_core.files import create_exclusively, write_json
 
-#: Plain data by (dotted) key: options of a stage or component, facts, settings. Their schema is not the store's.
+#: Free-form plain data by (dotted) key: options of a stage or component, facts, settings. Signatures are their schema.
 Options = Mapping[str, Any]
+#: The same while it is being made.
+Block = dict[str, Any]
 T = TypeVar("T")
 #: Metadata of a field that is left out of the file where it has its default.
 OPTIONAL = {"optional": True}

@@ -11,15 +11,6 @@ from dataclasses import dataclass, field
 from experiments.config.settings import without_password
 from maskgit_core.errors import TrackingError
 
-#: Nothing is sent anywhere but to the store, a dead server answers within seconds, and MLflow prints nothing.
-ENVIRONMENT = {
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "DO_NOT_TRACK": "true",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "60",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-}
-
 
 @dataclass
 class ShipReport:

@@ -49,6 +49,7 @@ def prepare_database(store: Path, make: Callable[[str], object]) -> str | None:
     Returns:
         What was found damaged and set aside; None where nothing was.
     """
+    without_syncing()
     path = store / "mlflow.db"
     for left in (store / "tracking").glob(".mlflow-*.db*"):  # of a process killed here
         left.unlink(missing_ok=True)
@@ -83,12 +84,6 @@ def without_syncing() -> None:
 def _no_sync(connection: object, record: object) -> None:
     if isinstance(connection, sqlite3.Connection):
         connection.execute("PRAGMA synchronous = OFF")
-
-
-def tag_values(store: Path, key: str) -> set[str]:
-    """The values of one tag over all runs of the embedded store."""
-    with closing(sqlite3.connect(f"file:{store / 'mlflow.db'}?mode=ro", uri=True, timeout=10)) as database:
-        return {str(row[0]) for row in database.execute("SELECT value FROM tags WHERE key = ?", (key,))}
 
 
 def damage(path: Path) -> str | None:

@@ -7,23 +7,27 @@ again, by several processes at once and from other machines (`experiments/tracki
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, nullcontext, suppress
+import random
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 from experiments.config.settings import resolve_uri, without_password
-from experiments.store.claims import JobAlive
+from experiments.store.claims import Claim, JobAlive
 from experiments.store.documents import DatasetUse
 from experiments.store.journal import Point
-from experiments.tracking.address import ENVIRONMENT, ShipReport, knock, modules_set_apart, told
-from experiments.tracking.embedded import embedded_lock, prepare_database, tag_values, without_syncing
-from experiments.tracking.memory import chunks, creation_lock, digest_of, memory_of, short_uid
+from experiments.store.typed_json import Options
+from experiments.tracking.address import ShipReport, knock, modules_set_apart, told
+from experiments.tracking.embedded import embedded_lock, prepare_database
 from experiments.tracking.points import first_points, last_points
 from experiments.tracking.runs import Run, read_runs
+from experiments.tracking.window import digest_of, dress, short_uid
 from maskgit_core.errors import TrackingError
 from maskgit_core.files import read_json, write_for_group, write_json
 
@@ -34,6 +38,16 @@ MAX_LOOKS = 4
 MARK_EVERY = 8  # batches
 #: The UI then opens on training runs and their charts.
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
+
+#: Nothing is sent anywhere but to the store, a dead server answers within seconds, and MLflow prints nothing.
+ENVIRONMENT = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "60",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+}
 
 
 def ship(
@@ -78,6 +92,8 @@ def ship(
             report.points += sent
             if target.shown == before and not sent:
                 break
+        if target.shown and whole and pipelines is None:
+            dress(target.client, target.experiment_ids(), runs, target._run_ids)
     report.touched = len({uid for uid, _ in target.shown})
     return report
 
@@ -116,28 +132,22 @@ class MlflowStore:
         self.store = store
         self.address = address
         self.shown: set[tuple[str, str]] = set()  # uid and signature of what was written
-        self._memory = memory_of(store, address)
+        self._memory = store / "tracking" / hashlib.sha256(address.encode()).hexdigest()[:12]
         self._experiments: dict[str, str] = {}
         self._run_ids: dict[str, str] = {}
-        #: The embedded store has one shipper at a time: what it holds of an execution is asked once.
-        self._is_alone = address == resolve_uri(store, None)
-        self._listed: set[str] | None = None
-        self._made: set[str] = set()  # uids of runs made just now, with their tags
-        if self._is_alone:
-            without_syncing()
 
     @staticmethod
     def set_environment() -> None:
         """Keeps MLflow quiet and at home; call it before it is imported."""
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
-        logging.getLogger("alembic").setLevel(logging.WARNING)
-        logging.getLogger("mlflow").setLevel(logging.WARNING)
+        for name in ("alembic", "mlflow", "mlflow.store.db.utils", "sqlalchemy"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)  # they print tracebacks of what is told in one line
 
     def show(self, run: Run) -> int:
         """Brings one run up to date; returns the number of points sent."""
         experiment = self._experiment(run.experiment)
-        note = self._memory / experiment / f"{short_uid(run.uid)}.json"
+        note = self._memory / experiment / f"{hashlib.sha256(run.uid.encode()).hexdigest()[:32]}.json"
         known = read_json(note) or {}
         signature = run.signature()
         if known.get("signature") == signature:
@@ -151,12 +161,10 @@ class MlflowStore:
             # Deleted since it was noted: by hand, or as the twin of a run that another machine's shipper made.
             return self._bring(run, experiment, note, {})
 
-    def _bring(self, run: Run, experiment: str, note: Path, known: Mapping[str, Any]) -> int:
+    def _bring(self, run: Run, experiment: str, note: Path, known: Mapping[str, object]) -> int:
         """Everything MLflow should have of a run; `known` is what this store remembers of it."""
         signature = run.signature()
         run_id, marks = self._find_or_create(run, experiment, known)
-        is_new = run.uid in self._made
-        self._made.discard(run.uid)
         if run_id is None:  # deleted by hand: it stays deleted
             write_json(note, {"run_id": "", "signature": signature}, durable=False)
             return 0
@@ -164,10 +172,10 @@ class MlflowStore:
         self.shown.add((run.uid, signature))
         facts, extras = digest_of([run.tags, run.params]), digest_of([run.results, run.attached()])
         again = known.get("run_id") != run_id
-        if not is_new and (again or known.get("facts") != facts):
+        if again or known.get("facts") != facts:
             self._say(run, run_id)
         try:
-            sent = self._points(run, run_id, marks, self._params(run) if is_new else ())
+            sent = self._points(run, run_id, marks)
         except Exception:  # what has arrived need not be sent again
             write_json(note, {**known, "run_id": run_id, "signature": "", "marks": marks}, durable=False)
             raise
@@ -199,17 +207,18 @@ class MlflowStore:
             self._experiments[name] = f"{experiment.experiment_id}-{experiment.creation_time}"
         return self._experiments[name]
 
-    def _find_or_create(self, run: Run, experiment: str, known: Mapping[str, Any]) -> tuple[str | None, dict[str, int]]:
+    def experiment_ids(self) -> dict[str, str]:
+        """Name -> id of the experiments met so far."""
+        return {name: found.split("-")[0] for name, found in self._experiments.items()}
+
+    def _find_or_create(self, run: Run, experiment: str, known: Options) -> tuple[str | None, dict[str, int]]:
         if known.get("run_id") and "marks" in known:
             return str(known["run_id"]), dict(known["marks"])
-        absent = self._is_alone and short_uid(run.uid) not in self._uids()
-        present, deleted = (None, False) if absent else self._search(run, experiment)
+        present, deleted = self._search(run, experiment)
         if present is None and deleted:
             return None, {}
-        if present is None and self._is_alone:
-            return self._create(run, experiment), {}
         if present is None:
-            with creation_lock(self._memory):
+            with self._creation_lock():
                 present, _ = self._search(run, experiment)
                 if present is None:
                     self._create(run, experiment)
@@ -232,62 +241,51 @@ class MlflowStore:
         by_hand = any(DUPLICATE not in r.data.tags for r in tagged if r.info.lifecycle_stage != "active")
         return (active[0] if active else None), by_hand
 
-    def _uids(self) -> set[str]:
-        """The uids of all runs of the embedded store, deleted ones too; asked once, as nobody else may write there."""
-        if self._listed is None:
-            self._listed = tag_values(self.store, UID)
-        return self._listed
-
-    def _create(self, run: Run, experiment: str) -> str:
+    def _create(self, run: Run, experiment: str) -> None:
         tags = {UID: short_uid(run.uid), "mlflow.source.type": "PROJECT"}
-        if self._is_alone:
-            tags |= self._tags(run)
-            self._uids().add(tags[UID])  # also where the answer gets lost
-        elif run.parent is not None and run.parent in self._run_ids:
+        if run.parent is not None and run.parent in self._run_ids:
             tags["mlflow.parentRunId"] = self._run_ids[run.parent]
-        made = self.client.create_run(experiment.split("-")[0], start_time=run.start_ms, tags=tags, run_name=run.name)
-        if self._is_alone:
-            self._made.add(run.uid)
-        return str(made.info.run_id)
+        self.client.create_run(experiment.split("-")[0], start_time=run.start_ms, tags=tags, run_name=run.name)
+
+    @contextmanager
+    def _creation_lock(self) -> Iterator[None]:
+        """Keeps shippers on one disk from making twins; without it (a dead host's lock) twins are merged anyway."""
+        place = self._memory / "creating"
+        place.mkdir(parents=True, exist_ok=True)
+        claim = Claim(place)
+        deadline = time.monotonic() + 30.0
+        while claim.take() is not None and time.monotonic() < deadline:
+            time.sleep(0.02 + random.random() * 0.05)
+        try:
+            yield
+        finally:
+            claim.release()
 
     # -- saying ----------------------------------------------------------------------------------------------------
-    def _tags(self, run: Run) -> dict[str, str]:
+    def _say(self, run: Run, run_id: str) -> None:
+        from mlflow.entities import Param, RunTag
+
         tags = {k: v[:MAX_TEXT] for k, v in run.tags.items()}
         if run.parent is not None and run.parent in self._run_ids:
             tags["mlflow.parentRunId"] = self._run_ids[run.parent]
-        return tags
-
-    def _params(self, run: Run) -> list[Any]:
-        from mlflow.entities import Param
-
-        return [Param(k[:250], v[:MAX_TEXT]) for k, v in run.params.items()]
-
-    def _say(self, run: Run, run_id: str) -> None:
-        from mlflow.entities import RunTag
-
-        for part in chunks(list(self._tags(run).items()), MAX_TAGS):
+        params = {k[:250]: v[:MAX_TEXT] for k, v in run.params.items()}
+        for part in _chunks(list(tags.items()), MAX_TAGS):
             self.client.log_batch(run_id, tags=[RunTag(k, v) for k, v in part])
-        for params in chunks(self._params(run), MAX_PARAMS):
-            self.client.log_batch(run_id, params=params)
+        for part in _chunks(list(params.items()), MAX_PARAMS):
+            self.client.log_batch(run_id, params=[Param(k, v) for k, v in part])
 
-    def _points(self, run: Run, run_id: str, marks: dict[str, int], params: Sequence[Any] = ()) -> int:
-        """Sends what is new in the journals and the params of a run just made; returns the number of points."""
+    def _points(self, run: Run, run_id: str, marks: dict[str, int]) -> int:
         from mlflow.entities import RunTag
 
         sent = 0
-        for part in chunks(params, MAX_PARAMS):
-            self.client.log_batch(run_id, params=part)
-        batches = first_points(run.journals, marks, MAX_METRICS)
-        batch, number = next(batches, None), 0
-        while batch is not None:
-            following = next(batches, None)
+        for number, batch in enumerate(first_points(run.journals, marks, MAX_METRICS)):
             # The offset only saves work: it need not follow every batch.
-            marked = following is None or number % MARK_EVERY == 0
-            tags = [RunTag(MARKS, json.dumps({**marks, **batch.marks}))] if marked else []
+            tags = [RunTag(MARKS, json.dumps(batch.marks))] if number % MARK_EVERY == 0 else []
             self.client.log_batch(run_id, metrics=[_metric(p) for p in batch.points], tags=tags)
             sent += len(batch.points)
             marks.update(batch.marks)
-            batch, number = following, number + 1
+        if sent:
+            self.client.log_batch(run_id, tags=[RunTag(MARKS, json.dumps(marks))])
         return sent
 
     def _results(self, run: Run, run_id: str, experiment: str) -> None:
@@ -344,3 +342,8 @@ def _dataset(use: DatasetUse) -> Any:
     source = json.dumps({"uri": use.path, "digest": use.digest})
     data = Dataset(use.name[:500], use.digest[:DATASET_DIGEST], "local", source)
     return DatasetInput(data, [InputTag("mlflow.data.context", use.context[:500])])
+
+
+def _chunks(items: Sequence[object], size: int) -> Iterator[Sequence[Any]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from experiments.config.settings import without_password
 from experiments.store.documents import DatasetUse, Launch, Manifest, Request, Start
 from experiments.store.journal import Point, read_lines
 from experiments.store.paths import StepFolder
 from experiments.store.records import PipelineRecord, PipelineStep
-from experiments.store.scores import named_values, read_scores
+from experiments.store.scores import describe_metric, named_values, read_scores
 from experiments.store.typed_json import Options, plain
 
 #: Outputs up to this size are uploaded when a stage asked to show them; everything else is a reference.
@@ -32,15 +33,50 @@ def milliseconds(seconds: float) -> int:
 
 
 def common_tags(record: PipelineRecord) -> dict[str, str]:
+    mixed = _mixed_code(record)
     return {
         "experiment": record.experiment,
         "pipeline": record.uid,
         "sweep": "yes" if len(record.items) > 1 else "no",
         "commit": record.code.commit or "",
         "dirty": str(record.code.dirty).lower(),
+        **({"mixed_code": mixed} if mixed else {}),
         "mlflow.user": record.user,
         "mlflow.source.name": without_password(record.command),
     }
+
+
+def asked(record: PipelineRecord) -> list[str]:
+    """The values that a request adds to its experiment, as typed: what tells its executions apart."""
+    not_of_it = ("experiment=", "paths.", "launcher", "tracking.", "resources.")
+    words = [without_password(w) for w in record.overrides if "=" in w and not w.lstrip("+~").startswith(not_of_it)]
+    return words[:4] + (["..."] if len(words) > 4 else [])
+
+
+def headlines(steps: Sequence[Any]) -> tuple[Point, ...]:
+    """The numbers an execution is known by: its evaluation's scores; of several evaluations the best of each headline.
+
+    Args:
+        steps: its `Run`s.
+    """
+    kinds = ("scores", "tokenizer_scores")
+    scored = next((found for kind in kinds if (found := [s for s in steps if s.kind == kind and s.results])), [])
+    if len(scored) == 1:
+        return tuple(scored[0].results)
+    best: dict[str, Point] = {}
+    for point in (p for s in scored for p in s.results if p.metric == s.tags.get("headline")):
+        known = describe_metric(point.metric)
+        better = max if known is not None and known[1] is False else min
+        best[point.metric] = better(best.get(point.metric, point), point, key=lambda p: p.value)
+    return tuple(best.values())
+
+
+def _mixed_code(record: PipelineRecord) -> str:
+    """The swept steps of an execution of which some points were reused from other code than the rest was made by."""
+    codes: dict[str, set[tuple[str, ...]]] = {}
+    for entry in record.steps:
+        codes.setdefault(entry.step, set()).add(entry.old_code)
+    return " ".join(sorted(step for step, found in codes.items() if len(found) > 1))
 
 
 def step_tags(
@@ -65,6 +101,7 @@ def step_tags(
         "folder": entry.folder,
         "upstream": " ".join(_upstream_uids(record, entry)),
         "attempts": str(num_attempts),
+        "old_code": " ".join(entry.old_code)[:4000],
     }
     if manifest is not None and (headline := manifest.headline):
         tags["headline"] = headline.name

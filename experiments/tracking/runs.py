@@ -16,11 +16,12 @@ from experiments.store.claims import JobAlive, is_alive
 from experiments.store.documents import DatasetUse, End, Manifest, Refusal, Request, Start, Submission
 from experiments.store.journal import Point, started
 from experiments.store.paths import AttemptFolder, StepFolder
-from experiments.store.records import PipelineRecord, PipelineStep, effective_config, step_params
+from experiments.store.records import PipelineRecord, PipelineStep, effective_config
 from experiments.store.records import pipelines as executions
 from experiments.store.step_folder import Status, status
 from experiments.store.typed_json import plain
 from experiments.tracking import run_facts
+from experiments.tracking.params import asked_params
 from experiments.tracking.run_facts import milliseconds
 
 #: Our word for a state -> MLflow's.
@@ -51,6 +52,8 @@ class Run:
     start_ms: int
     end_ms: int | None
     parent: str | None = None
+    kind: str = ""  # of what the step makes; empty for an execution
+    swept: tuple[str, ...] = ()  # keys of the sweep
     journals: tuple[Path, ...] = ()
     tags: Mapping[str, str] = field(default_factory=dict)
     params: Mapping[str, str] = field(default_factory=dict)
@@ -121,7 +124,7 @@ def _parent_run(record: PipelineRecord, steps: Sequence[Run]) -> Run:
     state = _parent_state(record, [s.state for s in steps])
     return Run(
         uid=record.uid,
-        name=f"{record.experiment} {record.uid[:15]}",
+        name=" ".join([record.experiment, *run_facts.asked(record), record.uid[:15]]),
         experiment=record.experiment,
         state=state,
         start_ms=milliseconds(record.time),
@@ -133,6 +136,7 @@ def _parent_run(record: PipelineRecord, steps: Sequence[Run]) -> Run:
             "mlflow.note.content": record.description,
         },
         params={"command": without_password(record.command)},
+        results=run_facts.headlines(steps) if RUN_STATUS[state] in FINAL else (),
         texts={"pipeline.json": without_password(json.dumps(plain(record), indent=2, sort_keys=True, default=str))},
     )
 
@@ -169,6 +173,8 @@ def _step_run(store: Path, record: PipelineRecord, entry: PipelineStep, job_aliv
         start_ms=milliseconds(record.time),
         end_ms=milliseconds(record.time) if RUN_STATUS[state] in FINAL else None,
         parent=record.uid,
+        kind=entry.kind,
+        swept=tuple(entry.params),
         tags=run_facts.step_tags(store, record, entry, state, len(mine), manifest, request),
         params=_params(store, record, entry, request),
         results=run_facts.results(folder, manifest),
@@ -189,10 +195,10 @@ def _step_run(store: Path, record: PipelineRecord, entry: PipelineStep, job_aliv
 
 
 def _params(store: Path, record: PipelineRecord, entry: PipelineStep, request: Request) -> dict[str, str]:
-    """A step's config; an evaluation also carries that of all upstream: `train.lr` beside the score."""
+    """A step's values but defaults; an evaluation also carries those of all upstream: `train.lr` beside the score."""
     if entry.kind not in ("scores", "tokenizer_scores"):
-        return step_params(entry, request)
-    return effective_config(store, record, entry)[0]
+        return asked_params(entry, request)
+    return effective_config(store, record, entry, asked_params)[0]
 
 
 def _step_state(

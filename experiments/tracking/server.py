@@ -115,9 +115,21 @@ def stop(server: subprocess.Popen[bytes], number: int = signal.SIGTERM, wait_s: 
 
 
 def serve(
-    store: Path, uri: str, *, host: str, port: int, allowed_hosts: str | None = None, basic_auth: bool = False
+    store: Path,
+    uri: str,
+    *,
+    host: str,
+    port: int,
+    allowed_hosts: str | None = None,
+    basic_auth: bool = False,
+    page: str | None = None,
+    browser: bool = False,
 ) -> int:
-    """Runs the server until Ctrl-C or TERM; 0 when stopped so, 1 where it ended by itself."""
+    """Runs the server until Ctrl-C or TERM; 0 when stopped so, 1 where it ended by itself.
+
+    Args:
+        page: an address to print, and to open where `browser` is set, once the server answers.
+    """
     Path(store).mkdir(parents=True, exist_ok=True)
     server = start(store, uri, host=host, port=port, allowed_hosts=allowed_hosts, basic_auth=basic_auth)
     stopped: list[int] = []
@@ -130,6 +142,12 @@ def serve(
     try:
         wait_until_up(server, host, port)
         print(f"MLflow shows {store} on http://{host}:{port} (Ctrl-C ends it)", flush=True)
+        if page is not None:
+            print(f"  {page}", flush=True)
+            if browser:
+                import webbrowser
+
+                webbrowser.open(page)
         while server.poll() is None and not stopped:
             time.sleep(0.2)
     finally:

@@ -13,6 +13,7 @@ import torch
 from experiments.config.specs import ModelSpec
 from experiments.running.attempt import Attempt
 from experiments.running.components import describe
+from experiments.store.typed_json import Block
 from experiments.training.clock import Clock
 from experiments.training.kept import publish_kept
 from experiments.training.pictures import SampleGrids
@@ -53,8 +54,7 @@ class Cadence:
         keep_last: checkpoints kept while training.
         samples_every: a grid of samples of the same seeds every so many steps, `samples/step-*.png`; 0: none.
         samples_classes, samples_guidance: of these grids: a row for each class; None: the first ten.
-        peak_tflops: rate of one device that utilisation is a share of (its data sheet's); None: matrix products are
-            timed.
+        peak_tflops: rate of one device that utilisation is a share of; None: matrix products are timed.
     """
 
     keep_every: Annotated[int | None, Range(1), Neutral(None)] = None
@@ -72,13 +72,13 @@ class Cadence:
 class Source(Protocol):
     """Where training batches come from; see the stage."""
 
-    facts: dict[str, Any]
+    facts: Block
     held_out: HeldOut | None
 
-    def batches(self, **place: Any) -> Any:
+    def batches(self, **place: object) -> Any:
         """Endless batches; `place` is batch_size, seed, rank, world_size and start."""
 
-    def tokenizer(self) -> Any:
+    def tokenizer(self) -> object:
         """The tokenizer that decodes the tokens."""
 
 
@@ -336,7 +336,7 @@ def find_state(files: Path) -> Path:
     return checkpoints[0]
 
 
-def new_model(spec: ModelSpec, facts: dict[str, Any], seed: int) -> Any:
+def new_model(spec: ModelSpec, facts: Block, seed: int) -> Any:
     """A model with fresh weights that are a function of its config and `seed`."""
     known = {name: facts[name] for name in ("codebook_size", "num_tokens", "num_classes")}
     with torch.random.fork_rng(devices=[]):

@@ -61,7 +61,7 @@ class Source:
             "class_names": names,
         }
 
-    def tokenizer(self) -> Any:
+    def tokenizer(self) -> object:
         """The tokenizer of these tokens: the one that encodes on the fly, or the one that made the cache."""
         return self._network if self._tokens is None else tokenizer_behind(self._tokens)
 
@@ -80,7 +80,7 @@ class Source:
             tokens_NL, labels_N = self._images_in_batches(batch_size=1, seed=0).gather(indices_N)
         self.held_out = HeldOut(tokens_NL, labels_N, indices_N, self._device)
 
-    def batches(self, **place: Any) -> Iterable[Any]:
+    def batches(self, **place: Any) -> Iterable[object]:
         """Endless batches; `place` is batch_size, seed, rank, world_size and start."""
         if self._shards is None:
             return self._images_in_batches(**place)

@@ -12,7 +12,7 @@ import copy
 import queue
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -22,6 +22,7 @@ import torch
 from maskgit_core.devices import use_bound_device
 from maskgit_core.errors import DataError
 from maskgit_core.order import samples_at
+from maskgit_core.refusals import check_mapped
 from maskgit_core.shards.reader import TokenShards
 from maskgit_core.shards.remote import RemoteShards
 
@@ -150,7 +151,7 @@ class Batches:
         seed: of the order.
         rank, world_size: of this process.
         start: number of global samples already consumed; any number, reached at once.
-        num_workers: processes that read ahead (0: read in this process, which is fastest from a local disk).
+        num_workers: processes that read ahead from remote shards; shards on disk are mapped, and read in this process.
         prefetch: batches to hold ready; with `num_workers=0` a thread reads them.
         pin_memory: page-locked batches, for asynchronous copies to a GPU.
         locate: (seed, positions) -> (samples, variants) instead of the shards' own order, as where some are held out.
@@ -173,6 +174,8 @@ class Batches:
         pin_memory: bool = False,
         locate: Locate | None = None,
     ) -> None:
+        if isinstance(shards, TokenShards):
+            check_mapped(num_workers)
         self.shards = shards
         self.order = Order(
             len(shards),
@@ -199,6 +202,8 @@ class Batches:
         for chunk in order.chunks():
             # Places of samples are computed for many batches at once: small arrays cost mostly their calls.
             places = shards.find(chunk[1]) if isinstance(shards, TokenShards) else chunk[1]
+            if isinstance(shards, TokenShards):
+                shards.will_need(places)
             for indices, samples, variants, places_of_chunk in zip(*chunk, places, strict=True):
                 shape = (len(indices), shards.num_tokens)
                 if pin_memory:
@@ -260,7 +265,7 @@ class Pool:
         return fresh
 
 
-def ahead(items: Iterator[T], depth: int) -> Iterator[T]:
+def ahead(items: Iterator[T], depth: int) -> Generator[T, None, None]:
     """The same items, up to `depth` of them made ahead by a thread; an error there is raised here."""
     ready: queue.Queue[tuple[bool, Any]] = queue.Queue(maxsize=depth)
     closed = threading.Event()

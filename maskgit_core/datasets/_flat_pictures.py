@@ -61,9 +61,17 @@ class FlatPictures:
         Raises:
             DataError: another count, or pictures that cannot be read, by name.
         """
+        self.check_count()
+        check_headers(self.folder, self._names)
+
+    def check_count(self) -> None:
+        """Compares the count with the published set's.
+
+        Raises:
+            DataError: another count.
+        """
         if self._count is not None and self._total != self._count:
             raise DataError(
                 f"{self.folder}: {self._total:,} pictures, {self.title} has {self._count:,}; "
                 "complete it, or set partial=true for a trial"
             )
-        check_headers(self.folder, self._names)

@@ -42,4 +42,6 @@ def count_pictures(root: str, options: Mapping[str, Any]) -> int:
     Raises:
         DataError: as of the dataset.
     """
-    return len(Dataset(root=root, **options))
+    pictures = Dataset(root=root, **options)
+    pictures.check_count()
+    return len(pictures)

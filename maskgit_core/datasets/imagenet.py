@@ -114,6 +114,16 @@ class Dataset:
         Raises:
             DataError: how many pictures and classes there are, how many there should be, which classes fall short.
         """
+        self.check_count()
+        if self.form == "folders":
+            check_headers(self.folder / self.split, [entry.key for entry in self._entries])
+
+    def check_count(self) -> None:
+        """Compares counts with ILSVRC 2012's.
+
+        Raises:
+            DataError: how many pictures and classes there are, how many there should be, which classes fall short.
+        """
         wanted = COUNTS[self.split]
         if not self.partial and len(self) != wanted:
             per_class = Counter(entry.label for entry in self._entries)
@@ -124,8 +134,6 @@ class Dataset:
                 f"{self.folder}: split {self.split} has {len(self):,} pictures, ILSVRC 2012 has {wanted:,}; "
                 f"{len(short)} classes fall short: {shown}; complete it or set partial=true"
             )
-        if self.form == "folders":
-            check_headers(self.folder / self.split, [entry.key for entry in self._entries])
 
 
 def count_pictures(root: str, options: Mapping[str, Any]) -> int | None:
@@ -138,7 +146,9 @@ def count_pictures(root: str, options: Mapping[str, Any]) -> int | None:
     in_folders = (Path(root) / split).is_dir() and class_folders(Path(root) / split)
     if split in COUNTS and not in_folders and any(Path(root).rglob("*.tar")):
         return None if options.get("partial") else COUNTS[split]
-    return len(Dataset(root=root, **options))
+    pictures = Dataset(root=root, **options)
+    pictures.check_count()
+    return len(pictures)
 
 
 def _read_split(root: Path, split: str) -> tuple[str, list[str], list[_Entry]]:

@@ -30,7 +30,8 @@ _SPLIT_NAMES: dict[str, dict[str, Any]] = {
     **{name: {"train": "train", "val": "val", "test": "test"} for name in ("Flowers102", "DTD", "FGVCAircraft")},
 }
 #: Rows and columns of the square that is cut from CelebA's aligned pictures (178 x 218): 128 pixels around (121, 89),
-#: as DDIM (Song et al. 2021, arXiv:2010.02502) and those after it have it.
+#: as Progressive GAN cut it (tkarras/progressive_growing_of_gans and NVlabs/stylegan, dataset_tool.py: create_celeba,
+#: cx=89, cy=121, each from - 64 to + 64), and DDIM after it (ermongroup/ddim, datasets).
 ALIGNED = (57, 185, 25, 153)
 
 

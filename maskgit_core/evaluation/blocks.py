@@ -7,19 +7,22 @@ give the same bits, a killed run computes only what is missing, and memory stays
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from maskgit_core.batches.tokens import ahead
 from maskgit_core.errors import DataError
 
 BLOCK = 128
 
+T = TypeVar("T")
 Publish = Callable[[Path, Callable[[Path], object]], None]
 
 
@@ -58,18 +61,25 @@ class Blocks:
         """The items of a block."""
         return range(block * BLOCK, min(self.count, (block + 1) * BLOCK))
 
-    def compute(self, work: Callable[[range], dict[str, Tensor]]) -> Iterator[int]:
+    def compute(self, work: Callable[[T], dict[str, Tensor]], read: Callable[[range], T]) -> Iterator[int]:
         """Computes and publishes this rank's missing blocks; yields the number of items after each block.
 
         Ends early, with blocks missing, when `should_stop` says so; `missing()` tells.
+
+        Args:
+            work: from what `read` gave to the block's tensors.
+            read: called in a thread of its own, one block ahead of `work`.
         """
-        for block in range(self.rank, self.num_blocks, self.world_size):
-            if self.should_stop():
-                return
-            if not self.path(block).is_file():
-                tensors = {k: v.detach().cpu().contiguous() for k, v in work(self.items(block)).items()}
-                self.publish(self.path(block), lambda path, tensors=tensors: save_file(tensors, path))  # type: ignore[misc]
-            yield len(self.items(block))
+        own = range(self.rank, self.num_blocks, self.world_size)
+        missing = {block: self.items(block) for block in own if not self.path(block).is_file()}
+        with contextlib.closing(ahead(map(read, missing.values()), 1)) as ready:
+            for block in own:
+                if self.should_stop():
+                    return
+                if block in missing:
+                    tensors = {k: v.detach().cpu().contiguous() for k, v in work(next(ready)).items()}
+                    self.publish(self.path(block), lambda path, tensors=tensors: save_file(tensors, path))  # type: ignore[misc]
+                yield len(self.items(block))
 
     def missing(self) -> list[int]:
         """Blocks that nobody has published yet."""

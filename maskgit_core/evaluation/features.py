@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from maskgit_core.errors import DataError
+from maskgit_core.devices import products
+from maskgit_core.errors import DataError, refused_as
 from maskgit_core.evaluation.blocks import Blocks, ReadableBlocks
 from maskgit_core.metrics.frechet import Metric, Moments
 from maskgit_core.metrics.inception_score import Metric as InceptionScore
@@ -31,14 +31,19 @@ ReadImages = Callable[[range], Tensor]
 def outputs_of(
     extractor: nn.Module, images_BCHW: Tensor, device: str = "cpu", wanted: Sequence[str] = ("features",)
 ) -> dict[str, Tensor]:
-    """The network's outputs for uint8 images, (B, ...) float32 on the CPU; with `logits` also `hashes` of pixels."""
-    size = FORWARD_BATCH.get(torch.device(device).type, 32)
+    """The network's outputs for uint8 images, (B, ...) float32 on the CPU; with `logits` also `hashes` of pixels.
+
+    Always in fp32: features are part of a protocol, and TF32 would move them.
+    """
+    kind = torch.device(device).type
     parts: list[dict[str, Tensor]] = []
-    for part in images_BCHW.split(size):
-        if tuple(wanted) == ("features",):
-            given = {"features": extractor(part.to(device))}
-        else:
-            given = extractor.all_outputs(part.to(device))  # type: ignore[operator]
+    for part in images_BCHW.split(FORWARD_BATCH.get(kind, 32)):
+        pixels = part.pin_memory().to(device, non_blocking=True) if kind == "cuda" else part.to(device)
+        with products("fp32", kind):
+            if tuple(wanted) == ("features",):
+                given = {"features": extractor(pixels)}
+            else:
+                given = extractor.all_outputs(pixels)  # type: ignore[operator]
         parts.append({name: given[name].float().cpu() for name in wanted})
     outputs = {name: torch.cat([part[name] for part in parts]) for name in wanted}
     if "logits" in wanted:
@@ -58,8 +63,11 @@ def extract(
     device: str = "cpu",
     wanted: Sequence[str] = ("features",),
 ) -> Iterator[int]:
-    """Computes this rank's missing feature blocks; `read(items)` gives uint8 images BCHW. Yields items done."""
-    yield from blocks.compute(lambda items: outputs_of(extractor, read(items), device, wanted))
+    """Computes this rank's missing feature blocks; `read(items)` gives uint8 images BCHW. Yields items done.
+
+    The next block's images are read while the network sees this one's.
+    """
+    yield from blocks.compute(lambda images: outputs_of(extractor, images, device, wanted), read)
 
 
 def moments_of(blocks: ReadableBlocks, key: str = "features") -> Moments:
@@ -116,11 +124,10 @@ def load_moments(path: Path) -> Moments:
     Raises:
         DataError: the file is missing or damaged.
     """
-    try:
+    told = f"{path}: cannot be read as moments ({{reason}}); make the reference statistics again"
+    with refused_as(DataError, told):
         tensors = load_file(path)
         return Moments(tensors["mean"], tensors["covariance"], int(tensors["count"]))
-    except (OSError, SafetensorError, KeyError) as error:
-        raise DataError(f"{path}: cannot be read as moments ({error}); make the reference statistics again") from error
 
 
 def describe_extractor(name: str, options: dict[str, Any], extractor: Any) -> dict[str, Any]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from maskgit_core.errors import DataError
+from maskgit_core.errors import DataError, refused_as
 from maskgit_core.images.image_sets import npz_array, npz_names
 from maskgit_core.metrics.frechet import Moments
 
@@ -41,14 +40,10 @@ def read_statistics(path: Path, feature_dim: int) -> tuple[Moments, Moments | No
 
 def _from_tensors(path: Path) -> Moments:
     """`mu` and `cov` of a file that holds nothing but tensors; no code in it is run."""
-    try:
+    told = f"{path}: cannot be read as statistics ({{reason}}); a .pt of the tensors mu and cov is needed"
+    with refused_as(DataError, told):
         moments = torch.load(path, map_location="cpu", weights_only=True)
         mean, covariance = moments["mu"].numpy(), moments["cov"].numpy()
-    except (OSError, RuntimeError, EOFError, KeyError, TypeError, AttributeError, pickle.UnpicklingError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise DataError(
-            f"{path}: cannot be read as statistics ({reason}); a .pt of the tensors mu and cov is needed"
-        ) from None
     return _checked(path, mean, covariance, "mu", "cov")
 
 

@@ -1,4 +1,4 @@
-"""What a published file of reference statistics holds, told from its names alone: no array is read, no code is run."""
+"""The contents of published reference statistics, told from names alone: no array is read and no code is run."""
 
 from __future__ import annotations
 

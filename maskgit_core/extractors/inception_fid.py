@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from maskgit_core.errors import WeightsError
-from maskgit_core.extractors import read_tensors, sha256_of
+from maskgit_core.extractors import load_strictly, read_tensors, sha256_of
 from maskgit_core.hints import Neutral, Revised, Weights
 from maskgit_core.layers.network_input import Resize, resize_for_network
+from maskgit_core.weights.published import Unfilled
 from maskgit_core.weights.registry import verified
 
 #: First digits of the published file's sha256 (they are in its name).
@@ -219,7 +220,8 @@ class Extractor(nn.Module):
         super().__init__()
         self.resize: Resize = resize
         self.dtype = torch.float64 if precision == "float64" else torch.float32
-        self.network = Network()
+        with Unfilled():
+            self.network = Network()
         if weights is None and random_seed is None:
             raise WeightsError("extractor.weights: missing; name weights, or set random_seed for a trial without them")
         if random_seed is not None:
@@ -258,31 +260,20 @@ class Extractor(nn.Module):
 
 
 def load(network: nn.Module, path: Path) -> None:
-    """Loads a state dict strictly.
+    """Loads FID's Inception strictly; counts of batches, which old files lack, are not weights.
 
     Raises:
-        WeightsError: a key is missing, unknown or of another shape; names the first.
+        WeightsError: a tensor is missing, unknown or of another shape; names the first.
     """
-    tensors = read_tensors(path)
-    wanted = network.state_dict()
-    for name in [*wanted, *tensors]:
-        if name.endswith("num_batches_tracked") and name not in tensors:
-            tensors[name] = wanted[name]
-        if name not in tensors or name not in wanted:
-            state = "is missing" if name not in tensors else "is not known"
-            raise WeightsError(f"{path}: {name} {state}; the file is not FID's Inception in the 2015-12-05 layout")
-        if tensors[name].shape != wanted[name].shape:
-            raise WeightsError(
-                f"{path}: {name} has shape {tuple(tensors[name].shape)}, {tuple(wanted[name].shape)} is needed; "
-                "the file is not FID's Inception in the 2015-12-05 layout"
-            )
-    network.load_state_dict(tensors)
+    counts = {name: value for name, value in network.state_dict().items() if name.endswith("num_batches_tracked")}
+    load_strictly(network, {**counts, **read_tensors(path)}, path, "FID's Inception in the 2015-12-05 layout")
 
 
 def random_state(seed: int) -> dict[str, Tensor]:
     """Random weights in the exact layout, scaled so that activations neither vanish nor explode."""
     generator = torch.Generator().manual_seed(seed)
-    state = Network().state_dict()
+    with Unfilled():
+        state = Network().state_dict()
     for name, tensor in state.items():
         if name.endswith("conv.weight"):
             fan_in = tensor[0].numel()

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from maskgit_core.errors import WeightsError
-from maskgit_core.extractors import read_tensors, sha256_of
+from maskgit_core.extractors import load_strictly, read_tensors, sha256_of
 from maskgit_core.hints import Weights
 from maskgit_core.layers.network_input import resize_for_network
 from maskgit_core.layers.vgg16 import vgg16_convolutions
@@ -98,14 +98,7 @@ def load(network: nn.Module, path: Path) -> None:
         WeightsError: a tensor is missing, unknown or of another shape; names the first.
     """
     tensors = {name: value for name, value in read_tensors(path).items() if not name.startswith("classifier.6.")}
-    wanted = network.state_dict()
-    for name in [*wanted, *tensors]:
-        if name not in tensors or name not in wanted or tensors[name].shape != wanted[name].shape:
-            state = (
-                "is missing" if name not in tensors else "is not known" if name not in wanted else "has another shape"
-            )
-            raise WeightsError(f"{path}: {name} {state}; the file is not VGG-16 in torchvision's layout")
-    network.load_state_dict(tensors, assign=True)
+    load_strictly(network, tensors, path, "VGG-16 in torchvision's layout", assign=True)
 
 
 def random_state(seed: int) -> dict[str, Tensor]:

@@ -5,14 +5,13 @@ Shapes: B batch, V variants, H × W image, h × w token grid, C channels.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
 
+from maskgit_core.devices import products
 from maskgit_core.errors import DataError
 
 
@@ -48,7 +47,7 @@ class Encoder:
         images = pixels.permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)  # channels_last as it comes
         if images.shape[1] == 1 and self.channels == 3:
             images = images.expand(-1, 3, -1, -1)
-        with self._products():
+        with products(self.precision, self.device.type):
             tokens = self.tokenizer.encode(images)
             kept = self._latents(images) if latents else None
         return tokens.unflatten(0, (count, variants)), None if kept is None else kept.unflatten(0, (count, variants))
@@ -59,17 +58,6 @@ class Encoder:
             raise DataError(f"latents: the tokenizer {family} gives no latents; set latents to false")
         latents: torch.Tensor = self.tokenizer.latents(images)
         return latents.half()
-
-    @contextlib.contextmanager
-    def _products(self) -> Iterator[None]:
-        """Sets how convolutions and products are computed, and puts it back."""
-        before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = self.precision == "tf32"
-        try:
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-                yield
-        finally:
-            torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
 def state_digest(module: torch.nn.Module) -> str:

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.lib import format as npy_format
 
-from maskgit_core.errors import DataError
+from maskgit_core.errors import DataError, refused_as
 from maskgit_core.images.pictures import EXTENSIONS, decode, open_picture, read_picture
 from maskgit_core.images.tar_index import index_of, read_member
 from maskgit_core.images.transforms import to_pil
@@ -63,6 +63,29 @@ def count_images(path: Path) -> int:
     return len(open_images(path))
 
 
+def check_sizes(path: Path) -> None:
+    """Reads the header of every picture in a folder.
+
+    Raises:
+        DataError: one cannot be read, or is not of the size of the first.
+    """
+    if not Path(path).is_dir():
+        return
+    first: tuple[int, int] | None = None
+    for file in FolderImages(path).files:
+        try:
+            with open_picture(file) as picture:
+                size = picture.size
+        except (OSError, ValueError) as error:
+            raise DataError(f"{file}: cannot be read as a picture ({error}); remove or replace it") from None
+        first = first or size
+        if size != first:
+            raise DataError(
+                f"{file}: {size[0]} x {size[1]} pixels where others have {first[0]} x {first[1]}; samples must "
+                "have one size"
+            )
+
+
 class NpzImages:
     """`arr_0` of an `.npz`, uint8 NHWC; mapped, not read, where the archive is not compressed."""
 
@@ -105,6 +128,11 @@ class FolderImages:
         if not self._files:
             raise DataError(f"{path}: no pictures here; give a folder of PNGs or an .npz with arr_0")
         self.image_size = int(read_picture(self._files[0]).shape[0])
+
+    @property
+    def files(self) -> list[Path]:
+        """The pictures' files in order."""
+        return list(self._files)
 
     def __len__(self) -> int:
         return len(self._files)
@@ -177,11 +205,9 @@ def encode_png(image: np.ndarray) -> bytes:
 
 def decode_bytes(data: bytes, name: str) -> np.ndarray:
     """uint8 HWC RGB of an encoded picture; a failure names it."""
-    try:
-        with open_picture(io.BytesIO(data)) as picture:
-            return decode(picture, 3)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{name}: the picture cannot be decoded ({error}); remove or replace it") from error
+    told = f"{name}: the picture cannot be decoded ({{reason}}); remove or replace it"
+    with refused_as(DataError, told), open_picture(io.BytesIO(data)) as picture:
+        return decode(picture, 3)
 
 
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
@@ -200,13 +226,14 @@ def _stacked(images: Sequence[np.ndarray], names: Sequence[str]) -> np.ndarray:
     return np.stack(images)
 
 
+_DAMAGED = "cannot be read ({reason}); the file is damaged, make or fetch it again"
+
+
 def npz_names(path: Path) -> list[str]:
     """The names of the arrays in an `.npz`."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return [name.removesuffix(".npy") for name in archive.namelist()]
-    except (OSError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path}: not an .npz file ({error}); give one with arr_0 or a folder of pictures") from error
+    told = f"{path}: not an .npz file ({{reason}}); give one with arr_0 or a folder of pictures"
+    with refused_as(DataError, told), zipfile.ZipFile(path) as archive:
+        return [name.removesuffix(".npy") for name in archive.namelist()]
 
 
 def npz_array(path: Path, name: str) -> np.ndarray:
@@ -215,17 +242,13 @@ def npz_array(path: Path, name: str) -> np.ndarray:
     Raises:
         DataError: no `.npz`, no such array, or one that could only be unpickled.
     """
-    try:
+    with refused_as(DataError, f"{path}: {name} {_DAMAGED}"):
         with _npz_member(path, name) as (shape, fortran, dtype, header, entry):
             if entry.compress_type != zipfile.ZIP_STORED or fortran or 0 in shape or shape == ():
                 with np.load(path, allow_pickle=False) as arrays:
                     loaded: np.ndarray = arrays[name]
                     return loaded
         return np.memmap(path, dtype=dtype, mode="r", shape=shape, offset=_data_offset(path, entry) + header)
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
-        raise DataError(
-            f"{path}: {name} cannot be read ({error}); the file is damaged, make or fetch it again"
-        ) from error
 
 
 @contextlib.contextmanager
@@ -233,20 +256,13 @@ def _npz_member(path: Path, name: str) -> Iterator[tuple[tuple[int, ...], bool, 
     """Shape, order, type, length of the header and entry of an array in an `.npz`."""
     if name not in (there := npz_names(path)):
         raise DataError(f"{path}: has no array {name}; it has [{', '.join(there[:8])}]")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            entry = archive.getinfo(f"{name}.npy")
-            with archive.open(entry) as member:
-                version = npy_format.read_magic(member)
-                read_header = (
-                    npy_format.read_array_header_1_0 if version == (1, 0) else npy_format.read_array_header_2_0
-                )
-                shape, fortran, dtype = read_header(member)
-                header = member.tell()
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
-        raise DataError(
-            f"{path}: {name} cannot be read ({error}); the file is damaged, make or fetch it again"
-        ) from error
+    with refused_as(DataError, f"{path}: {name} {_DAMAGED}"), zipfile.ZipFile(path) as archive:
+        entry = archive.getinfo(f"{name}.npy")
+        with archive.open(entry) as member:
+            version = npy_format.read_magic(member)
+            read_header = npy_format.read_array_header_1_0 if version == (1, 0) else npy_format.read_array_header_2_0
+            shape, fortran, dtype = read_header(member)
+            header = member.tell()
     if dtype.hasobject:
         raise DataError(f"{path}: {name} holds Python objects, which are not read; save plain numbers")
     yield shape, fortran, dtype, header, entry

@@ -14,7 +14,7 @@ import tarfile
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from maskgit_core.errors import DataError
+from maskgit_core.errors import DataError, refused_as
 from maskgit_core.files import remember
 
 _VERSION = 1
@@ -58,8 +58,9 @@ def read_member(path: Path, member: Member) -> bytes:
     """
     try:
         with Path(path).open("rb") as file:
+            there = max(0, os.fstat(file.fileno()).st_size - member.offset)  # never ask memory for what is not there
             file.seek(member.offset)
-            data = file.read(member.size)
+            data = file.read(min(member.size, there))
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); put the tar back") from error
     if len(data) != member.size:
@@ -74,17 +75,15 @@ def _kept(path: Path) -> Path:
 
 def _scan(path: Path) -> list[Member]:
     members: list[Member] = []
-    try:
-        with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
-            for info in tar:
-                if not info.isfile():
-                    continue
-                if info.name.endswith(".tar"):
-                    members += _inner(file, info)
-                else:
-                    members.append(Member(info.name, info.offset_data, info.size))
-    except (OSError, tarfile.TarError, EOFError) as error:
-        raise DataError(f"{path}: not a whole uncompressed tar ({error}); get it again") from error
+    told = f"{path}: not a whole uncompressed tar ({{reason}}); get it again"
+    with refused_as(DataError, told), path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
+        for info in tar:
+            if not info.isfile():
+                continue
+            if info.name.endswith(".tar"):
+                members += _inner(file, info)
+            else:
+                members.append(Member(info.name, info.offset_data, info.size))
     if members and members[-1].offset + members[-1].size > path.stat().st_size:
         raise DataError(f"{path}: ends inside {members[-1].name}; the tar is cut short, get it again")
     return members

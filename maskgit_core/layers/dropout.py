@@ -13,6 +13,8 @@ from contextvars import ContextVar
 import torch
 import torch.nn.functional as F
 
+from maskgit_core.layers.reuse import exchanged
+
 _generators: ContextVar[tuple[torch.Generator, ...]] = ContextVar("generators", default=())
 
 
@@ -53,6 +55,8 @@ def dropout(x: torch.Tensor, rate: float, training: bool) -> torch.Tensor:
 
 def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rate: float, training: bool) -> torch.Tensor:
     """softmax(q k^T / sqrt(d)) v with dropout on the probabilities while training; (B, H, L, d) each."""
+    if not training:
+        k, v = exchanged(k, v)
     if not training or rate == 0.0 or not _is_cheap_on(q):
         return F.scaled_dot_product_attention(q, k, v, dropout_p=rate if training else 0.0)
     weights: torch.Tensor = ((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)).softmax(-1)

@@ -9,7 +9,6 @@ B batch, C channels, H, W height and width.
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 
 from maskgit_core.errors import DataError, WeightsError
 from maskgit_core.extractors import read_tensors, sha256_of
+from maskgit_core.files import installed_file
 from maskgit_core.hints import Weights
 from maskgit_core.layers.vgg16 import vgg16_convolutions
 from maskgit_core.weights.registry import verified
@@ -153,11 +153,11 @@ def _load_backbone(network: Network, path: Path) -> None:
 
 
 def _load_heads(network: Network, net: str) -> None:
-    spec = find_spec("torchmetrics")
-    folder = Path(spec.origin).parent if spec is not None and spec.origin else Path()
-    path = folder / "functional" / "image" / "lpips_models" / f"{net}.pth"
-    if not sha256_of(path).startswith(HEAD_SHA256[net]):
-        raise WeightsError(f"{path}: is not the published head of LPIPS; install torchmetrics 1.6 or newer again")
+    path = installed_file("torchmetrics", "functional", "image", "lpips_models", f"{net}.pth")
+    if path is None or not sha256_of(path).startswith(HEAD_SHA256[net]):
+        raise WeightsError(
+            f"{path or 'torchmetrics'}: is not the published head of LPIPS; install torchmetrics 1.6 or newer again"
+        )
     heads = read_tensors(path)
     for index, parameter in enumerate(network.heads):
         parameter.data.copy_(heads[f"lin{index}.model.1.weight"].flatten())

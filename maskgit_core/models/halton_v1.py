@@ -16,9 +16,9 @@ from torch import nn
 
 from maskgit_core.errors import ConfigError
 from maskgit_core.hints import Derived, Divides, Range
-from maskgit_core.layers.dropout import attention
 from maskgit_core.layers.dropout import dropout as dropped
 from maskgit_core.layers.steady import GELU
+from maskgit_core.layers.transformer import Attention
 
 EPSILON = 1e-12
 
@@ -32,24 +32,6 @@ class Dropout(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return dropped(x, self.rate, self.training)
-
-
-class Heads(nn.Module):
-    """Multi-head self-attention with biases; the parameter names of `torch.nn.MultiheadAttention`."""
-
-    def __init__(self, dim: int, num_heads: int, dropout: float) -> None:
-        super().__init__()
-        self.num_heads, self.dropout = num_heads, dropout
-        self.in_proj_weight = nn.Parameter(torch.empty(3 * dim, dim))
-        self.in_proj_bias = nn.Parameter(torch.zeros(3 * dim))
-        self.out_proj = nn.Linear(dim, dim)
-
-    def forward(self, x_BLD: torch.Tensor) -> torch.Tensor:
-        qkv = F.linear(x_BLD, self.in_proj_weight, self.in_proj_bias)
-        q, k, v = qkv.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        out_BHLd = attention(q, k, v, self.dropout, self.training)
-        mixed_BLD: torch.Tensor = self.out_proj(out_BHLd.transpose(1, 2).flatten(2))
-        return mixed_BLD
 
 
 class PreNorm(nn.Module):
@@ -73,7 +55,7 @@ class Block(nn.ModuleList):
         mlp = nn.Sequential(
             nn.Linear(dim, mlp_dim), GELU("none"), Dropout(dropout), nn.Linear(mlp_dim, dim), Dropout(dropout)
         )
-        super().__init__([PreNorm(dim, "mha", Heads(dim, num_heads, dropout)), PreNorm(dim, "net", mlp)])
+        super().__init__([PreNorm(dim, "mha", Attention(dim, num_heads, dropout)), PreNorm(dim, "net", mlp)])
 
     def forward(self, x_BLD: torch.Tensor, wanted_BL: torch.Tensor | None = None) -> torch.Tensor:
         x_BLD = x_BLD + self[0](x_BLD)
@@ -167,5 +149,5 @@ def _initialised(module: nn.Module) -> None:
         nn.init.normal_(module.weight, std=0.02)
     if isinstance(module, nn.Linear):
         nn.init.zeros_(module.bias)
-    if isinstance(module, Heads):
+    if isinstance(module, Attention):
         nn.init.xavier_uniform_(module.in_proj_weight)

@@ -16,30 +16,12 @@ from torch import nn
 
 from maskgit_core.errors import ConfigError
 from maskgit_core.hints import Derived, Divides, Range
-from maskgit_core.layers.dropout import attention
 from maskgit_core.layers.dropout import dropout as dropped
 from maskgit_core.layers.steady import GELU
+from maskgit_core.layers.transformer import Attention as Heads
 from maskgit_core.token_groups import bits_of
 
 EPSILON = 1e-12
-
-
-class Heads(nn.Module):
-    """Multi-head self-attention with biases; the parameter names of `torch.nn.MultiheadAttention`."""
-
-    def __init__(self, dim: int, num_heads: int, dropout: float) -> None:
-        super().__init__()
-        self.num_heads, self.dropout = num_heads, dropout
-        self.in_proj_weight = nn.Parameter(torch.empty(3 * dim, dim))
-        self.in_proj_bias = nn.Parameter(torch.zeros(3 * dim))
-        self.out_proj = nn.Linear(dim, dim)
-
-    def forward(self, x_BLD: torch.Tensor) -> torch.Tensor:
-        qkv = F.linear(x_BLD, self.in_proj_weight, self.in_proj_bias)
-        q, k, v = qkv.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        out_BHLd = attention(q, k, v, self.dropout, self.training)
-        mixed_BLD: torch.Tensor = self.out_proj(out_BHLd.transpose(1, 2).flatten(2))
-        return mixed_BLD
 
 
 class Attention(nn.Module):

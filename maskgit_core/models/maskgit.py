@@ -20,29 +20,11 @@ from torch import nn
 
 from maskgit_core.errors import ConfigError
 from maskgit_core.hints import Derived, Divides, Range
-from maskgit_core.layers.dropout import attention
 from maskgit_core.layers.dropout import dropout as dropped
 from maskgit_core.layers.steady import GELU
+from maskgit_core.layers.transformer import Attention, through_blocks
 
 EPSILON = 1e-12
-
-
-class Attention(nn.Module):
-    """Multi-head self-attention with biases; the parameter names of `torch.nn.MultiheadAttention`."""
-
-    def __init__(self, dim: int, num_heads: int, dropout: float) -> None:
-        super().__init__()
-        self.num_heads, self.dropout = num_heads, dropout
-        self.in_proj_weight = nn.Parameter(torch.empty(3 * dim, dim))
-        self.in_proj_bias = nn.Parameter(torch.zeros(3 * dim))
-        self.out_proj = nn.Linear(dim, dim)
-
-    def forward(self, x_BLD: torch.Tensor) -> torch.Tensor:
-        qkv = F.linear(x_BLD, self.in_proj_weight, self.in_proj_bias)
-        q, k, v = qkv.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        out_BHLd = attention(q, k, v, self.dropout, self.training)
-        mixed_BLD: torch.Tensor = self.out_proj(out_BHLd.transpose(1, 2).flatten(2))
-        return mixed_BLD
 
 
 class Block(nn.Module):
@@ -119,13 +101,7 @@ class Model(nn.Module):
             ids_BL = torch.cat([(self.codebook_size + labels_B)[:, None], tokens_BL], dim=1)
         x_BLD = self.emb_ln(self.tok_emb(ids_BL) + self.pos_emb[: ids_BL.shape[1]])
         x_BLD = dropped(x_BLD, self.dropout, self.training)
-        for block in self.blocks[:-1]:
-            x_BLD = block(x_BLD)
-        if wanted_BL is None:
-            features_BLD: torch.Tensor = self.blocks[-1](x_BLD)
-            return features_BLD[:, -tokens_BL.shape[1] :]
-        features_MD: torch.Tensor = self.blocks[-1](x_BLD, F.pad(wanted_BL, (x_BLD.shape[1] - wanted_BL.shape[1], 0)))
-        return features_MD
+        return through_blocks(self.blocks, x_BLD, tokens_BL.shape[1], wanted_BL)
 
     def logits(self, features: torch.Tensor) -> torch.Tensor:
         """Logits (..., K) of features (..., D); each token by itself, so only those needed need be passed."""

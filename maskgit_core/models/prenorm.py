@@ -10,13 +10,13 @@ Shapes: B batch, L tokens, M wanted positions (row-major over the batch), K code
 from typing import Annotated
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from maskgit_core.errors import ConfigError
 from maskgit_core.hints import Derived, Divides, Range
 from maskgit_core.layers.dropout import attention
 from maskgit_core.layers.dropout import dropout as dropped
+from maskgit_core.layers.transformer import through_blocks
 
 
 class Attention(nn.Module):
@@ -98,13 +98,7 @@ class Model(nn.Module):
             if labels_B is None:
                 labels_B = torch.full_like(tokens_BL[:, 0], self.num_classes)
             x_BLD = torch.cat([self.class_emb(labels_B)[:, None], x_BLD], dim=1)
-        for block in self.blocks[:-1]:
-            x_BLD = block(x_BLD)
-        if wanted_BL is None:
-            features_BLD: torch.Tensor = self.blocks[-1](x_BLD)
-            return features_BLD[:, -tokens_BL.shape[1] :]
-        features_MD: torch.Tensor = self.blocks[-1](x_BLD, F.pad(wanted_BL, (x_BLD.shape[1] - wanted_BL.shape[1], 0)))
-        return features_MD
+        return through_blocks(self.blocks, x_BLD, tokens_BL.shape[1], wanted_BL)
 
     def logits(self, features: torch.Tensor) -> torch.Tensor:
         """Logits (..., K) of features (..., D); each token by itself, so only those needed need be passed."""

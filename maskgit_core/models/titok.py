@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from typing import Annotated
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from maskgit_core.errors import ConfigError
@@ -19,6 +18,7 @@ from maskgit_core.hints import Derived, Divides, Range
 from maskgit_core.layers.dropout import attention
 from maskgit_core.layers.dropout import dropout as dropped
 from maskgit_core.layers.steady import gelu
+from maskgit_core.layers.transformer import through_blocks
 
 EPSILON = 1e-12
 #: Numbers that Hugging Face's embedding keeps beside its weights.
@@ -137,19 +137,13 @@ class Model(nn.Module):
         self, tokens_BL: torch.Tensor, labels_B: torch.Tensor | None = None, wanted_BL: torch.Tensor | None = None
     ) -> torch.Tensor:
         """The input of `logits`: (B, L, D), or (M, D) at the M wanted positions. `labels_B=None` means no class."""
-        ids_BL, length = tokens_BL, tokens_BL.shape[1]
+        ids_BL = tokens_BL
         if self.num_classes is not None:
             if labels_B is None:
                 labels_B = torch.full_like(tokens_BL[:, 0], self.num_classes)
             ids_BL = torch.cat([labels_B[:, None] + self.codebook_size + 1, tokens_BL], dim=1)
         x_BLD = dropped(self.model["embeddings"](ids_BL), self.dropout, self.training)
-        for block in self.blocks[:-1]:
-            x_BLD = block(x_BLD)
-        if wanted_BL is None:
-            out: torch.Tensor = self.blocks[-1](x_BLD)[:, -length:]
-            return out
-        out = self.blocks[-1](x_BLD, F.pad(wanted_BL, (ids_BL.shape[1] - length, 0)))
-        return out
+        return through_blocks(self.blocks, x_BLD, tokens_BL.shape[1], wanted_BL)
 
     def logits(self, features: torch.Tensor) -> torch.Tensor:
         """Logits (..., K) of features (..., D); each token by itself, so only those needed need be passed."""

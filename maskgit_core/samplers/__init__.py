@@ -11,9 +11,10 @@ from typing import Annotated, Any
 
 import torch
 
-from maskgit_core.decoding import Decoder, Guidance, Score, reveal_by_score
+from maskgit_core.decoding import MIN_ROWS, Decoder, Guidance, Score, reveal_by_score
 from maskgit_core.guidance import GuidanceSchedule
-from maskgit_core.hints import Range
+from maskgit_core.hints import Neutral, Range
+from maskgit_core.layers.reuse import ContextReuse
 from maskgit_core.masking import Rounding, Schedule, masked_counts
 
 
@@ -27,6 +28,8 @@ class StepSampler(ABC):
         guidance_scale, guidance_schedule, guidance_power: see `maskgit_core/guidance.py`; 1.0 is none.
         guidance_start, guidance_end: guidance only at steps with start <= t / T < end.
         top_k, top_p: limits of the token draw.
+        full_every: one full evaluation of the model in so many; the others compute few positions and reuse the keys and
+            values of all others (ReCAP, `layers/reuse.py`). 1: all are full.
     """
 
     num_steps: Annotated[int, Range(1, 4096)] = 12
@@ -39,6 +42,7 @@ class StepSampler(ABC):
     guidance_end: Annotated[float, Range(0.0, 1.0)] = 1.0
     top_k: Annotated[int | None, Range(1)] = None
     top_p: Annotated[float | None, Range(0.0, 1.0, low_open=True)] = None
+    full_every: Annotated[int, Range(1, 64), Neutral(1)] = 1
 
     @torch.no_grad()
     def sample(
@@ -64,7 +68,8 @@ class StepSampler(ABC):
         guidance = Guidance(
             self.guidance_scale, self.guidance_schedule, self.guidance_power, self.guidance_start, self.guidance_end
         )
-        state = Decoder(model, labels_B, grid, seeds_B, known_BL, guidance, self.num_steps)
+        reuse = ContextReuse(model, self.full_every, MIN_ROWS) if self.full_every > 1 else None
+        state = Decoder(model, labels_B, grid, seeds_B, known_BL, guidance, self.num_steps, reuse)
         self.fill(state)
         return state.tokens_BL
 

@@ -9,13 +9,12 @@ Shapes: N samples, V variants, H × W grid, C channels.
 from __future__ import annotations
 
 import math
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from maskgit_core.errors import DataError
+from maskgit_core.errors import DataError, refused_as
 from maskgit_core.shards.format import Layout
 from maskgit_core.shards.reader import TokenShards
 from maskgit_core.shards.writer import Samples, read_index, write_manifest, write_shard
@@ -117,13 +116,13 @@ def _form(path: Path) -> tuple[bool, tuple[int, int, int] | None, int]:
 
 
 def _load(path: Path) -> dict[str, np.ndarray]:
-    try:
+    with refused_as(DataError, f"{path}: cannot be read as npz without pickled objects ({{reason}}); remove it"):
         with np.load(path, allow_pickle=False) as data:
-            return {name: data[name] for name in data.files if name in (*_IDS, *_LATENTS, "y")}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, KeyError) as error:
-        raise DataError(
-            f"{path}: cannot be read as npz without pickled objects ({error}); remove or replace it"
-        ) from None
+            found = {name: data[name] for name in data.files if name in (*_IDS, *_LATENTS, "y")}
+        for name, array in found.items():
+            if not isinstance(array, np.ndarray) or array.dtype.kind not in "iuf":  # numpy gives other members as bytes
+                raise DataError(f"{path}: {name} holds no numbers; remove or replace it")
+        return found
 
 
 def _read(files: list[Path], layout: Layout) -> Samples:

@@ -23,6 +23,7 @@ import numpy as np
 from maskgit_core.errors import DataError
 from maskgit_core.order import samples_at
 from maskgit_core.shards.format import BLOCK, LABEL_CHARS, Layout, decode_key
+from maskgit_core.shards.prefetching import READ_AROUND, will_need
 from maskgit_core.shards.writer import FORMAT, FORMAT_VERSION, MANIFEST
 
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,120}\Z")
@@ -243,6 +244,17 @@ class TokenShards:
             labels = self._labels(places)
             self._known_labels[indices] = labels
         return labels
+
+    def will_need(self, places: np.ndarray) -> None:
+        """Has the kernel read samples at `places = find(indices)`, of any shape, that are not in memory yet.
+
+        Not in small caches: what the kernel reads around a few of the rows is all of it soon, and costs less.
+        """
+        if self._bytes.size < places.size * READ_AROUND:
+            return
+        member = self.layout.members["tokens.npy"]
+        starts = self._bytes.ctypes.data + places * BLOCK
+        will_need(starts, min(member.data_offset + member.array_bytes, self.layout.stride))
 
     def _whole_rows(self) -> np.ndarray:
         """As `_rows` of the tokens, each variant one opaque value: (blocks, V)."""

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 
-from maskgit_core.errors import WeightsError
+from maskgit_core.errors import WeightsError, refused_as
 
 #: tensors, facts and path of a checkpoint
 Loaded = tuple[dict[str, torch.Tensor], dict[str, Any], Path]
@@ -72,7 +72,10 @@ def load_tensors(path: Path, device: str = "cpu") -> tuple[dict[str, torch.Tenso
     Raises:
         WeightsError: the file is missing or damaged.
     """
-    try:
+    if not Path(path).exists():
+        raise WeightsError(f"{path}: no such file; give the path of a safetensors file that exists")
+    told = f"{path}: cannot be read as safetensors ({{reason}}); it is damaged, fetch or make it again"
+    with refused_as(WeightsError, told):
         with safe_open(path, framework="pt", device=device) as file:
             facts = json.loads((file.metadata() or {}).get("facts", "{}"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -80,12 +83,6 @@ def load_tensors(path: Path, device: str = "cpu") -> tuple[dict[str, torch.Tenso
         if written is not None and written != _digest(tensors, facts):
             raise ValueError("its contents are not what was written, by their sha256")
         return tensors, facts
-    except FileNotFoundError:
-        raise WeightsError(f"{path}: no such file; give the path of a safetensors file that exists") from None
-    except (SafetensorError, OSError, ValueError) as error:
-        raise WeightsError(
-            f"{path}: cannot be read as safetensors ({error}); it is damaged, fetch or make it again"
-        ) from None
 
 
 def load_checkpoint(path: Path) -> Loaded:

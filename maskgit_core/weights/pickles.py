@@ -19,11 +19,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from maskgit_core.errors import WeightsError
+from maskgit_core.errors import WeightsError, refused_as
 from maskgit_core.files import looks_like_html
 
 #: Names a pickle may really use. Nothing here touches files, processes or attributes of other objects.
@@ -38,6 +37,9 @@ _ALLOWED = {
 _HARMLESS = ("collections", "argparse", "pathlib", "datetime", "types", "uuid", "decimal", "enum", "typing", "_codecs")
 _ARRAYS = ("numpy.core.multiarray", "numpy._core.multiarray")
 _HARMLESS_BUILTINS = ("set", "frozenset", "slice", "complex", "bytearray", "object", "range", "int", "float", "dict")
+
+
+_DAMAGED = "cannot be read ({reason}); it is damaged or cut off, fetch it again"
 
 
 class Stub:
@@ -137,10 +139,8 @@ def read_state_dict(path: Path, containers: Sequence[str] = ("state_dict", "mode
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
     """All tensors of a safetensors file, on the CPU."""
-    try:
+    with refused_as(WeightsError, f"{path}: {_DAMAGED}"):
         return load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise WeightsError(f"{path}: {_reason(error)}; it is damaged or cut off, fetch it again") from None
 
 
 def kind_of(path: Path) -> str:
@@ -178,39 +178,27 @@ def kind_of(path: Path) -> str:
 def _unpickled(path: Path, kind: str) -> Any:
     if kind == "zip":
         _check_archive(path)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            # weights_only=False is what lets the unpickler above take the place of pickle's; it decides what is made
-            options: dict[str, Any] = {"map_location": "cpu", "pickle_module": _PICKLE, "weights_only": False}
+    with refused_as(WeightsError, f"{path}: {_DAMAGED}"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        # weights_only=False is what lets the unpickler above take the place of pickle's; it decides what is made
+        options: dict[str, Any] = {"map_location": "cpu", "pickle_module": _PICKLE, "weights_only": False}
+        try:
             if kind == "zip" and path.suffix != ".safetensors":
                 return torch.load(path, mmap=True, **options)
             with path.open("rb") as file:  # by its content: torch goes by the name of a path
                 return torch.load(file, **options)
-    except RefusedError as error:
-        raise WeightsError(
-            f"{path}: tries to call {error} when it is read, which weights never need; nothing was run; "
-            "delete it and get the file from its publisher"
-        ) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise WeightsError(f"{path}: {_reason(error)}; it is damaged or cut off, fetch it again") from None
-    except (pickle.UnpicklingError, ImportError, UnicodeDecodeError, struct.error, AssertionError) as error:
-        raise WeightsError(f"{path}: {_reason(error)}; it is damaged or cut off, fetch it again") from None
+        except RefusedError as error:
+            raise WeightsError(
+                f"{path}: tries to call {error} when it is read, which weights never need; nothing was run; "
+                "delete it and get the file from its publisher"
+            ) from None
 
 
 def _check_archive(path: Path) -> None:
     """A whole zip with one pickle of data, and no TorchScript program."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = [name.partition("/")[2] for name in archive.namelist()]
-    except (zipfile.BadZipFile, OSError) as error:
-        raise WeightsError(f"{path}: {_reason(error)}; it is damaged or cut off, fetch it again") from None
+    with refused_as(WeightsError, f"{path}: {_DAMAGED}"), zipfile.ZipFile(path) as archive:
+        names = [name.partition("/")[2] for name in archive.namelist()]
     if "constants.pkl" in names:
         raise WeightsError(f"{path}: is a TorchScript program, not weights; get the file with the state dict")
     if "data.pkl" not in names:
         raise WeightsError(f"{path}: is a zip without data.pkl, not a PyTorch file; get the right file")
-
-
-def _reason(error: BaseException) -> str:
-    text = str(error).strip().splitlines()
-    return f"cannot be read ({text[0][:160] if text else type(error).__name__})"

@@ -26,8 +26,8 @@ pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 TURNS = (  # steps that run at the same time
     ("train_tokenizer", "reference_statistics"),
     ("cache_tokens", "eval_tokenizer"),
-    ("train",),
-    ("sample", "sample_untrained"),
+    ("train", "sample_untrained"),
+    ("sample",),
     ("evaluate",),
     ("report",),
 )

@@ -1,60 +1,29 @@
-"""Mutates every file of a finished store, one at a time, and asks the commands what they make of it.
+"""Mutates every file of a store, one at a time, and asks the commands what they make of it.
 
-`python -m tools.fuzz.store_files [--count 500] [--seed 0]`. For every mutation: `status`, `plan`, `run`, `compare`,
-`verify --deep`, then `run` again. Wrong is: a traceback, more than 20 s, a step that is never done, a result that
-differs from the undisturbed one although no command has named the damage. Prints a line for each wrong outcome.
+`python -m tools.fuzz.store_files [--store chain|quickstart|training] [--count 500] [--seed 0]`. `chain` is a finished
+toy of two steps with its `mlflow.db`, `quickstart` the quickstart at toy size (token shards, safetensors, samples),
+`training` the same killed in its training, with checkpoints. For every mutation: `status`, `verify --deep`, `plan`,
+`gc`, `run`, `run --redo`, `run`, and `sync` where MLflow or a journal is meant. Wrong is: a traceback, more than 20 s,
+a step that is never done, a result that differs from the undisturbed one although no command has named the damage.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import io
 import json
 import os
 import random
 import shutil
 import tempfile
 import time
-import traceback
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-LAB = Path(__file__).resolve().parents[2] / "tests" / "toylab" / "conf"
+from tools.fuzz.commands import LAB, Answer, Fork, ask, composed_once
+
 REQUEST = ["experiment=chain", "launcher=inline", "tracking.ship=false", "--config-dir", str(LAB)]
-LIMIT_S = 20.0
-
-
-@dataclass(frozen=True)
-class Answer:
-    """Exit code, everything printed, seconds, and the traceback where one escaped."""
-
-    code: int
-    text: str
-    seconds: float
-    trace: str = ""
-
-
-def ask(*arguments: str) -> Answer:
-    """Runs a command in this process."""
-    from experiments.cli import main
-
-    out = io.StringIO()
-    began = time.monotonic()
-    code, trace = -1, ""
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
-        try:
-            code = main(list(arguments))
-        except SystemExit as ended:
-            code = int(ended.code or 0)
-        except BaseException:
-            trace = traceback.format_exc()
-    text = out.getvalue()
-    if not trace and "Traceback (most recent call last)" in text:
-        trace = text
-    return Answer(code, text, time.monotonic() - began, trace)
 
 
 def _flip(data: bytes, rng: random.Random) -> bytes:
@@ -108,73 +77,148 @@ MUTATIONS: dict[str, Callable[[bytes, random.Random], bytes]] = {
 }
 
 
-def results(store: Path) -> dict[str, str]:
-    """The outputs that count, by path."""
-    return {str(p.relative_to(store)): p.read_text(errors="replace") for p in sorted(store.glob("*/*/files/*.json"))}
+class Target:
+    """A store to attack and the commands that are asked about it.
+
+    Args:
+        place: an empty folder.
+        request: arguments of the experiment, without the store.
+        redone: the step that is run again with `--redo`; None: none.
+        unfinished: arguments of a run that is killed as soon as a training has a checkpoint; None: all is finished.
+    """
+
+    def __init__(
+        self, place: Path, request: Sequence[str], redone: str | None = None, unfinished: Sequence[str] | None = None
+    ) -> None:
+        self.made, self.store, self.whole = place / "made", place / "store", place / "whole"
+        self.request, self.redone, self.tail = list(request), redone, ""
+        if any(word == "toy=true" for word in request):
+            self.tail = "-toy"
+        if unfinished is not None:
+            self._stop_at_checkpoint([*unfinished, f"paths.store={self.store}"])
+        else:
+            self._told(ask("run", *self.asked()))
+            self._told(ask("sync", *self.at()))
+        self.root.rename(self.made)
+        shutil.copytree(self.made, self.root, symlinks=True)
+        self._told(ask("run", *self.asked()))
+        shutil.copytree(self.root, self.whole, symlinks=True)
+        self.files = sorted(
+            p.relative_to(self.made) for p in self.made.rglob("*") if p.is_file() and not p.is_symlink()
+        )
+
+    @property
+    def root(self) -> Path:
+        """The store under attack."""
+        return self.store.with_name(self.store.name + self.tail)
+
+    def asked(self) -> list[str]:
+        """The request, in this store."""
+        return [*self.request, f"paths.store={self.store}"]
+
+    def at(self) -> list[str]:
+        """For commands that know nothing of requests."""
+        return ["--store", str(self.root)]
+
+    def _told(self, answer: Answer) -> None:
+        if answer.code:
+            raise SystemExit(f"the store cannot be made: {answer.text}")
+
+    def _stop_at_checkpoint(self, arguments: Sequence[str]) -> None:
+        process = Fork(["run", *arguments])
+        while not list(self.root.glob("train/*/attempts/*/checkpoints/[!.]*")):
+            time.sleep(0.005)
+            if time.monotonic() - process.began > 300:
+                raise SystemExit("the training has no checkpoint after five minutes")
+        process.kill()
+        process.wait()
+
+    def results(self) -> dict[str, str]:
+        """The digest of each finished step, by its folder."""
+        return digests(self.root)
+
+    def attack(self, file: Path, name: str, draw: random.Random) -> tuple[str, list[str]]:
+        """One mutation: how it was taken (`named`, `harmless`), and what went wrong."""
+        shutil.rmtree(self.root, ignore_errors=True)
+        shutil.copytree(self.made, self.root, symlinks=True)
+        path = self.root / file
+        before, info = path.read_bytes(), path.stat()
+        after = MUTATIONS[name](before, draw)
+        path.write_bytes(after)
+        if draw.random() < 0.5:
+            os.utime(path, ns=(info.st_atime_ns, info.st_mtime_ns))
+        answers = {"status": ask("status", *self.at()), "verify": ask("verify", "--deep", *self.at())}
+        if file.name == "mlflow.db" or file.suffix == ".jsonl":
+            answers["sync"] = ask("sync", *self.at())
+        answers |= {"plan": ask("plan", *self.asked()), "gc": ask("gc", *self.at()), "run": ask("run", *self.asked())}
+        if self.redone:
+            answers["redo"] = ask("run", *self.asked(), "--redo", self.redone)
+            answers["again"] = ask("run", *self.asked())
+        return self._judged(file, answers, before == after)
+
+    def _judged(self, file: Path, answers: dict[str, Answer], same_bytes: bool) -> tuple[str, list[str]]:
+        named = any(file.name in answer.text for answer in answers.values())
+        wrong = [f"{verb}: {text}" for verb, answer in answers.items() for text in answer.wrong()]
+        last = list(answers.values())[-1]
+        if last.code not in (0, 2) or (last.code == 2 and not named):
+            wrong.append(f"at last: code {last.code} and {file.name} is not named: {last.text[-200:]!r}")
+        same = self.results() == digests(self.whole)
+        if last.code == 0 and not same and not named:
+            wrong.append("silently another result")
+        if last.code == 0 and (check := ask("verify", "--deep", *self.at())).code and file.name not in check.text:
+            wrong.append(f"verify at last: {check.text[-300:]!r}")
+        return ("named" if named else "harmless" if same_bytes or same else "other"), wrong
 
 
-def attack(made: Path, store: Path, target: Path, name: str, rng: random.Random) -> tuple[str, list[str]]:
-    """One mutation: how it was taken (`named`, `harmless`), and what went wrong."""
-    shutil.rmtree(store, ignore_errors=True)
-    shutil.copytree(made, store, symlinks=True)
-    path = store / target
-    before, info = path.read_bytes(), path.stat()
-    after = MUTATIONS[name](before, rng)
-    path.write_bytes(after)
-    if rng.random() < 0.5:
-        os.utime(path, ns=(info.st_atime_ns, info.st_mtime_ns))
-    asked = [*REQUEST, f"paths.store={store}"]
-    at = ["--store", str(store)]
-    answers = {
-        "status": ask("status", *at),
-        "verify": ask("verify", "--deep", *at),
-        "plan": ask("plan", *asked),
-        "gc": ask("gc", *at),
-        "run": ask("run", *asked),
-        "redo": ask("run", *asked, "--redo", "total"),
-        "again": ask("run", *asked),
-    }
-    named = any(target.name in answer.text for answer in answers.values())
-    wrong = [f"{verb}: traceback {answer.trace.strip().splitlines()[-1]}" for verb, answer in answers.items()
-             if answer.trace]  # fmt: skip
-    wrong += [f"{verb}: {answer.seconds:.0f} s" for verb, answer in answers.items() if answer.seconds > LIMIT_S]
-    wrong += [f"{verb}: several lines with code 2" for verb, answer in answers.items()
-              if answer.code == 2 and answer.text.count("error: ") != 1]  # fmt: skip
-    if answers["again"].code not in (0, 2) or (answers["again"].code == 2 and not named):
-        wrong.append(f"again: code {answers['again'].code} and {target.name} is not named")
-    same = results(store) == results(made)
-    if answers["again"].code == 0 and not same and not named:
-        wrong.append("silently another result")
-    return ("named" if named else "harmless" if after == before or same else "other"), wrong
+def digests(store: Path) -> dict[str, str]:
+    """The digest of each finished step (its outputs and facts), by its folder."""
+    from experiments.store.documents import Manifest
+    from maskgit_core.errors import ArtifactError
+
+    found = {}
+    for path in sorted(store.glob("*/*/manifest.json")):
+        with contextlib.suppress(ArtifactError):
+            manifest = Manifest.read(path.parent)
+            found[str(path.parent.relative_to(store))] = manifest.digest if manifest else ""
+    return found
+
+
+TOY = ["experiment=quickstart", "toy=true", "--until", "sample", "tracking.ship=false"]
+TRAIN = [*TOY[:3], "train", TOY[4], "train.num_train_steps=8", "train.checkpoint_every=2"]
+STORES: dict[str, Callable[[Path], Target]] = {
+    "chain": lambda place: Target(place, REQUEST, redone="total"),
+    "quickstart": lambda place: Target(place, TOY),
+    "training": lambda place: Target(place, TRAIN, unfinished=TRAIN),
+}
+
+
+def run(store: str, count: int, seed: int) -> int:
+    """`count` mutations over the files of a store; prints what went wrong and returns how often."""
+    counts: Counter[str] = Counter()
+    with tempfile.TemporaryDirectory() as place, composed_once():
+        target = STORES[store](Path(place))
+        order = list(target.files)
+        random.Random(seed).shuffle(order)
+        for number in range(count):
+            draw, file = random.Random(f"{seed}/{number}"), order[number % len(order)]
+            name = draw.choice(sorted(MUTATIONS))
+            kind, wrong = target.attack(file, name, draw)
+            counts[kind] += 1
+            counts["wrong"] += bool(wrong)
+            for line in wrong:
+                print(f"{number} {file} {name}: {line}", flush=True)
+    print(f"store_files: {store}, seed {seed}, {count} mutations of {len(order)} files: {dict(sorted(counts.items()))}")
+    return counts["wrong"]
 
 
 def main() -> int:
     """Runs the attacks; 1 where something went wrong."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--store", choices=STORES, default="chain")
     parser.add_argument("--count", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    rng = random.Random(args.seed)
-    counts: Counter[str] = Counter()
-    with tempfile.TemporaryDirectory() as place:
-        made, store = Path(place, "made"), Path(place, "store")
-        asked = ask("run", *REQUEST, f"paths.store={made}")
-        if asked.code:
-            print(asked.text)
-            return 1
-        targets = sorted(p.relative_to(made) for p in made.rglob("*") if p.is_file() and not p.is_symlink())
-        for number in range(args.count):
-            target = targets[number % len(targets)]
-            name = rng.choice(sorted(MUTATIONS))
-            kind, wrong = attack(made, store, target, name, rng)
-            counts[kind] += 1
-            counts["wrong"] += bool(wrong)
-            for line in wrong:
-                print(f"{number} {target} {name}: {line}", flush=True)
-    print(
-        f"store_files: seed {args.seed}, {args.count} mutations of {len(targets)} files: {dict(sorted(counts.items()))}"
-    )
-    return 1 if counts["wrong"] else 0
+    return 1 if run(args.store, args.count, args.seed) else 0
 
 
 if __name__ == "__main__":

@@ -1,10 +1,14 @@
 """Measures this package on a GPU: one JSON object a line, each section by itself within 90 seconds.
 
-    python -m tools.gpu [SECTION ...] [--dry]
+    python -m tools.gpu                     all sections, about ten minutes
+    python -m tools.gpu train sample        these alone
+    python -m tools.gpu --write             and writes the figures to docs/gpu_<card>.md
+    python -m tools.gpu --dry               tiny models on the CPU: shows that every section works, measures nothing
 
-Without a GPU it runs dry: tiny models on the CPU, which shows that every section works and measures nothing. What a
-section lacks (a second card, time) is said in a line of its own. Two goals are checked: training at half of the card's
-measured matrix rate, sampling at three times the speed of the original's way.
+Without a GPU it runs dry. It takes the GPU that MASKGIT_DEVICE names (cuda:1), else the first. What a section lacks (a
+second card, memory, time) is said in a line of its own with "skipped"; a section that breaks gives a line with
+"failed", the others go on, and the exit code is 1. Two goals are checked, in lines with "reached": training at half of
+the card's measured matrix rate, sampling at three times the speed of the original's way.
 """
 
 from __future__ import annotations
@@ -18,7 +22,8 @@ from collections.abc import Iterator
 
 import torch
 
-from tools.gpu import networks, sampling, training
+from maskgit_core.devices import bind_device
+from tools.gpu import networks, page, sampling, training
 from tools.gpu.rig import ROOT, SECTION_S, Figure, Rig, Section
 
 
@@ -27,7 +32,9 @@ def tests(rig: Rig) -> Iterator[Figure]:
     command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", "tests/test_gpu.py"]
     dry = ["--collect-only"] if rig.is_dry else []
     done = subprocess.run([*command, *dry], cwd=ROOT, capture_output=True, text=True, timeout=SECTION_S)
-    last = (done.stdout.strip().splitlines() or ["no output"])[-1]
+    last = (done.stdout.strip().splitlines() or done.stderr.strip().splitlines() or ["no output"])[-1]
+    if done.returncode != 0:
+        raise RuntimeError(f"pytest ended with code {done.returncode}: {last}")
     yield {"name": "tests", "value": done.returncode, "unit": "exit code", "said": last}
 
 
@@ -53,11 +60,10 @@ def figures(names: list[str], rig: Rig) -> Iterator[Figure]:
         began = time.monotonic()
         try:
             for figure in SECTIONS[name](rig):
-                yield {"section": name, **figure}
+                yield {"section": name, **rounded(figure)}
         except Exception as error:  # the other sections are worth having
             yield {"section": name, "failed": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
-        if rig.device != "cpu":
-            torch.cuda.empty_cache()
+        rig.free()
         yield {"section": name, "name": "seconds", "value": round(time.monotonic() - began, 1), "unit": "s"}
 
 
@@ -66,20 +72,38 @@ def rounded(figure: Figure) -> Figure:
     return {k: float(f"{v:.5g}") if isinstance(v, float) else v for k, v in figure.items()}
 
 
-def main() -> int:
-    """Prints the lines; 1 where a section failed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"of {', '.join(SECTIONS)}; default: all")
+def parsed(given: list[str] | None = None) -> argparse.Namespace:
+    """The command line; ends the process where it names no section."""
+    told = {name: " ".join((section.__doc__ or "").split("\n\n")[0].split()) for name, section in SECTIONS.items()}
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.gpu",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="sections:\n" + "\n".join(f"  {name:<10} {said}" for name, said in told.items()),
+    )
+    parser.add_argument("sections", nargs="*", metavar="SECTION", help="see below; default: all")
     parser.add_argument("--dry", action="store_true", help="tiny models on the CPU, even where there is a GPU")
-    args = parser.parse_args()
+    parser.add_argument("--write", action="store_true", help="also write docs/gpu_<card>.md, to be committed")
+    args = parser.parse_args(given)
     if unknown := set(args.sections) - set(SECTIONS):
         parser.error(f"there is no section {sorted(unknown)[0]}; one of {', '.join(SECTIONS)}")
-    is_dry = args.dry or not torch.cuda.is_available()
-    has_failed = False
-    for figure in figures(args.sections or list(SECTIONS), Rig("cpu" if is_dry else "cuda:0", is_dry)):
-        has_failed |= "failed" in figure
-        print(json.dumps(rounded(figure)), flush=True)
-    return int(has_failed)
+    args.dry |= not torch.cuda.is_available()
+    if args.write and args.dry:
+        parser.error("--write: a dry run measures nothing; run it where there is a GPU")
+    return args
+
+
+def main() -> int:
+    """Prints the lines; 1 where a section failed."""
+    args = parsed()
+    rig = Rig("cpu" if args.dry else bind_device(), args.dry)
+    lines = []
+    for figure in figures(args.sections or list(SECTIONS), rig):
+        print(json.dumps(figure), flush=True)
+        lines.append(figure)
+    if args.write:
+        print(f"written: {page.write(lines, ROOT / 'docs')}", file=sys.stderr)
+    return int(any("failed" in line for line in lines))
 
 
 if __name__ == "__main__":

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from maskgit_core.devices import products
 from maskgit_core.evaluation.features import features_of
-from maskgit_core.extractors.inception_fid import Extractor
 from maskgit_core.images.encoding import Encoder
 from maskgit_core.layers.steady import decoded
 from maskgit_core.layers.vqgan import VQGAN
@@ -70,25 +70,28 @@ def decode(rig: Rig) -> Iterator[Figure]:
         rig.device
     )
     for name, make in rig.pick(families(), {"vq": _small}).items():
-        if rig.is_late:
-            yield {"name": "decode", "skipped": f"no time for {name}"}
-            continue
         torch.manual_seed(0)
         network = make().eval().requires_grad_(False).to(rig.device)
-        seconds = rig.seconds(lambda network=network: decoded(network, tokens), rounds=3)  # type: ignore[misc]
-        yield {"name": "decode", "value": count / seconds, "unit": "images/s", "family": name, "precision": "fp32"}
+        for precision in ("fp32", "tf32", "bf16"):
+            if rig.is_late:
+                yield {"name": "decode", "skipped": f"no time for {name} in {precision}"}
+                continue
+            with products(precision, rig.device):
+                seconds = rig.seconds(lambda network=network: decoded(network, tokens), rounds=3)  # type: ignore[misc]
+            yield {
+                "name": "decode", "value": count / seconds, "unit": "images/s", "family": name, "precision": precision
+            }  # fmt: skip
 
 
 def features(rig: Rig) -> Iterator[Figure]:
     """(g) Images a second through FID's network, from memory and with PNG files decoded in eight threads."""
     from PIL import Image
 
-    count, side = rig.pick(512, 2), rig.pick(256, 64)
-    network = Extractor(weights=None, random_seed=0).to(rig.device)
+    count, side, network = rig.pick(512, 1), rig.pick(256, 64), rig.inception
     images = np.random.default_rng(0).integers(0, 256, (count, side, side, 3), dtype=np.uint8)
     tensor = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
     seconds = rig.seconds(lambda: features_of(network, tensor, rig.device), rounds=3, warm_up=1)
-    yield {"name": "features", "value": count / seconds, "unit": "images/s", "decoding": False}
+    yield {"name": "features", "value": count / seconds, "unit": "images/s", "decoding": False, "precision": "fp32"}
     files = []
     for image in images:
         file = io.BytesIO()
@@ -103,4 +106,4 @@ def features(rig: Rig) -> Iterator[Figure]:
 
     with ThreadPoolExecutor(8) as pool:
         seconds = rig.seconds(with_decoding, rounds=3, warm_up=1)
-    yield {"name": "features", "value": count / seconds, "unit": "images/s", "decoding": True}
+    yield {"name": "features", "value": count / seconds, "unit": "images/s", "decoding": True, "precision": "fp32"}

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import gc
 import platform
 import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
 
+from maskgit_core.extractors.inception_fid import Extractor
 from maskgit_core.models.prenorm import Model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -66,6 +69,23 @@ class Rig:
                 spent.append(time.perf_counter() - began)
         return median(spent)
 
+    def free(self) -> None:
+        """Gives unused memory back to the card, so that a section does not see what the one before left."""
+        gc.collect()
+        if self.device != "cpu":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+
+    @property
+    def peak_gb(self) -> float | None:
+        """Most memory that tensors took since the last `free`, in GiB; None on a CPU."""
+        return None if self.device == "cpu" else torch.cuda.max_memory_allocated() / 2**30
+
+    @cached_property
+    def inception(self) -> Extractor:
+        """FID's network with random weights, on the device; made once."""
+        return Extractor(weights=None, random_seed=0).to(self.device)
+
     @property
     def facts(self) -> dict[str, int]:
         """Derived facts of an ImageNet model."""
@@ -86,13 +106,16 @@ class Rig:
         commit = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True)
         return {
             "section": "machine",
-            "device": torch.cuda.get_device_name(0) if on_gpu else f"CPU, {platform.machine()}",
+            "device": torch.cuda.get_device_name() if on_gpu else f"CPU, {platform.machine()}",
             "num_gpus": torch.cuda.device_count() if on_gpu else 0,
-            "memory_gb": round(torch.cuda.get_device_properties(0).total_memory / 2**30, 1) if on_gpu else None,
+            "memory_gb": round(torch.cuda.get_device_properties(self.device).total_memory / 2**30, 1)
+            if on_gpu
+            else None,
             "driver": _driver() if on_gpu else None,
             "torch": torch.__version__,
             "cuda": torch.version.cuda,
             "commit": commit.stdout.strip()[:12] or None,
+            "python": platform.python_version(),
             "dry": self.is_dry,
         }
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import os
 import socket
@@ -23,10 +25,12 @@ from maskgit_core.training.masked import MaskedBatch, Masker, masked_steps
 from maskgit_core.training.recipe import Precision, Recipe
 from maskgit_core.training.trainer import Trainer
 from maskgit_core.training.utilisation import matrix_rate, operations_per_token
-from tools.gpu.rig import Figure, Rig
+from tools.gpu.rig import ROOT, Figure, Rig
 
 #: Share of the measured matrix rate that training should reach.
 GOAL = 0.5
+#: Training steps between two readings of the clock.
+STEPS = 4
 
 
 def recipe(batch_size: int, precision: Precision = "bf16") -> Recipe:
@@ -49,8 +53,11 @@ def batches(rig: Rig, batch_size: int, rank: int = 0, world_size: int = 1) -> It
 
 def steps(trainer: Trainer, stream: Iterator[Batch]) -> Iterator[list[MaskedBatch]]:
     """Masked batches on the trainer's device, read ahead as in the stage."""
-    masker = Masker(trainer.recipe, trainer.model.mask_token_id, trainer.model.null_label)
-    return ahead(masked_steps(stream, masker, 1, trainer.accelerator.device), 4)
+    return ahead(masked_steps(stream, _masker(trainer), 1, trainer.accelerator.device), 4)
+
+
+def _masker(trainer: Trainer) -> Masker:
+    return Masker(trainer.recipe, trainer.model.mask_token_id, trainer.model.null_label)
 
 
 def matrix_share(rig: Rig) -> Iterator[Figure]:
@@ -62,34 +69,57 @@ def matrix_share(rig: Rig) -> Iterator[Figure]:
         if rig.is_late:
             yield {"name": "train", "skipped": f"no time for K = {codebook}, batch {batch}, compiled {is_compiled}"}
             continue
-        yield _measured(rig, rate, is_compiled, codebook, batch)
-    if not rig.is_late:
-        yield {"name": "largest_batch", "value": _largest_batch(rig), "unit": "samples", "precision": "bf16"}
+        about = {"compiled": is_compiled, "codebook": codebook, "batch": batch}
+        rig.free()
+        try:
+            yield _measured(rig, rate, is_compiled, codebook, batch) | about
+        except torch.OutOfMemoryError:
+            yield {"name": "train_matrix_rate_share", "skipped": "out of memory", **about}
+    yield from _largest_batch(rig)
 
 
 def _measured(rig: Rig, rate: float, is_compiled: bool, codebook: int, batch: int) -> Figure:
     model = rig.model(dropout=0.1, codebook_size=codebook)
     trainer = Trainer(model, recipe(batch), rig.device, is_compiled)
     ready = steps(trainer, batches(rig, batch))
-    seconds = rig.seconds(lambda: trainer.train_step(next(ready)), rounds=20, warm_up=8)
+
+    def some_steps() -> None:  # not each by itself: a training never waits for the device between two steps
+        for _ in range(STEPS):
+            trainer.train_step(next(ready))
+
+    seconds = rig.seconds(some_steps, rounds=5, warm_up=2) / STEPS
     share = batch * rig.facts["num_tokens"] * operations_per_token(trainer.model) / seconds / rate
-    about = {"compiled": is_compiled, "codebook": codebook, "batch": batch, "ms_per_step": seconds * 1e3}
+    about = {"ms_per_step": seconds * 1e3, "peak_gb": rig.peak_gb}
     passed = {"goal": GOAL, "reached": share >= GOAL} if is_compiled and (codebook, batch) == (1024, 256) else {}
     return {"name": "train_matrix_rate_share", "value": share, "unit": "share", **about, **passed}
 
 
-def _largest_batch(rig: Rig) -> int:
-    """The largest power of two that a step fits with."""
-    batch, most = rig.pick(256, 2), rig.pick(8192, 4)
-    while batch <= most:
-        try:
-            trainer = Trainer(rig.model(dropout=0.1), recipe(batch), rig.device)
-            trainer.train_step(next(steps(trainer, batches(rig, batch))))
-            rig.wait()
-        except torch.OutOfMemoryError:
+def _largest_batch(rig: Rig) -> Iterator[Figure]:
+    """The largest power of two that a step fits with, from below; what ends the search is said beside it."""
+    fitted, ended_by = None, "the end of the range"
+    for batch in rig.pick([2**power for power in range(5, 14)], [2, 4]):
+        if rig.is_late:
+            ended_by = "time"
             break
-        batch *= 2
-    return batch // 2
+        rig.free()
+        try:
+            fitted = {"value": batch, "peak_gb": _one_step(rig, batch)}
+        except torch.OutOfMemoryError:
+            ended_by = "memory"
+            break
+    rig.free()
+    yield {"name": "largest_batch", "value": 0, "unit": "samples", **(fitted or {}), "ended_by": ended_by}
+
+
+def _one_step(rig: Rig, batch: int) -> float | None:
+    """Most memory of two training steps: the second has the optimizer's moments too."""
+    trainer = Trainer(rig.model(dropout=0.1), recipe(batch), rig.device)
+    ready = masked_steps(batches(rig, batch), _masker(trainer), 1, trainer.accelerator.device)
+    pieces = next(ready)
+    for _ in range(2):
+        trainer.train_step(pieces)
+    rig.wait()
+    return rig.peak_gb
 
 
 def data_wait(rig: Rig) -> Iterator[Figure]:
@@ -121,7 +151,8 @@ def two_ranks(rig: Rig) -> Iterator[Figure]:
     if not rig.is_dry and torch.cuda.device_count() < 2:
         yield {"name": "two_ranks", "skipped": f"needs two GPUs; {torch.cuda.device_count()} here"}
         return
-    alone, both = _launched(rig, 1), _launched(rig, 2)
+    both = _launched(rig, 2)
+    alone = _launched(rig, 1) if not rig.is_dry else _trained(rig)
     yield {
         "name": "two_ranks",
         "value": alone["seconds"] / both["seconds"],
@@ -142,9 +173,19 @@ def _launched(rig: Rig, world_size: int) -> Figure:
         if rig.is_dry:
             variables |= {"MASKGIT_DEVICE": "cpu", "OMP_NUM_THREADS": "1"}
         command = [sys.executable, "-m", "tools.gpu.training", *(["--dry"] if rig.is_dry else [])]
-        processes.append(subprocess.Popen(command, env={**os.environ, **variables}, stdout=subprocess.PIPE, text=True))
-    outputs = [process.communicate(timeout=rig.pick(80, 400))[0] for process in processes]
-    lines = [json.loads(output.splitlines()[-1]) for output in outputs]
+        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        processes.append(
+            subprocess.Popen(command, env={**os.environ, **variables}, cwd=ROOT, text=True, **streams)  # type: ignore[call-overload]
+        )
+    try:
+        outputs = [process.communicate(timeout=rig.pick(40, 400)) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()  # one that waits for a rank that failed waits for ever
+    for rank, (process, (_, errors)) in enumerate(zip(processes, outputs, strict=True)):
+        if process.returncode != 0:
+            raise RuntimeError(f"rank {rank} of {world_size}: {(errors.strip().splitlines() or ['no output'])[-1]}")
+    lines = [json.loads(output.splitlines()[-1]) for output, _ in outputs]
     return {**lines[0], "devices": [line["device"] for line in lines]}
 
 
@@ -152,7 +193,13 @@ def one_rank() -> None:
     """The work of each process of `two_ranks`."""
     from maskgit_core.devices import bind_device
 
-    rig = Rig(bind_device(), "--dry" in sys.argv)
+    print(json.dumps(_trained(Rig(bind_device(), "--dry" in sys.argv))))
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def _trained(rig: Rig) -> Figure:
+    """Seconds of some steps of this process, and their mean loss over all."""
     batch = rig.pick(256, 4)
     trainer = Trainer(rig.model(), recipe(batch, rig.pick("bf16", "fp32")), rig.device)
     accelerator = trainer.accelerator
@@ -166,33 +213,52 @@ def one_rank() -> None:
         trainer.train_step(next(ready))
     rig.wait()
     seconds = time.perf_counter() - began
-    print(json.dumps({"seconds": seconds, "loss": trainer.meters.read()["loss"], "device": str(accelerator.device)}))
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+    return {"seconds": seconds, "loss": trainer.meters.read()["loss"], "device": str(accelerator.device)}
 
 
 def resume(rig: Rig) -> Iterator[Figure]:
-    """(i) Weights after 2 + 2 steps with a saved state between, against 4 steps at a stretch."""
-    for dropout in (0.0, 0.1):
-        batch = rig.pick(64, 4)
-        pieces = [next_list for next_list, _ in zip(_on_device(rig, batch), range(4), strict=False)]
-        whole, first, second = (Trainer(rig.model(dropout=dropout), recipe(batch), rig.device) for _ in range(3))
-        for piece in pieces:
-            whole.train_step(piece)
-        for piece in pieces[:2]:
-            first.train_step(piece)
-        second.load_state(*first.state(first.meters.totals()), "resume")
-        for piece in pieces[2:]:
-            second.train_step(piece)
-        pairs = zip(whole.parameters.values(), second.parameters.values(), strict=True)
-        most = max(float((one.detach() - other.detach()).abs().max()) for one, other in pairs)
-        yield {"name": "resume_difference", "value": most, "unit": "largest of all weights", "dropout": dropout}
+    """(i) Weights after 2 + 2 steps with a saved state between, against 4 steps at a stretch.
+
+    With PyTorch's deterministic kernels they must be equal. The kernels that training uses add some gradients in the
+    order in which threads arrive: there two equal trainings differ too, and that difference stands beside.
+    """
+    kinds: tuple[bool, ...] = rig.pick((True, False), (True,))
+    for dropout, is_deterministic in itertools.product((0.0, 0.1), kinds):
+        with deterministic(is_deterministic):
+            whole = _after_four(rig, dropout, is_stopped=False)
+            most = _most_apart(whole, _after_four(rig, dropout, is_stopped=True))
+            about = {"dropout": dropout, "deterministic": is_deterministic}
+            if not is_deterministic:
+                about["two_equal_trainings"] = _most_apart(whole, _after_four(rig, dropout, is_stopped=False))
+        yield {"name": "resume_difference", "value": most, "unit": "largest of all weights", **about}
 
 
-def _on_device(rig: Rig, batch: int) -> Iterator[list[MaskedBatch]]:
-    model = rig.model()
-    masker = Masker(recipe(batch), model.mask_token_id, model.null_label)
-    return masked_steps(batches(rig, batch), masker, 1, torch.device(rig.device))
+@contextlib.contextmanager
+def deterministic(is_on: bool) -> Iterator[None]:
+    """PyTorch's deterministic kernels, where there are any; the others warn."""
+    torch.use_deterministic_algorithms(is_on, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def _after_four(rig: Rig, dropout: float, is_stopped: bool) -> list[torch.Tensor]:
+    """All weights after four steps; `is_stopped`: by a trainer that goes on from another's state after two."""
+    batch = rig.pick(64, 4)
+    trainer = Trainer(rig.model(dropout=dropout), recipe(batch), rig.device)
+    stream = masked_steps(batches(rig, batch), _masker(trainer), 1, torch.device(rig.device))
+    for number, pieces in zip(range(4), stream, strict=False):
+        if is_stopped and number == 2:
+            saved = trainer.state(trainer.meters.totals())
+            trainer = Trainer(rig.model(dropout=dropout), recipe(batch), rig.device)
+            trainer.load_state(*saved, "resume")
+        trainer.train_step(pieces)
+    return [parameter.detach() for parameter in trainer.parameters.values()]
+
+
+def _most_apart(some: list[torch.Tensor], others: list[torch.Tensor]) -> float:
+    return max(float((one - other).abs().max()) for one, other in zip(some, others, strict=True))
 
 
 if __name__ == "__main__":

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 from experiments.config.schema.params import Hint, Param
 from maskgit_core.errors import ConfigError, suggestion
 
 
-def coerce(param: Param, value: Any, key: str) -> Any:
+def coerce(param: Param, value: object, key: str) -> object:
     """The canonical form of `value` for `param`: `1` becomes `1.0` where a float is meant, tuples become lists.
 
     Raises:
@@ -34,7 +33,7 @@ def _check_range(param: Param, number: float, key: str) -> None:
         raise ConfigError(f"{key}: {number:g} is out of range; allowed: {left}{param.name}{right}")
 
 
-def _by_hint(hint: Hint, value: Any, key: str) -> Any:
+def _by_hint(hint: Hint, value: object, key: str) -> object:
     if hint.form == "union":
         return _union(hint.args, value, key)
     if hint.form == "none":
@@ -55,16 +54,16 @@ def _by_hint(hint: Hint, value: Any, key: str) -> Any:
     raise _mismatch(hint, value, key)
 
 
-def _mismatch(hint: Hint, value: Any, key: str) -> ConfigError:
+def _mismatch(hint: Hint, value: object, key: str) -> ConfigError:
     return ConfigError(f"{key}: found {value!r} ({_kind_of(value)}); it must be {hint}")
 
 
-def _kind_of(value: Any) -> str:
+def _kind_of(value: object) -> str:
     names = {dict: "mapping", list: "list", type(None): "null", str: "text"}
     return names.get(type(value), type(value).__name__)
 
 
-def _union(hints: tuple[Hint, ...], value: Any, key: str) -> Any:
+def _union(hints: tuple[Hint, ...], value: object, key: str) -> object:
     # An exact type wins over one that would need conversion: 1 stays an int under `float | int`.
     exact = {bool: "bool", int: "int", float: "float", str: "str", type(None): "none"}.get(type(value))
     for hint in sorted(hints, key=lambda h: h.form != exact):
@@ -75,7 +74,7 @@ def _union(hints: tuple[Hint, ...], value: Any, key: str) -> Any:
     raise _mismatch(Hint("union", hints), value, key)
 
 
-def _literal(hint: Hint, value: Any, key: str) -> Any:
+def _literal(hint: Hint, value: object, key: str) -> object:
     for allowed in hint.args:
         if type(allowed) is type(value) and allowed == value:
             return allowed
@@ -85,7 +84,7 @@ def _literal(hint: Hint, value: Any, key: str) -> Any:
     raise _mismatch(hint, value, key)
 
 
-def _sequence(hint: Hint, values: list[Any], key: str) -> list[Any]:
+def _sequence(hint: Hint, values: list[object], key: str) -> list[object]:
     args = hint.args
     if hint.form == "tuple" and args and args[-1] is not Ellipsis:
         if len(values) != len(args):
@@ -94,7 +93,7 @@ def _sequence(hint: Hint, values: list[Any], key: str) -> list[Any]:
     return [_by_hint(args[0], v, f"{key}[{i}]") for i, v in enumerate(values)]
 
 
-def _scalar(hint: Hint, value: Any, key: str) -> Any:
+def _scalar(hint: Hint, value: object, key: str) -> object:
     if hint.form == "bool" and isinstance(value, bool):
         return value
     if hint.form == "int" and isinstance(value, int | float) and not isinstance(value, bool):
@@ -124,7 +123,7 @@ def finite(value: float, key: str) -> float:
     return value + 0.0 if value else 0.0
 
 
-def plain(value: Any, key: str) -> Any:
+def plain(value: object, key: str) -> object:
     """`value` if it is plain data (scalars, lists, mappings with text keys), else an error: it could not be hashed."""
     if value is None or isinstance(value, bool | int | str):
         return value

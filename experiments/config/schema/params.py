@@ -6,6 +6,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from experiments.store.typed_json import Block
+
 MISSING: Any = type("Missing", (), {"__repr__": lambda self: "MISSING"})()
 
 
@@ -37,7 +39,7 @@ class Param:
 
     name: str
     hint: Hint
-    default: Any = MISSING
+    default: object = MISSING
     marks: frozenset[str] = frozenset()
     kind: str | None = None  # artifact kind, for inputs
     low: float | None = None
@@ -45,10 +47,10 @@ class Param:
     low_open: bool = False
     high_open: bool = False
     divides: str | None = None  # another parameter
-    neutral: Any = MISSING
+    neutral: object = MISSING
     revision: int | None = None  # the meaning of its values changed ...
-    unrevised: tuple[Any, ...] = ()  # ... but for these
-    unused_if: tuple[str, Any] | None = None  # another parameter and its value with which this one does nothing
+    unrevised: tuple[object, ...] = ()  # ... but for these
+    unused_if: tuple[str, object] | None = None  # another parameter and its value with which this one does nothing
     group: str = ""  # the stage's parameter whose dataclass has this field
 
     @property
@@ -81,5 +83,5 @@ class Signature:
     module: str
     path: Path
     params: dict[str, Param]
-    constants: dict[str, Any] = field(default_factory=dict)
+    constants: Block = field(default_factory=dict)
     groups: dict[str, tuple[str, str]] = field(default_factory=dict)  # parameter -> module and name of its dataclass

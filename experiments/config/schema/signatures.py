@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.config.schema.params import Hint, Param, Signature
+from experiments.store.typed_json import Block
 from maskgit_core.errors import ConfigError
 from maskgit_core.models import present_module
 
@@ -117,7 +118,7 @@ def _tree(path: Path) -> ast.Module:
         raise ConfigError(f"{path}: line {error.lineno}: cannot be parsed ({error.msg})") from None
 
 
-def _constants(tree: ast.Module) -> dict[str, Any]:
+def _constants(tree: ast.Module) -> Block:
     constants = {}
     for node in tree.body:
         if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
@@ -198,7 +199,7 @@ def _marked(param: Param, mark: ast.expr, module: str) -> Param:
     values = [_literal(a, module) for a in mark.args]
     named = {k.arg: _literal(k.value, module) for k in mark.keywords}
     if mark.func.id == "Range":
-        bounds: dict[str, Any] = dict(zip(("low", "high", "low_open", "high_open"), values, strict=False))
+        bounds: Block = dict(zip(("low", "high", "low_open", "high_open"), values, strict=False))
         return replace(param, **bounds, **{str(k): v for k, v in named.items()})
     if mark.func.id == "Neutral":
         return replace(param, neutral=values[0] if values else named["value"])

@@ -9,6 +9,7 @@ from typing import Any
 
 from experiments.config.schema.params import MISSING, Param, Signature
 from experiments.config.schema.signatures import read_component, read_stage, source_file
+from experiments.store.typed_json import Options
 from maskgit_core.errors import SYNONYMS, unknown_name
 from maskgit_core.models import RENAMED, present_module
 
@@ -77,7 +78,7 @@ class Sources:
         stages = [self.stage(name, name).params.values() for name in self.stages()]
         return {p.name for params in stages for p in params if "derived" not in p.marks}
 
-    def places(self, key: str, config: Mapping[str, Any], signatures: Mapping[str, Signature]) -> list[str]:
+    def places(self, key: str, config: Options, signatures: Mapping[str, Signature]) -> list[str]:
         """Dotted keys that `key` may mean: options of that name, or of a usual synonym, of what is configured."""
         wanted, found = dict.fromkeys([key, *SYNONYMS.get(key.lower(), ())]), []
         for base in FOLDERS:
@@ -103,9 +104,7 @@ class Sources:
         return self._listed[folder]
 
 
-def find_value(
-    param: Param, stage: str, blocks: Sequence[str], config: Mapping[str, Any], top: Sequence[str]
-) -> tuple[str, Any]:
+def find_value(param: Param, stage: str, blocks: Sequence[str], config: Options, top: Sequence[str]) -> tuple[str, Any]:
     """The place of a stage parameter's value: the step's block over the stage's over the top level."""
     key, value = f"{stage}.{param.name}", MISSING
     if param.name in top:
@@ -121,7 +120,7 @@ def find_value(
     return key, value
 
 
-def _is_same_component(base: str, above: Any, inner: Any) -> bool:
+def _is_same_component(base: str, above: object, inner: object) -> bool:
     """True where options of one block go over those of another: both mean the component of one name."""
     if not isinstance(inner, Mapping) or not isinstance(above, Mapping):
         return False

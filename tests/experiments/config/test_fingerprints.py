@@ -45,7 +45,7 @@ def test_a_new_option_at_its_neutral_value_readdresses_nothing(tmp_path: Path, m
     """The same stage before and after an option was added."""
     import importlib
 
-    from experiments.config import signatures
+    from experiments.config.schema import signatures
 
     old = (LAB.parent / "stages" / "numbers.py").read_text()
     assert "offset" in old

@@ -60,7 +60,7 @@ def test_one_experiment_at_a_time() -> None:
 def test_a_key_at_its_default_or_in_force_is_accepted() -> None:
     plain = graph()
     assert list(graph("train.label_drop=0.1").nodes) == list(plain.nodes)
-    assert list(graph("train.num_workers=3", "resources.train.ranks=2").nodes) == list(plain.nodes)
+    assert list(graph("train.log_every=3", "resources.train.ranks=2").nodes) == list(plain.nodes)
     assert list(graph("batch_size=4").nodes) == list(plain.nodes)  # how samples are drawn; nothing else takes it
 
 

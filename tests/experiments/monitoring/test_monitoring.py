@@ -45,7 +45,9 @@ def test_a_training_prints_where_it_is(capsys: pytest.CaptureFixture[str]) -> No
     progress.start_at(20)
     progress.update(30)
     progress.line(loss=2.34567, lr=1e-4)
-    assert re.fullmatch(r"step 50/100  loss 2.346  lr 0.0001  \S+ steps/s  \S+ left\n", capsys.readouterr().out)
+    assert re.fullmatch(
+        r"step 50/100  loss 2.346  lr 0.0001  \S+ steps/s  (\S+ GB  )?\S+ left\n", capsys.readouterr().out
+    )
 
 
 @pytest.fixture

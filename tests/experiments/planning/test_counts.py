@@ -13,6 +13,7 @@ from toy_data import write_torch_statistics, write_virtual
 from experiments.planning.graph import Graph
 from experiments.planning.pipeline import build
 from maskgit_core.errors import DataError, MaskgitError
+from maskgit_core.images.image_sets import check_sizes
 
 
 def planned(tmp_path: Path, *arguments: str) -> Graph:
@@ -89,6 +90,14 @@ def test_samples_of_others(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert "no pictures here" in refused(tmp_path, *asked, f"evaluate.samples={tmp_path / 'empty'}")
     assert planned(tmp_path, *asked, f"evaluate.samples={npz(tmp_path / 'two.npz', arr_0=images(64))}").nodes
+
+
+def test_a_folder_of_samples_of_two_sizes_is_refused_before_the_run(tmp_path: Path) -> None:
+    root = pictures(tmp_path / "samples", 2)
+    check_sizes(root)
+    Image.new("RGB", (33, 32)).save(root / "a" / "2.png")
+    with pytest.raises(DataError, match=r"2.png: 33 x 32 pixels where others have 32 x 32; samples must have one size"):
+        check_sizes(root)
 
 
 def test_statistics_of_others(tmp_path: Path) -> None:

@@ -4,11 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import ROOT
 from PIL import Image
 
-from experiments.config.compose import group_names, read_choice
 from experiments.config.schema.params import MISSING
-from experiments.config.schema.signatures import read_component
 from experiments.planning import preflight
 from experiments.planning.graph import Graph
 from experiments.planning.pipeline import build
@@ -160,10 +159,17 @@ def test_edits_that_cannot_work_are_refused(tmp_path: Path, asked: str, said: st
         planned(tmp_path, "experiment=edit", asked)
 
 
-@pytest.mark.parametrize("name", group_names("dataset"))
-def test_constants_of_data_sets_are_no_facts_of_models(name: str) -> None:
-    """A constant in capitals is a fact of the component (`NUM_CLASSES`); `SPLITS` would be taken for token groups."""
-    config = read_choice("dataset", name)
-    config = config.get("dataset", config)
-    constants = read_component(f"maskgit_core.datasets.{config['name']}", "Dataset", "dataset").constants
-    assert not {"SPLITS", "NUM_TOKENS", "CODEBOOK_SIZE"} & set(constants)
+@pytest.mark.parametrize("constant", ["SPLITS = 4", "CODEBOOK_SIZE = 3", "NUM_TOKENS = 1"])
+def test_constants_of_a_dataset_are_no_facts_of_models(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, constant: str
+) -> None:
+    """A component tells the facts of its kind alone; by these four splits, twice the steps would be allowed."""
+    package = f"facts_{constant[:5].strip().lower()}"
+    (tmp_path / package / "datasets").mkdir(parents=True)
+    source = (ROOT / "maskgit_core" / "datasets" / "fashion_mnist.py").read_text()
+    (tmp_path / package / "datasets" / "mine.py").write_text(source + f"\n{constant}\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    mine = ["experiment=quickstart", "dataset.name=mine", f"plugins=[{package}]"]
+    planned(tmp_path, *mine, "sample.sampler.num_steps=49")
+    with pytest.raises(ConfigError, match="num_steps: 50 steps for 49 tokens"):
+        planned(tmp_path, *mine, "sample.sampler.num_steps=50")

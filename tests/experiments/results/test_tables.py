@@ -14,8 +14,8 @@ from tracked_store import TrackedStore, write_scores
 from experiments.commands import table as command
 from experiments.config.compose import CONF
 from experiments.results.comparison import compare
-from experiments.results.results import Spread, collect
-from experiments.results.table_formats import FORMATS, latex_text
+from experiments.results.results import Filter, Spread, collect
+from experiments.results.table_formats import FORMATS, latex, latex_text
 from experiments.results.tables import fill, missing, read_table, table_names
 from experiments.store.documents import Manifest
 from experiments.tracking.run_facts import results
@@ -276,3 +276,39 @@ def test_results_know_the_values_that_led_to_them(store):
     (result,) = collect(store.root)
     assert result.config["sampler.scale"] == "2" and result.config["train.seed"] == "3"
     assert result.value("fid") == 6.2 and result.value("experiment") == "toy"
+
+
+class Judge:
+    """Rows that ask for `sampler.scale: 2` alone."""
+
+    def command(self, run) -> str:
+        return "maskgit run experiment=toy"
+
+    def absent(self, run) -> list[str]:
+        return []
+
+    def differences(self, run, result) -> list[str]:
+        scale = result.config["sampler.scale"]
+        return [] if scale == "2" else [f"sampler.scale {scale} (not 2)"]
+
+
+def test_chosen_runs_fill_rows_that_say_by_what_they_differ(tmp_path, store):
+    rows = [{**TABLE["rows"][0], "run": {"experiment": "toy"}}]
+    table = read_table("mine", [described(tmp_path, rows=rows)])
+    evaluation(store, scale=2, value=6.0)
+    evaluation(store, scale=3, value=9.0)
+    name = table.rows[0].name
+    plain = fill(table, store.root, Judge())
+    assert [row.name for row in plain.table.rows] == [name] and plain.cells[0]["fid"].reproduced.mean == 6.0
+    chosen = fill(table, store.root, Judge(), filters=[Filter.read("sampler.scale=3")])
+    assert [row.name for row in chosen.table.rows] == [f"{name} (sampler.scale 3 (not 2))"]
+    assert chosen.cells[0]["fid"].reproduced.mean == 9.0
+    both = fill(table, store.root, Judge(), run=store.uid)
+    assert len(both.table.rows) == len(both.cells) == 2, "each way a row of its own"
+    with pytest.raises(ConfigError, match="no finished evaluation has this uid"):
+        fill(table, store.root, Judge(), run="nothing")
+
+
+def test_a_printed_table_has_one_footnote_for_all_missing_cells(tmp_path, store):
+    text = latex(filled(tmp_path, store))
+    assert text.count("not reproduced here") == 1 and r"\label{tab:mine}" in text and r"\toprule" in text

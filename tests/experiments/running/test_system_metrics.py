@@ -64,8 +64,8 @@ def test_gpus_are_counted_from_the_jobs_first(monkeypatch):
     monkeypatch.setitem(sys.modules, "pynvml", nvml)
     found = Gpus({"CUDA_VISIBLE_DEVICES": "2,3"}).sample()
     assert nvml.asked == [2, 3]
-    assert found["system/gpu_0_percent"] == 52 and found["system/gpu_1_percent"] == 53
-    assert found["system/gpu_0_power_w"] == 300 and "system/gpu_1_power_w" not in found
+    assert found["system/gpu_0_utilization_percentage"] == 52 and found["system/gpu_1_utilization_percentage"] == 53
+    assert found["system/gpu_0_power_usage_watts"] == 300 and "system/gpu_1_power_usage_watts" not in found
     nvml.asked.clear()
     Gpus({"SLURM_JOB_ID": "7"}).sample()
     assert nvml.asked == []
@@ -77,7 +77,7 @@ def test_a_busy_process_shows_its_load_and_memory():
     while time.process_time() < end:
         pass
     found = processes.sample()
-    assert found["system/cpu_cores"] > 0 and found["system/memory_gb"] > 0.005
+    assert found["system/cpu_utilization_percentage"] > 0 and found["system/system_memory_usage_megabytes"] > 5
 
 
 def test_samples_reach_the_journal_and_a_failing_sampler_stops_nothing(tmp_path, monkeypatch):
@@ -85,7 +85,7 @@ def test_samples_reach_the_journal_and_a_failing_sampler_stops_nothing(tmp_path,
     with Journal(path) as journal, SystemMetrics(journal.log, began=time.time() - 100, every_s=0.02):
         time.sleep(0.3)
     points = read_points(tmp_path)
-    assert {p.metric for p in points} >= {"system/cpu_cores", "system/memory_gb"}
+    assert {p.metric for p in points} >= {"system/cpu_utilization_percentage", "system/system_memory_usage_megabytes"}
     assert all(100 <= p.step <= 200 for p in points)
 
     def broken(metrics, step):

@@ -197,7 +197,7 @@ def test_what_says_how_a_training_runs_may_change_between_attempts(tmp_path: Pat
     """Not in this list: what cuts the batch, as dropout is drawn piece by piece."""
     trained(tmp_path, cache, stop_at=2, checkpoint_every=1, keep_last=1)
     trained(tmp_path, cache, number=2, stop_at=5, checkpoint_every=100, log_every=7, peak_tflops=1.0)
-    last = trained(tmp_path, cache, number=3, checkpoint_every=2, log_every=4, keep_last=5, num_workers=1)
+    last = trained(tmp_path, cache, number=3, checkpoint_every=2, log_every=4, keep_last=5)
     assert same_weights(whole, last)
 
 

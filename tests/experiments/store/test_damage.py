@@ -11,7 +11,7 @@ from conftest import LAB
 
 from experiments.cli import main
 from experiments.store.documents import Manifest, Record, Request
-from tools.fuzz.store_files import MUTATIONS, attack
+from tools.fuzz.store_files import MUTATIONS
 
 pytestmark = pytest.mark.usefixtures("composed_once")
 
@@ -108,10 +108,22 @@ def test_verify_repairs_on_request(store, ran, capsys):
     assert main(["verify", *at]) == 1 and main(["verify", "--repair", *at]) == 0 and main(["verify", *at]) == 0
 
 
-def test_mutated_files_are_named_or_harmless(store, ran):
-    """A sample of `python -m tools.fuzz.store_files`; the whole of it is logged in docs/drills_store.txt."""
-    rng = random.Random(7)
-    targets = sorted(p.relative_to(store) for p in store.rglob("*.json") if not p.is_symlink())
-    for name in rng.sample(sorted(MUTATIONS), 4):
-        _, wrong = attack(store, store.parent / "attacked", rng.choice(targets), name, rng)
-        assert not wrong
+def test_one_damaged_record_of_a_run_does_not_hide_the_others(store, ran, capsys):
+    assert main(["run", "experiment=rates", *ran[1:], "sweep.grid={train.lr: [0.1]}"]) == 0
+    broken, whole = sorted((store / "pipelines").glob("*.json"))
+    broken.write_text(broken.read_text()[:100])
+    capsys.readouterr()
+    assert main(["status", "--store", str(store)]) == 0
+    told = capsys.readouterr()
+    assert "rates" in told.out and str(broken) in told.err and "maskgit verify --repair" in told.err
+    assert main(["failures", "--store", str(store)]) == 0 and str(broken) in capsys.readouterr().err
+    assert main(["gc", "--delete", "--yes", "--store", str(store)]) == 2
+    assert str(broken) in one_line(capsys) and whole.exists(), "what it needs is not known, so nothing goes"
+
+
+def test_a_damaged_step_is_a_row_of_status(store, ran, capsys):
+    (step(store, "total") / Manifest.FILE).write_text("{")
+    capsys.readouterr()
+    assert main(["status", "--store", str(store)]) == 0
+    told = capsys.readouterr().out
+    assert "damaged" in told and "manifest.json" in told and "1 done, 1 damaged" in told

@@ -111,3 +111,21 @@ def test_records_of_earlier_releases_are_shipped_without_their_passwords(store):
 def test_files_that_look_like_secrets_are_not_frozen():
     assert all(map(looks_secret, ("conf/secrets.yaml", "a/my_credentials.json", "key.pem", ".netrc", "x/.env")))
     assert not any(map(looks_secret, ("experiments/stages/cache_tokens.py", "maskgit_core/tokenizers/vq.py", "a.yaml")))
+
+
+def test_a_database_on_a_failing_disk_is_one_line(store, monkeypatch, capfd):
+    """MLflow and SQLAlchemy log tracebacks of their own over an error of the disk."""
+    import sqlalchemy
+    from sqlalchemy.engine.default import DefaultDialect
+
+    assert main(["sync", "--store", str(store.root)]) == 0
+    lines(store.attempt(store.root / store.steps[0]["folder"], 2) / "journal.jsonl", [(20, {"loss": 1.0})])
+
+    def fail(self: object, connection: object) -> None:
+        raise sqlite3.OperationalError("disk I/O error")
+
+    monkeypatch.setattr(DefaultDialect, "do_commit", fail)
+    capfd.readouterr()
+    assert sqlalchemy.__version__ and main(["sync", "--store", str(store.root)]) == 2
+    text = "".join(capfd.readouterr())
+    assert "Traceback" not in text and text.count("\n") == 1 and "disk I/O error" in text

@@ -9,6 +9,7 @@ from conftest import LAB
 from mlflow_server import empty_database, free_port
 
 from experiments.tracking import server
+from experiments.tracking.pages import runs_page
 
 pytestmark = pytest.mark.chromium
 RATES = [0.01, 0.03, 0.1, 0.3, 0.7, 0.9]
@@ -58,8 +59,12 @@ def test_a_sweep_is_nested_below_its_parent_and_one_selection_plots_lr_against_t
     wanted = sorted([float(r.data.params["train.lr"]), r.data.metrics["fd_toy"]] for r in scored)
     assert [lr for lr, _ in wanted] == RATES
     with Browser(tmp_path) as browser:
-        browser.open(f"{address}/#/experiments/{experiment}/runs")
-        assert "evaluate[lr=0.01]" not in browser.wait_for_text("rates 2", "matching runs")
+        page = runs_page(store, f"sqlite:///{store}/mlflow.db", address, None)
+        place = f"{address}/#/experiments/{experiment}/runs"
+        assert page == f"{place}?workflowType=machine_learning&viewStateShareKey=maskgit"
+        browser.open(page)
+        seen = browser.wait_for_text("rates 2", "matching runs", "which learning rate comes nearest")
+        assert "train.lr" in seen and "fd_toy" in seen, "the swept value and the score are columns"
         browser.click("[data-component-id='mlflow.assistant.chat_panel.close']")
         browser.click("button[data-component-id*=runnamecellrenderer]")  # opens the parent
         browser.wait_for_text(*(f"{step}[lr={lr:g}]" for lr in RATES for step in ("train", "evaluate")))
@@ -77,4 +82,11 @@ def test_a_sweep_is_nested_below_its_parent_and_one_selection_plots_lr_against_t
         plotted = browser.wait(lambda: browser.run(DOTS), "dots")
         assert sorted(plotted) == wanted
         browser.screenshot(tmp_path / "compare.png")
+        best = min(scored, key=lambda r: (r.data.metrics["fd_toy"], float(r.data.params["train.lr"])))
+        browser.open(f"{address}/#/experiments/{experiment}/runs/{best.info.run_id}/artifacts/samples.png")
+        drawn = (
+            "return [...document.images].some(i => i.src.includes('samples.png') && i.naturalWidth === 16) || "
+            "[...document.images].some(i => i.naturalWidth === 16 && i.naturalHeight === 8)"
+        )
+        browser.wait(lambda: browser.run(drawn), "the best one's samples")
     assert not browser.left(), "the browser is gone, and everything it started"

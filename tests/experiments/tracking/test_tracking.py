@@ -482,3 +482,42 @@ def test_two_shippers_on_a_fresh_store_at_once(tmp_path):
     assert sorted(sent) == [0, 120] and all(child.returncode == 0 for child in children)
     assert sorted(r.info.run_name for r in runs(tmp_path)) == ["toy 20260101-000000", *(f"train{i}" for i in range(4))]
     assert all(len(history(tmp_path, f"train{i}", "loss")) == 30 for i in range(4))
+
+
+def test_an_execution_is_known_by_what_was_asked_and_by_its_best_score(store):
+    evaluated(store, [], name="evaluate[1]", value=2.5, params={"lr": 1})
+    evaluated(store, [], name="evaluate[2]", value=1.5, params={"lr": 2})
+    store.write(overrides=["experiment=toy", "train.lr=1,2", "paths.store=/x"])
+    ship(store.root)
+    parent = next(r for r in runs(store.root) if r.data.tags["stage"] == "pipeline")
+    assert parent.info.run_name == f"toy train.lr=1,2 {store.uid[:15]}" and parent.data.metrics == {"fid": 1.5}
+
+
+def test_params_leave_out_defaults_but_keep_what_is_swept():
+    from experiments.store.documents import Request
+    from experiments.store.records import PipelineStep
+    from experiments.tracking.params import asked_params
+
+    sampler = {"name": "confidence", "num_steps": 12, "guidance_scale": 3.0}
+    request = Request(
+        fingerprint="f", stage="sample", module="experiments.stages.sample", version=1, kind="samples",
+        config={"num_samples": 7, "seed": 0, "sampler": sampler},
+        modules={"sampler": "maskgit_core.samplers.confidence"},
+    )  # fmt: skip
+    entry = PipelineStep(name="sample", step="sample", stage="sample", kind="samples", fingerprint="f", folder="x",
+                         params={"sampler.num_steps": 12})  # fmt: skip
+    found = asked_params(entry, request)
+    assert found["sampler.guidance_scale"] == "3.0" and found["sampler.num_steps"] == "12"
+    assert found["sampler.name"] == "confidence" and "sample.seed" not in found
+
+
+def test_a_trained_model_is_registered_with_its_scores(store):
+    trained(store)
+    evaluated(store, [store.steps[0]["fingerprint"]])
+    ship(store.root)
+    (version,) = client(store.root).search_model_versions("name = 'toy.train'")
+    assert version.tags["fid"] == "2.5" and version.tags["fingerprint"] == store.steps[0]["fingerprint"]
+    ship(store.root)
+    assert len(client(store.root).search_model_versions("name = 'toy.train'")) == 1
+    tags = client(store.root).get_experiment_by_name("toy").tags
+    assert tags["mlflow.note.content"] == "a toy" and tags["mlflow.sharedViewState.maskgit"].startswith("deflate;")

@@ -3,6 +3,8 @@
 import json
 from typing import Annotated
 
+from PIL import Image
+
 from experiments.config.specs import Input
 from experiments.running.attempt import Attempt
 from maskgit_core.hints import Kind
@@ -17,4 +19,6 @@ def run(attempt: Attempt, *, model: Annotated[Input, Kind("model")]) -> None:
     row = {"name": "fd_toy", "of": "samples", "value": value, "num_images": 1, "protocol": "toy"}
     written = {"scores": [row], "protocols": {"toy": {"reference": "the optimum"}}}
     attempt.publish(attempt.files / "scores.json", lambda path: path.write_text(json.dumps(written)))
+    attempt.publish(attempt.files / "samples.png", lambda path: Image.new("L", (16, 8), 200).save(path, format="PNG"))
+    attempt.show(attempt.files / "samples.png")
     attempt.headline("fd_toy", value, {"name": "toy", "reference": "the optimum"})

@@ -1,0 +1,15 @@
+# An image with everything the quickstart needs: docker build -t maskgit . && docker run --rm -v "$PWD/runs:/work/runs" maskgit run quickstart
+# For NVIDIA GPUs: --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu128, and docker run --gpus all.
+FROM python:3.11-slim
+ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+WORKDIR /src
+COPY pyproject.toml constraints.txt README.md LICENSE ./
+COPY conf conf
+COPY maskgit_core maskgit_core
+COPY experiments experiments
+COPY launchers launchers
+RUN pip install --no-cache-dir --extra-index-url "$TORCH_INDEX" --constraint constraints.txt .
+WORKDIR /work
+ENV MASKGIT_STORE=/work/runs
+ENTRYPOINT ["maskgit"]
+CMD ["--help"]

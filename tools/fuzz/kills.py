@@ -1,0 +1,198 @@
+"""Kills commands at random moments and asks whether anything was lost: `python -m tools.fuzz.kills`.
+
+`[--count 100] [--seed 0]`: SIGKILL to `run`, `sync` (into a database that is there), `gc --delete`, `adopt`, the first
+shipping of a store, and `verify --repair`, in turn, each a random while after its begin. Then the same command is given
+again. Wrong is: a traceback, more than 20 s, a second command that does not end well, a result that differs from the
+undisturbed one, a finished step that is gone, a point that MLflow has twice or not at all, a leftover that stays.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import shutil
+import sqlite3
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import closing
+from functools import cached_property
+from pathlib import Path
+
+from tools.fuzz.commands import HEAVY, Fork, forked, leftovers, preload, request, results
+
+ATTACKS = ("run", "gc", "adopt", "repair", "sync", "first ship")
+SLOW = ("numbers.count=12", "numbers.pause_s=0.01")
+
+
+def points(store: Path) -> dict[tuple[str, str, int], list[float]]:
+    """The points in MLflow: (step's name, metric, step) -> values; an exactly-once history has one each."""
+    found: dict[tuple[str, str, int], list[float]] = {}
+    with closing(sqlite3.connect(f"file:{store / 'mlflow.db'}?mode=ro", uri=True)) as database:
+        rows = database.execute("SELECT runs.name, metrics.key, metrics.step, metrics.value FROM metrics "
+                                "JOIN runs USING (run_uuid) WHERE metrics.key NOT LIKE 'system/%'")  # fmt: skip
+        for name, key, step, value in rows:
+            found.setdefault((name, key, step), []).append(value)
+    return found
+
+
+def manifests(store: Path) -> dict[str, str]:
+    """Step -> its done mark, also of steps in the trash."""
+    places = [*store.glob("*/*/manifest.json"), *store.glob(".trash/*/*/*/manifest.json")]
+    return {"/".join(p.parts[-3:-1]): p.read_text() for p in places}
+
+
+class Drill:
+    """Stores to attack, made once, and what an undisturbed command leaves of each."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+        self.store = place / "store"
+        self.empty = place / "empty"
+        self.empty.mkdir()
+        self.usual: dict[str, float] = {}
+        self.expected: dict[str, object] = {}
+
+    @cached_property
+    def made(self) -> Path:
+        """A finished run."""
+        return self._made("made", lambda s: [["run", *request(s, "chain", *SLOW)]])
+
+    @cached_property
+    def shipped(self) -> Path:
+        """One that MLflow knows and another that it does not."""
+        more = request(self.place / "shipped", "chain", *SLOW, "numbers.scale=2")
+        return self._copied("shipped", self.made, lambda s: [["sync", "--store", str(s)], ["run", *more]])
+
+    @cached_property
+    def dropped(self) -> Path:
+        """A run that is wanted and two that were given up."""
+        runs = [["run", *request(self.place / "dropped", "chain", *SLOW, f"numbers.scale={n}")] for n in (3, 4)]
+        return self._copied("dropped", self.made, lambda s: [
+            runs[0], ["gc", "--drop", "chain", "--store", str(s)], runs[1]])  # fmt: skip
+
+    @cached_property
+    def damaged(self) -> Path:
+        """A finished run whose done marks are cut short."""
+        place = self._copied("damaged", self.made, lambda s: [])
+        for path in place.glob("*/*/manifest.json"):
+            path.write_text(path.read_text()[:-20])
+        return place
+
+    def _made(self, name: str, commands: Callable[[Path], list[list[str]]]) -> Path:
+        for command in commands(self.place / name):
+            answer = forked(*command)
+            if answer.code:
+                raise SystemExit(f"the drill cannot be prepared: {' '.join(command)}\n{answer.text}")
+        return self.place / name
+
+    def _copied(self, name: str, source: Path, commands: Callable[[Path], list[list[str]]]) -> Path:
+        shutil.copytree(source, self.place / name, symlinks=True)
+        return self._made(name, commands)
+
+    # -- what is killed ----------------------------------------------------------------------------------------------
+    def command(self, name: str) -> tuple[Path, list[str]]:
+        """The store that an attack begins with and the command that is killed."""
+        at = ["--store", str(self.store)]
+        asked = request(self.store, "chain", *SLOW)
+        makers: dict[str, Callable[[], tuple[Path, list[str]]]] = {
+            "run": lambda: (self.empty, ["run", *asked]),
+            "sync": lambda: (self.shipped, ["sync", *at]),
+            "gc": lambda: (self.dropped, ["gc", "--delete", "--yes", *at]),
+            "adopt": lambda: (self.empty, ["adopt", str(next(self.made.glob("numbers/*"))), "numbers", *asked]),
+            "first ship": lambda: (self.made, ["sync", *at]),
+            "repair": lambda: (self.damaged, ["verify", "--repair", *at]),
+            "status": lambda: (self.made, ["status", *at]),
+            "verify": lambda: (self.made, ["verify", *at]),
+        }
+        return makers[name]()
+
+    def fresh(self, source: Path) -> None:
+        """The store as it is before the command."""
+        shutil.rmtree(self.store, ignore_errors=True)
+        shutil.copytree(source, self.store, symlinks=True)
+
+    def undisturbed(self, name: str) -> float:
+        """Seconds that the command takes when nobody kills it; what it leaves is remembered."""
+        if name not in self.usual:
+            source, command = self.command(name)
+            self.fresh(source)
+            self.usual[name] = forked(*command).seconds
+            self.expected[name] = self.state(name)
+        return self.usual[name]
+
+    def state(self, name: str) -> object:
+        """Everything that must be the same after a kill and a second try."""
+        if name in ("sync", "first ship"):
+            return points(self.store)
+        if name == "gc":
+            return sorted(manifests(self.store).values()), sorted(
+                p.parent.name for p in self.store.glob("*/*/request.json")
+            )
+        return results(self.store)
+
+    def kill(self, name: str, delay: float) -> tuple[bool, list[str]]:
+        """One attack: whether it came in time, and what went wrong."""
+        source, command = self.command(name)
+        self.fresh(source)
+        before = manifests(self.store)
+        process = Fork(command)
+        time.sleep(delay)
+        process.kill()
+        first = process.wait()
+        done = manifests(self.store)
+        wrong = [f"killed command: {text}" for text in first.wrong() if first.code >= 0]
+        wrong += [f"{step} is gone" for step in before if step not in done and name != "repair"]
+        if name == "repair":
+            for path in self.store.glob("*/*/manifest.json.damaged"):
+                done.setdefault("/".join(path.parts[-3:-1]), "")
+            wrong += [f"{step} is gone" for step in before if step not in done]
+        again = forked(*command)
+        took_it = name == "adopt" and again.code == 2 and "is done already" in again.text
+        wrong += [f"again: {text}" for text in again.wrong()]
+        if again.code and not took_it:
+            wrong.append(f"again: code {again.code}: {again.text[-300:]!r}")
+        if (now := self.state(name)) != self.expected[name]:
+            wrong.append(f"differs: {str(now)[:200]} instead of {str(self.expected[name])[:200]}")
+        for verb, *more in (["status"], ["verify", "--deep"], ["gc"]):
+            answer = forked(verb, *more, "--store", str(self.store))
+            wrong += [f"{verb} afterwards: {text}" for text in answer.wrong()]
+            if answer.code:
+                wrong.append(f"{verb} afterwards: code {answer.code}: {answer.text[-300:]!r}")
+        wrong += [f"left behind: {path}" for path in leftovers(self.store)]
+        return first.code < 0, wrong
+
+
+def main() -> int:
+    """Runs the attacks; 1 where something went wrong."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", choices=ATTACKS, help="one of the attacks")
+    parser.add_argument("--kinds", type=int, default=len(ATTACKS), help="only the first so many attacks")
+    args = parser.parse_args()
+    names = [args.only] if args.only else ATTACKS[: args.kinds]
+    preload(*(HEAVY if {*names} & {"sync", "first ship"} else ()))
+    draw, counts = random.Random(args.seed), Counter[str]()
+    with tempfile.TemporaryDirectory() as place:
+        drill = Drill(Path(place))
+        for number in range(args.count):
+            name = names[number % len(names)]
+            delay = draw.random() * drill.undisturbed(name)
+            in_time, wrong = drill.kill(name, delay)
+            for _ in range(4):  # it was over before: the machine is less busy than it was
+                if not in_time and not wrong:
+                    delay /= 2
+                    in_time, wrong = drill.kill(name, delay)
+            counts[name] += in_time
+            counts["too late"] += not in_time
+            counts["wrong"] += bool(wrong)
+            for line in wrong:
+                print(f"{number} {name} after {delay:.3f} s: {line}", flush=True)
+    print(f"kills: seed {args.seed}, {args.count} kills: {dict(counts)}")
+    return 1 if counts["wrong"] else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
