@@ -6,7 +6,7 @@ STORE ?= runs
 PYTEST_ARGS ?=
 PYTEST_JOBS ?= 2
 
-.PHONY: demo demo-slurm test drills check bench docs install clean help
+.PHONY: demo demo-slurm test drills check bench docs screenshots install clean help
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/'
@@ -45,6 +45,9 @@ bench: install ## all benchmarks; renews docs/benchmarks.md
 docs: install ## the documentation as a site in site/; a broken link fails
 	$(BIN)/python -m pip install -qq --constraint constraints.txt '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+screenshots: install ## renews docs/report*.png from the runs in $(STORE)
+	$(BIN)/python -m tools.screenshots --store $(STORE)
 
 clean: ## removes the environment and caches, never a store
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache *.egg-info

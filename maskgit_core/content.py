@@ -205,9 +205,8 @@ class _Table:
         self._known: dict[str, list[Any]] = {}
         self._seen: dict[str, list[Any]] = {}
         if self._path is not None:
-            with contextlib.suppress(OSError, ValueError):
-                stored = json.loads(self._path.read_text())
-                self._known = stored["files"] if stored.get("version") == _VERSION else {}
+            with contextlib.suppress(OSError, ValueError, TypeError, KeyError, RecursionError):  # read again instead
+                self._known = _sound(json.loads(self._path.read_text()))
 
     def entry(self, name: str, path: Path, stat: os.stat_result, pieces: bool = False) -> dict[str, Any]:
         # ctime catches what mtime misses: a file replaced by one whose mtime was set back (cp -p, rsync -t).
@@ -224,4 +223,19 @@ class _Table:
         """Keeps the table if it changed; a cache that cannot be written only costs time."""
         if self._path is None or self._seen == self._known:
             return
-        remember(self._path, {"version": _VERSION, "files": self._seen})
+        remember(self._path, {"version": _VERSION, "files": self._seen, "check": _check(self._seen)})
+
+
+def _check(files: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+
+
+def _sound(stored: Any) -> dict[str, list[Any]]:
+    """The files of a stored table; empty where it is of another version or damaged (older ones have no check)."""
+    files: dict[str, list[Any]] = stored["files"]
+    if stored["version"] != _VERSION or stored.get("check", _check(files)) != _check(files):
+        return {}
+    for state, entry in files.values():
+        if not (isinstance(state, list) and isinstance(entry["sha256"], str) and isinstance(entry["size"], int)):
+            return {}
+    return files

@@ -12,7 +12,7 @@ from experiments.console import coloured
 from experiments.launching.calls import calls
 from experiments.launching.ending import hint, next_commands, report
 from experiments.launching.notify import told_locally
-from experiments.launching.prepare import mend, prepare, resolved
+from experiments.launching.prepare import keep_wanted, mend, prepare, resolved
 from experiments.launching.submission import launch_context, plan, recover, restricted, submission_lock, to_submit
 from experiments.launching.telling import Teller, Voice
 from experiments.planning.graph import Graph, store_of
@@ -63,6 +63,7 @@ def start(
         if voice != "quiet" and not (chosen and launcher.is_detached):
             print_plan(planned)
         if not chosen:
+            keep_wanted(graph, planned, store)
             _say_nothing_runs(graph, store, is_done=not missing)
             return 0
         if voice != "quiet" and not launcher.is_detached and (said := hint(store.root, graph.experiment)):

@@ -18,9 +18,10 @@ from experiments.planning.plan import PlannedStep
 from experiments.store import provenance
 from experiments.store.claims import Owner
 from experiments.store.documents import InputName, Launch, Request, Source
-from experiments.store.records import PipelineItem, PipelineRecord, PipelineStep, new_uid
+from experiments.store.records import PipelineItem, PipelineRecord, PipelineStep, new_uid, sound_records
 from experiments.store.step_folder import Store
 from experiments.store.upkeep.repair import repair_steps
+from maskgit_core.errors import ArtifactError
 from maskgit_core.files import sweep_leftovers
 
 
@@ -47,6 +48,19 @@ def prepare(graph: Graph, planned: Sequence[PlannedStep], store: Store, *, uid: 
         sweep_leftovers(place)
     pipeline_record(graph, planned, store, uid).save(store.root)
     return uid
+
+
+def keep_wanted(graph: Graph, planned: Sequence[PlannedStep], store: Store) -> None:
+    """Records an execution that has nothing to do, where no other that was not dropped wants all its steps.
+
+    Else what was just asked for and found done would be there for `maskgit gc` to take.
+    """
+    records, _ = sound_records(store.root)
+    wanted = {entry.fingerprint for record in records for entry in record.steps}
+    if all(step.action == "done" for step in planned) and not wanted.issuperset(graph.nodes):
+        with contextlib.suppress(ArtifactError, OSError):  # somebody else's store may be read-only for us
+            link_experiment(graph, store)
+            pipeline_record(graph, planned, store, new_uid()).save(store.root)
 
 
 def mend(graph: Graph, store: Store) -> list[str]:

@@ -75,7 +75,8 @@ def _make_once(place: Path, write: Callable[[Path], str | None]) -> str | None:
 
 def _origin(place: Path) -> str:
     note = place / ".origin"
-    return note.read_text() if note.is_file() else str(place)
+    told = note.read_text(errors="replace") if note.is_file() else ""
+    return " ".join(told.split())[:300] or str(place)
 
 
 # -- pictures ---------------------------------------------------------------------------------------------------------

@@ -74,7 +74,7 @@ def placed(item: Input) -> Placed | None:
     others.setdefault(head.of, head)
     low, high = (min(s.value for s in others.values()), max(s.value for s in others.values()))
     marks: tuple[Mark, ...] = ()
-    if len(others) > 1 and high > low:
+    if len(others) > 2 and high > low:  # two alone would stand at the ends, whatever they are
         at = {of: 100 * (s.value - low) / (high - low) for of, s in others.items()}
         marks = tuple(
             Mark(ROLES.get(of, of), number(s.value), at[of], "head" if of == head.of else "other")

@@ -16,6 +16,7 @@ import warnings
 import pytest
 from conftest import ROOT
 
+from experiments.planning import toys
 from maskgit_core.errors import DataError
 from maskgit_core.images.tar_index import Member, read_member
 from tools import mutated_requests
@@ -74,6 +75,12 @@ def test_a_member_larger_than_its_tar_asks_for_no_memory(tmp_path):
     (tmp_path / "x.tar").write_bytes(bytes(2048))
     with pytest.raises(DataError, match="ends inside"):
         read_member(tmp_path / "x.tar", Member("x.png", 512, 2**62))
+
+
+def test_a_toys_note_that_is_no_text(tmp_path):
+    """Seed 0 of the mutated trainings."""
+    (tmp_path / ".origin").write_bytes(b"\xff\xfethe first 40\n")
+    assert toys._origin(tmp_path).endswith("the first 40")
 
 
 def test_mutated_store(capsys):

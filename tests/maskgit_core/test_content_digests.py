@@ -132,3 +132,17 @@ def test_a_name_that_is_no_text_is_refused(tmp_path: Path) -> None:
         pass
     with pytest.raises(DataError, match=r"a file's name is not UTF-8 text \('\\udcff\\udcfe.txt'\); rename it"):
         describe(tmp_path / "data", tmp_path / "cache")
+
+
+BAD_TABLES = ("5", "[]", "{}", "null", '{"version": 2, "files": null}', '{"version": 2, "files": {"a": 5}}', "[" * 9999)
+
+
+@pytest.mark.parametrize("stored", BAD_TABLES)
+def test_a_damaged_table_of_digests_is_read_again(tmp_path, stored):
+    (tmp_path / "a.txt").write_text("content")
+    right = digest(tmp_path / "a.txt", tmp_path / "cache")
+    (table,) = (tmp_path / "cache").glob("*.json")
+    whole = table.read_text()
+    for text in (stored, whole.replace(right[:4], "0000"), whole.replace('"files"', '"filed"')):
+        table.write_text(text)
+        assert digest(tmp_path / "a.txt", tmp_path / "cache") == right

@@ -52,6 +52,16 @@ def test_dropped_runs_go_to_the_trash_and_come_back(store, capsys):
     assert gc(store, "--drop", "nosuch") == 2
 
 
+def test_what_was_given_up_and_asked_for_again_is_wanted_though_nothing_had_to_run(store, capsys):
+    ran(store)
+    assert gc(store, "--drop", "chain") == 0
+    ran(store)
+    assert "nothing to do" in capsys.readouterr().out and len(records(store)) == 1
+    ran(store)
+    assert len(records(store)) == 1, "one record is enough"
+    assert gc(store, "--delete", "--yes") == 0 and done(store) == 2
+
+
 def test_links_of_long_labels_are_distinct(store):
     long = "a" * 190
     for name in ("one", "two"):
