@@ -42,14 +42,18 @@ class Guidance:
     start: float = 0.0
     end: float = 1.0
 
-    def at(self, step: int, num_steps: int, revealed_B: torch.Tensor) -> torch.Tensor:
-        """s for each sample: float64 (B,). `revealed_B`: share of its unknown tokens known after this step."""
+    def at(self, step: int, num_steps: int, revealed_B: torch.Tensor) -> float | torch.Tensor:
+        """s at a step: one number, or float64 (B,) where it depends on the sample and is not 1.0 for all.
+
+        Args:
+            revealed_B: share of each sample's unknown tokens that is known after this step.
+        """
         if not self.start <= step / num_steps < self.end:
-            return torch.ones_like(revealed_B, dtype=torch.float64)
-        if self.schedule == "linear-r":
-            return 1.0 + (self.scale - 1.0) * revealed_B.double()
-        scale = guidance_scale(self.schedule, self.scale, step, num_steps, 0.0, self.power)
-        return torch.full_like(revealed_B, scale, dtype=torch.float64)
+            return 1.0
+        if self.schedule == "linear-r" and self.scale != 1.0:
+            scale_B: torch.Tensor = 1.0 + (self.scale - 1.0) * revealed_B.double()
+            return 1.0 if bool((scale_B == 1.0).all()) else scale_B
+        return guidance_scale(self.schedule, self.scale, step, num_steps, 0.0, self.power)
 
 
 class Decoder:
@@ -90,6 +94,8 @@ class Decoder:
             self.masked_BL = known_BL < 0
             self.tokens_BL = torch.where(self.masked_BL, self.tokens_BL, known_BL)
         self.unknown_B = self.masked_BL.sum(1)
+        #: Nothing is known yet, for any sample: kept here, so that no step has to ask the device.
+        self.is_fresh = known_BL is None or bool(self.masked_BL.all())
 
     def _check(self, labels_B: torch.Tensor | None, known_BL: torch.Tensor | None) -> None:
         model = self.model
@@ -122,11 +128,10 @@ class Decoder:
             left_B: number of tokens still masked after this step.
         """
         revealed_B = 1.0 - left_B / self.unknown_B.clamp(min=1)
-        scale_B = self.guidance.at(step, self.num_steps, revealed_B)
-        unguided = self.model.num_classes is None or bool((scale_B == 1.0).all())
-        if self.model.num_classes is not None and len(self.tokens_BL) > 1 and bool(self.masked_BL.all()):
-            return self._first_logits(wanted_BL, scale_B, unguided)
-        if unguided:
+        scale = self.guidance.at(step, self.num_steps, revealed_B) if self.model.num_classes is not None else 1.0
+        if self.model.num_classes is not None and len(self.tokens_BL) > 1 and self.is_fresh:
+            return self._first_logits(wanted_BL, scale)
+        if _is_one(scale):
             return self._masked_logits(self.tokens_BL, self.labels_B, wanted_BL)
         null_B = torch.full_like(self.tokens_BL[:, 0], self.model.null_label)
         labels_B = null_B if self.labels_B is None else self.labels_B
@@ -134,25 +139,31 @@ class Decoder:
             self.tokens_BL.repeat(2, 1), torch.cat([labels_B, null_B]), wanted_BL.repeat(2, 1)
         )
         cond_MK, uncond_MK = both_MK.chunk(2)
-        return guided(cond_MK, uncond_MK, scale_B.float()[wanted_BL.nonzero()[:, 0], None])
+        return guided(cond_MK, uncond_MK, self._scale_of_rows(scale, lambda: wanted_BL.nonzero()[:, 0]))
 
-    def _first_logits(self, wanted_BL: torch.Tensor, scale_B: torch.Tensor, unguided: bool) -> torch.Tensor:
+    def _scale_of_rows(self, scale: float | torch.Tensor, rows_M: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """The scale for logits (M, K): float32 (1, 1), or (M, 1) by the samples that rows belong to."""
+        if isinstance(scale, torch.Tensor):
+            return scale.float()[rows_M(), None]
+        return torch.full((1, 1), scale, dtype=torch.float32, device=self.tokens_BL.device)
+
+    def _first_logits(self, wanted_BL: torch.Tensor, scale: float | torch.Tensor) -> torch.Tensor:
         """While all is masked: one pass over the distinct labels (and the null label), shared by their samples."""
         null = self.model.null_label
         labels_B = self.labels_B if self.labels_B is not None else torch.full_like(self.tokens_BL[:, 0], null)
-        asked = labels_B if unguided else torch.cat([labels_B, labels_B.new_tensor([null])])
+        asked = labels_B if _is_one(scale) else torch.cat([labels_B, labels_B.new_tensor([null])])
         labels_U, places = asked.unique(return_inverse=True)
         wanted_UL = torch.ones(len(labels_U), wanted_BL.shape[1], dtype=torch.bool, device=wanted_BL.device)
         masks_UL = self.tokens_BL[:1].expand(len(labels_U), -1)
         logits_ULK: torch.Tensor = self._masked_logits(masks_UL, labels_U, wanted_UL).unflatten(0, wanted_UL.shape)
         if self.reuse is not None:
             count = len(labels_B)
-            self.reuse.spread(places if unguided else torch.cat([places[:count], places[count:].expand(count)]))
+            self.reuse.spread(places if _is_one(scale) else torch.cat([places[:count], places[count:].expand(count)]))
         rows_M, cells_M = wanted_BL.nonzero(as_tuple=True)
         cond_MK = logits_ULK[places[: len(labels_B)][rows_M], cells_M]
-        if unguided:
+        if _is_one(scale):
             return cond_MK
-        return guided(cond_MK, logits_ULK[places[-1], cells_M], scale_B.float()[rows_M, None])
+        return guided(cond_MK, logits_ULK[places[-1], cells_M], self._scale_of_rows(scale, lambda: rows_M))
 
     def _masked_logits(
         self, tokens_BL: torch.Tensor, labels_B: torch.Tensor | None, wanted_BL: torch.Tensor
@@ -187,6 +198,11 @@ class Decoder:
         newly_BL = newly_BL & self.masked_BL
         self.tokens_BL = torch.where(newly_BL, drawn_BL, self.tokens_BL)
         self.masked_BL = self.masked_BL & ~newly_BL
+        self.is_fresh = False
+
+
+def _is_one(scale: float | torch.Tensor) -> bool:
+    return not isinstance(scale, torch.Tensor) and scale == 1.0
 
 
 def draw_tokens(

@@ -117,6 +117,11 @@ def grouped(found: Sequence[Cell], key: Callable[[Cell], Any]) -> dict[Any, list
     return groups
 
 
+def by_name(found: Sequence[Cell], num_steps: int) -> dict[str, list[Cell]]:
+    """The cells at one number of steps by sampler."""
+    return grouped([cell for cell in found if cell.num_steps == num_steps], lambda c: c.name)
+
+
 def table(found: Sequence[Cell]) -> str:
     """Distance of each sampler at each number of steps, mean ± deviation over seeds, the lowest bold."""
     steps = sorted({cell.num_steps for cell in found})
@@ -134,8 +139,9 @@ def table(found: Sequence[Cell]) -> str:
             spread = means.get((name, step))
             text = "" if spread is None else spread.fixed(0)
             texts.append(f"**{text}**" if spread is not None and spread.mean == best[step] else text)
-        speed = [Spread.of([c.cpu_ms_per_image for c in same if c.num_steps == step]).mean for step in steps]
-        lines.append(f"| {name} | {' | '.join(texts)} | {' / '.join(f'{ms:.0f}' for ms in speed)} |")
+        by_step = grouped(sorted(same, key=lambda c: c.num_steps), lambda c: c.num_steps).values()
+        speeds = " / ".join(f"{Spread.of([c.cpu_ms_per_image for c in cell]).mean:.0f}" for cell in by_step)
+        lines.append(f"| {name} | {' | '.join(texts)} | {speeds} |")
     return "\n".join(lines)
 
 
@@ -217,8 +223,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     found, reused = cells(store, EXPERIMENT), cells(store, REUSE)
     if not found:
         raise ArtifactError(f"{store}: holds no finished cell; first run: maskgit run experiment={EXPERIMENT}")
-    order = [*dict.fromkeys(cell.name for cell in reversed(found))]
-    found = sorted(found, key=lambda c: (order.index(c.name), c.num_steps, c.seed))
+    last = max(cell.num_steps for cell in found)
+    ends = {name: Spread.of([c.fd for c in same]).mean for name, same in by_name(found, last).items()}
+    found = sorted(found, key=lambda c: (ends.get(c.name, float("inf")), c.name, c.num_steps, c.seed))
     write_bytes(asked.folder / "sampler_arena.csv", as_csv([*found, *reused]).encode())
     write_bytes(asked.folder / "sampler_arena.png", rendered(figure(found), "png"))
     write_bytes(asked.folder / "sampler_arena_strips.png", rendered(strips(found), "png"))

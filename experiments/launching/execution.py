@@ -202,8 +202,10 @@ class _Shipper:
         if not self._tracking["ship"]:
             return
         from experiments.tracking.mlflow_store import ship
+        from experiments.tracking.tensorboard import mirror
 
         try:
+            mirror(self._store)
             ship(self._store, self._tracking["uri"])
         except MaskgitError as error:
             print(f"warning: {error} (the numbers are safe in {self._store}; maskgit sync ships them)", file=sys.stderr)

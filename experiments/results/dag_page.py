@@ -252,7 +252,7 @@ def _curve(title: str, points: Sequence[tuple[float, float]]) -> Curve:
 
 def _pictures(rows: Sequence[Options]) -> list[html.Picture]:
     """The newest pictures that steps show (`Attempt.show`): sample grids, reconstructions."""
-    found: list[html.Picture] = []
+    pictures: list[html.Picture] = []
     for row in [row for row in _newest(rows) if row["stage"] != "report"][:60]:  # a report's charts are shown above
         folder = Path(row["folder"])
         manifest = Manifest.read(folder)
@@ -263,7 +263,7 @@ def _pictures(rows: Sequence[Options]) -> list[html.Picture]:
             path = attempt.files / name
             with suppress(OSError):
                 if path.stat().st_size <= MAX_PICTURE_BYTES:
-                    found.append(html.picture(path.read_bytes(), path.suffix, name, f"{row['name']}: {name}"))
-            if len(found) == MAX_PICTURES:
-                return found
-    return found
+                    pictures.append(html.picture(path.read_bytes(), path.suffix, name, f"{row['name']}: {name}"))
+            if len(pictures) == MAX_PICTURES:
+                return pictures
+    return pictures

@@ -49,9 +49,8 @@ class Cadence:
     Args:
         keep_every: checkpoints of these steps are kept as artifacts: `sample.model=train@50000`, or to continue from.
         micro_batch_size: samples a process puts through at once; more are accumulated. None: its whole share.
-        compile: whether each transformer block is compiled.
-        log_every, checkpoint_every: in optimizer steps.
-        keep_last: checkpoints kept while training.
+        compile: whether each block is compiled; recompute: whether it is computed again backwards, to save memory.
+        log_every, checkpoint_every: in optimizer steps; keep_last: checkpoints kept while training.
         samples_every: a grid of samples of the same seeds every so many steps, `samples/step-*.png`; 0: none.
         samples_classes, samples_guidance: of these grids: a row for each class; None: the first ten.
         peak_tflops: rate of one device that utilisation is a share of; None: matrix products are timed.
@@ -60,6 +59,7 @@ class Cadence:
     keep_every: Annotated[int | None, Range(1), Neutral(None)] = None
     micro_batch_size: Annotated[Execution[int | None], Range(1)] = None
     compile: Execution[bool] = False
+    recompute: Execution[bool] = False
     log_every: Annotated[Execution[int], Range(1)] = 50
     checkpoint_every: Annotated[Execution[int], Range(1)] = 1000
     keep_last: Annotated[Execution[int], Range(1)] = 2
@@ -101,7 +101,7 @@ class TrainingRun:
         self.attempt, self.recipe, self.spec, self.source, self.cadence = attempt, recipe, spec, source, cadence
         self.facts = source.facts
         model = new_model(spec, self.facts, recipe.seed)
-        self.trainer = Trainer(model, recipe, attempt.device, cadence.compile)
+        self.trainer = Trainer(model, recipe, attempt.device, cadence.compile, cadence.recompute)
         self.vote = StopVote(self.trainer.accelerator.num_processes)
         self.writer = BackgroundWriter()
         self.pictures: SampleGrids | None = None

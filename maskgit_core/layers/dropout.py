@@ -32,6 +32,26 @@ def per_sample(seeds: Sequence[int]) -> Iterator[None]:
         _generators.reset(token)
 
 
+def replayed() -> tuple[contextlib.AbstractContextManager[None], contextlib.AbstractContextManager[None]]:
+    """Contexts of a computation and of its repetition, in which `per_sample` draws the same.
+
+    The `context_fn` of `torch.utils.checkpoint`.
+    """
+    return contextlib.nullcontext(), _from_states([generator.get_state() for generator in _generators.get()])
+
+
+@contextlib.contextmanager
+def _from_states(states: Sequence[torch.Tensor]) -> Iterator[None]:
+    generators = tuple(torch.Generator() for _ in states)
+    for generator, state in zip(generators, states, strict=True):
+        generator.set_state(state)
+    token = _generators.set(generators)
+    try:
+        yield
+    finally:
+        _generators.reset(token)
+
+
 def drop_mask(shape: torch.Size, rate: float) -> torch.Tensor:
     """True, with probability `rate`, where an element is dropped: bool on the CPU; see `per_sample`."""
     generators = _generators.get()

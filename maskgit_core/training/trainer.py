@@ -16,10 +16,11 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from maskgit_core import rng
 from maskgit_core.errors import ConfigError, WeightsError
-from maskgit_core.layers.dropout import per_sample
+from maskgit_core.layers.dropout import per_sample, replayed
 from maskgit_core.losses import token_cross_entropy, weighted_mean
 from maskgit_core.refusals import check_batch
 from maskgit_core.training.checkpoints import load_strictly, select
@@ -66,6 +67,22 @@ def compile_for_training(block: nn.Module) -> None:
     block.forward = forward
 
 
+def recompute_for_training(block: nn.Module) -> None:
+    """Keeps what `block` was given and computes what is inside again in the backward pass (Chen et al. 2016).
+
+    A third more work for a fraction of the memory; the gradients are the same bits on CPUs, dropout included.
+    """
+    plain = block.forward
+
+    def forward(*inputs: torch.Tensor | None) -> torch.Tensor:
+        if not (block.training and torch.is_grad_enabled()):
+            return plain(*inputs)  # type: ignore[no-any-return]
+        outputs: torch.Tensor = checkpoint(plain, *inputs, use_reentrant=False, context_fn=replayed)
+        return outputs
+
+    block.forward = forward
+
+
 class TokenLoss(nn.Module):
     """The model with its loss in one module, so that a distributed wrapper sees a single forward."""
 
@@ -95,9 +112,12 @@ class Trainer:
         recipe: what was asked.
         device: "cpu", "cuda:0", ...
         compile_blocks: compile each transformer block (`model.blocks`) by itself, as it trains.
+        recompute: keep no activations inside a block; see `recompute_for_training`.
     """
 
-    def __init__(self, model: Any, recipe: Recipe, device: str = "cpu", compile_blocks: bool = False) -> None:
+    def __init__(
+        self, model: Any, recipe: Recipe, device: str = "cpu", compile_blocks: bool = False, recompute: bool = False
+    ) -> None:
         self.recipe, self.step, self.on_cpu = recipe, 0, device == "cpu"
         self.accelerator = make_accelerator(recipe.precision, device)
         check_batch(recipe.batch_size, self.accelerator.num_processes)
@@ -106,6 +126,9 @@ class Trainer:
             torch.compiler.reset()  # what was compiled for an earlier training counts towards the compiler's limit
             for block in model.blocks:
                 compile_for_training(block)
+        if recompute:
+            for block in model.blocks:
+                recompute_for_training(block)
         loss = TokenLoss(model, recipe.label_smoothing)
         self.parameters = dict(model.named_parameters())
         self._loss = self.accelerator.prepare(loss)

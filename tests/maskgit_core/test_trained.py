@@ -78,3 +78,13 @@ def test_what_is_not_there_is_named(store, monkeypatch, tmp_path):
 def test_importing_the_package_brings_no_torch():
     code = "import sys, maskgit_core as mg; assert 'torch' not in sys.modules; mg.show; assert 'torch' in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_the_python_of_the_readme_runs(store, monkeypatch, tmp_path):
+    monkeypatch.setenv("MASKGIT_STORE", str(store))
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    (block,) = [block for block in blocks if "mg.show" in block]
+    names: dict = {}
+    exec(compile(block, "README.md", "exec"), names)
+    assert names["images"].shape[0] == 16 and (tmp_path / "samples.png").stat().st_size > 0
