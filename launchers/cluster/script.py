@@ -95,7 +95,7 @@ def script(
 
 
 def _hook(batch: Batch, folder: Path, python: str, code: Path) -> str:
-    """What the job script calls after the end of a task that somebody wants to hear of."""
+    """The call that the job script makes after the end of a task that somebody wants to hear of."""
     if not any(call.ended for task in batch.tasks for call in task):
         return ""
     place = shlex.quote(str(code))
