@@ -152,12 +152,12 @@ class Launcher(LauncherProtocol):
         if self.sbatch.get("nodelist"):
             lost = {}
         places = {batch.number: partition(self, batch.resources) for batch in batches}
-        found = {place: avoidable(lost, place) for place in set(places.values())}
-        for node in dict.fromkeys(node for nodes in found.values() for node in nodes):
+        avoided = {place: avoidable(lost, place) for place in set(places.values())}
+        for node in dict.fromkeys(node for nodes in avoided.values() for node in nodes):
             context.tell(
                 f"{node} lost {lost[node]} jobs within a day and is left out (launcher.exclude_after=0: use it)"
             )
-        return {number: found[place] for number, place in places.items()}
+        return {number: avoided[place] for number, place in places.items()}
 
     def _name(self, batch: Batch, folder: Path) -> str:
         """Unique in the queue, so that a job whose id was lost can be found."""
@@ -223,6 +223,7 @@ class Launcher(LauncherProtocol):
                         "log": str(call.log),
                         "progress": call.progress,
                         "cleanup": call.cleanup,
+                        "ended": call.ended,
                     }
                     for call in task
                 ]

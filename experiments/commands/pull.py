@@ -25,12 +25,12 @@ def main(args: argparse.Namespace) -> int:
     from maskgit_core.weights.hub_repos import PREFIX, fetched
 
     folder = fetched(args.repository)
-    found = [kind for kind in ("model", "tokenizer") if (folder / f"{kind}.json").is_file()]
-    if not found:
+    kinds = [kind for kind in ("model", "tokenizer") if (folder / f"{kind}.json").is_file()]
+    if not kinds:
         raise WeightsError(
             f"{args.repository}: has no model.json or tokenizer.json; maskgit push makes such repositories"
         )
     print(folder)
-    for kind in found:
+    for kind in kinds:
         print(f'  mg.load_{kind}("{PREFIX}{args.repository.removeprefix(PREFIX)}")')
     return 0

@@ -35,12 +35,13 @@ def main(args: argparse.Namespace) -> int:
     from experiments.store.find import default_store
     from experiments.tracking.address import ShipReport, follow
     from experiments.tracking.mlflow_store import ship
+    from experiments.tracking.tensorboard import mirror
 
     store = args.store.expanduser().absolute() if args.store else default_store()
     uri = refuse_password(args.uri) or default_uri()
     if not args.follow:
-        report = ship(store, uri, job_alive=job_alive())
-        return _tell(report)
+        mirror(store)
+        return _tell(ship(store, uri, job_alive=job_alive()))
     stopped: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, frame: stopped.append(number))
     signal.signal(signal.SIGINT, lambda number, frame: stopped.append(number))

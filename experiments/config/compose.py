@@ -119,21 +119,21 @@ def with_experiment(arguments: Sequence[str], config_dirs: Sequence[Path] = ()) 
     Raises:
         ConfigError: a word that is neither `key=value` nor an experiment, or an experiment beside another.
     """
-    found, names = [], group_names("experiment", config_dirs)
+    matching, names = [], group_names("experiment", config_dirs)
     for argument in arguments:
         if "=" in argument or argument.startswith("~"):
-            found.append(argument)
+            matching.append(argument)
         elif argument in names:
-            found.append(f"experiment={argument}")
+            matching.append(f"experiment={argument}")
         else:
             raise ConfigError(
                 f"{argument}: not understood; {suggestion(argument, names)}write key=value or an experiment's name, "
                 "as in quickstart train.lr=1e-4"
             )
-    chosen = [argument for argument in found if argument.startswith("experiment=")]
-    if len(set(chosen)) > 1 and found != list(arguments):
+    chosen = [argument for argument in matching if argument.startswith("experiment=")]
+    if len(set(chosen)) > 1 and matching != list(arguments):
         raise ConfigError(f"{' '.join(chosen)}: one experiment at a time; run the command once for each")
-    return found
+    return matching
 
 
 def _short(text: str) -> str:

@@ -114,7 +114,7 @@ def suggestion(store: Store, batch: Batch, stages: Mapping[str, str]) -> str:
 def _used(store: Store, stage: str) -> list[tuple[float | None, float, int]]:
     """Peak memory of rank 0 in GB, seconds and ranks of the newest finished steps of a stage."""
     manifests = sorted((store.root / stage).glob(f"*/{Manifest.FILE}"), key=lambda p: p.stat().st_mtime, reverse=True)
-    found = []
+    attempts = []
     for path in manifests[:_LOOKED_AT]:
         manifest = Manifest.read(path.parent)
         if manifest is None or manifest.adopted_from is not None:
@@ -122,8 +122,8 @@ def _used(store: Store, stage: str) -> list[tuple[float | None, float, int]]:
         attempt = StepFolder(path.parent).attempt(manifest.attempt).path
         start, end = Start.read(attempt), End.read(attempt)
         ranks = int(str(((start.resources if start else None) or {}).get("ranks") or 1))
-        found.append((end.peak_memory_gb if end else None, manifest.seconds, ranks))
-    return found
+        attempts.append((end.peak_memory_gb if end else None, manifest.seconds, ranks))
+    return attempts
 
 
 def queue_estimate(graph: Graph, planned: Sequence[PlannedStep], launcher: LauncherProtocol) -> list[str]:

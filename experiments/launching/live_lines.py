@@ -86,8 +86,8 @@ class LiveLines:
 def _note(call: Call, since: float) -> Block | None:
     """The progress note of the newest attempt; None before it wrote one in this launch."""
     attempts = StepFolder(Path(call.args[0])).attempts()
-    found = read_json(attempts[-1].progress) if attempts else None
-    return found if isinstance(found, dict) and found.get("time", 0) >= since else None
+    note = read_json(attempts[-1].progress) if attempts else None
+    return note if isinstance(note, dict) and note.get("time", 0) >= since else None
 
 
 def _words(note: Block) -> Sequence[str]:

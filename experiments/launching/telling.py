@@ -85,8 +85,8 @@ def refusal(call: Call, outcome: Outcome, lines: list[str] | None = None) -> str
     """The one line that says why a step's request cannot be met; None for any other failure."""
     from experiments.store.step_folder import last_end
 
-    found = _lines(call) if lines is None else lines
-    told = [line for line in found if line.startswith("error: ")]
+    printed = _lines(call) if lines is None else lines
+    told = [line for line in printed if line.startswith("error: ")]
     if "No space left" in outcome.message or (outcome.exit_code in (2, DISK_FULL) and not told):
         # The log itself could not be written.
         end = last_end(Path(call.args[0]))

@@ -142,12 +142,19 @@ def _calls_of(store: Path, pipeline: str) -> dict[str, list[tuple[Path, int, int
 @lru_cache(maxsize=64)
 def _places(batches: tuple[Path, ...]) -> dict[str, list[tuple[Path, int, int]]]:
     # a batch's calls never change
-    found: dict[str, list[tuple[Path, int, int]]] = {}
+    places: dict[str, list[tuple[Path, int, int]]] = {}
     for batch in batches:
         for index, task in enumerate((read_json(batch) or {}).get("tasks", [])):
             for position, call in enumerate(task):
-                found.setdefault(call["key"], []).append((batch.parent, index, position))
-    return found
+                places.setdefault(call["key"], []).append((batch.parent, index, position))
+    return places
+
+
+def is_final(folder: Path, store: Path) -> bool:
+    """True where the job script has decided that this step's job is not run again."""
+    note, request = submitted(folder), Request.read(folder)
+    places = _calls_of(store, note.pipeline).get(request.fingerprint, ()) if note and request else ()
+    return any(any((batch / "final").glob(f"{index}-*")) for batch, index, _ in places)
 
 
 def retried(folder: Path, store: Path) -> str:

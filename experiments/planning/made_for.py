@@ -27,10 +27,10 @@ def unlike_model(node: Node, nodes: Mapping[str, Node]) -> str:
     config = {**config, "name": present_name("Model", config.get("name"))}
     if all(config.get(key) == value for key, value in wanted.items()):
         return ""
-    found = {key: config[key] for key in wanted if key in config}
+    known = {key: config[key] for key in wanted if key in config}
     return (
         f"sampler: its settings were published for the model {_text(wanted)} and are used with "
-        f"{_text(found)}, for which nothing is known of them"
+        f"{_text(known)}, for which nothing is known of them"
     )
 
 

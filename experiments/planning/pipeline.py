@@ -92,7 +92,7 @@ def build(
     requests = [{name: r for name, r in steps.items() if name in chosen | outside} for steps in requests]
     absent: list[str] = []
     nodes, items = _Builder(store, _noting(digest, absent) if allow_absent else digest).build(points, requests)
-    found = [line for config in resolved for line in config.get("found") or ()]
+    fitted_lines = [line for config in resolved for line in config.get("found") or ()]
     preflight.check(nodes, ranks_count=settings["launcher"].get("name") != "inline")
     return Graph(
         experiment=str(asked.choice("experiment")),
@@ -104,7 +104,7 @@ def build(
         outside=tuple(sorted(outside)),
         absent=tuple(absent),
         left_out=(*told, *left_out),
-        notes=tuple(dict.fromkeys([*found, *preflight.fewer_images(nodes)])),
+        notes=tuple(dict.fromkeys([*fitted_lines, *preflight.fewer_images(nodes)])),
         configs=tuple(resolved),
     )
 

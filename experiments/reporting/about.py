@@ -66,18 +66,18 @@ def _facts(inputs: Sequence[Input]) -> list[tuple[str, str]]:
     """Date, commit, compute time and hardware of the steps behind the page."""
     documents = [r for i in inputs if (r := Record.read(i.folder)) is not None]
     seconds = [m.seconds for i in inputs if (m := Manifest.read(i.folder)) is not None]
-    found: list[tuple[str, str]] = []
+    facts: list[tuple[str, str]] = []
     if documents:
         first, last = min(r.started for r in documents), max(r.ended for r in documents)
-        found.append(("date", time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(last))))
-        found.append(("time", f"{duration(last - first)} from first to last; {duration(sum(seconds))} of steps' time"))
+        facts.append(("date", time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(last))))
+        facts.append(("time", f"{duration(last - first)} from first to last; {duration(sum(seconds))} of steps' time"))
         commits = dict.fromkeys(commit_of(r) for r in documents)
-        found.append(("commit", ", ".join(c for c in commits if c) or "none"))
+        facts.append(("commit", ", ".join(c for c in commits if c) or "none"))
         machines = dict.fromkeys(_machine(r.machine) for r in documents)
-        found.append(("hardware", "; ".join(m for m in machines if m)))
+        facts.append(("hardware", "; ".join(m for m in machines if m)))
         packages = documents[0].packages
-        found.append(("software", ", ".join(f"{n} {packages[n]}" for n in ("python", "torch") if n in packages)))
-    return [(name, text) for name, text in found if text]
+        facts.append(("software", ", ".join(f"{n} {packages[n]}" for n in ("python", "torch") if n in packages)))
+    return [(name, text) for name, text in facts if text]
 
 
 def commit_of(record: Record) -> str:

@@ -158,18 +158,18 @@ def _why(one: Score, other: Score) -> str:
 
 def protocols(inputs: Sequence[Input]) -> list[Block]:
     """Each protocol once: its settings as first used, and where steps differ from that."""
-    found: dict[str, Block] = {}
+    by_name: dict[str, Block] = {}
     for item in inputs:
         for score in scores_of(item):
             if not score.details:
                 continue
-            entry = found.setdefault(
+            entry = by_name.setdefault(
                 score.protocol,
                 {"name": score.protocol, "rows": list(_flat(score.details).items()), "first": score, "differs": {}},
             )
             if apart := differences(entry["first"].details, score.details):
                 entry["differs"].setdefault(label_of(item), "; ".join(apart[:6]))
-    return list(found.values())
+    return list(by_name.values())
 
 
 def _flat(value: Options, prefix: str = "") -> Block:

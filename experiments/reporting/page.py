@@ -81,7 +81,7 @@ def page(inputs: Sequence[Input], record: PipelineRecord | None = None, title: s
 def inputs_of(store: Path, record: PipelineRecord) -> list[Input]:
     """The finished steps of an execution that a page shows."""
     wanted = [step for step in record.steps if step.kind in KINDS]
-    read = [found for step in wanted if (found := _input(store, step)) is not None]
+    read = [item for step in wanted if (item := _input(store, step)) is not None]
     return list({i.fingerprint: i for i in read}.values())
 
 
@@ -104,13 +104,15 @@ def record_of(store: Path, folder: Path) -> PipelineRecord | None:
 def _charts(
     swept: Sequence[Input], ranked: Sequence[tuple[Input, Any]], beside: dict[str, bytes]
 ) -> list[html.Picture]:
-    found = []
+    charts = []
     if (figure := sweep.over_values(ranked)) is not None:
         head = ranked[0][1].name
-        found.append(_drawn("values", figure, f"{head} over each swept value; the line joins the best of each", beside))
+        charts.append(
+            _drawn("values", figure, f"{head} over each swept value; the line joins the best of each", beside)
+        )
     if len(swept) > 1 and (pair := sweep.front(swept)) is not None:
-        found.append(_drawn("sweep", *pair, beside))
-    return found
+        charts.append(_drawn("sweep", *pair, beside))
+    return charts
 
 
 def _drawn(name: str, figure: Figure, text: str, beside: dict[str, bytes]) -> html.Picture:

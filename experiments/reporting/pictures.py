@@ -91,13 +91,13 @@ def _by_class(images: Any, wanted: Sequence[int]) -> dict[int, list[Any]]:
     if images is None:
         return {}
     labels = [-1] * len(images) if images.labels is None or wanted == [-1] else [int(n) for n in images.labels]
-    found = {label: [i for i, n in enumerate(labels) if n == label][:COLUMNS] for label in wanted}
-    return {label: [images.read([i])[0] for i in places] for label, places in found.items() if places}
+    by_class = {label: [i for i, n in enumerate(labels) if n == label][:COLUMNS] for label in wanted}
+    return {label: [images.read([i])[0] for i in places] for label, places in by_class.items() if places}
 
 
 def _real(scored: Input, wanted: Sequence[int]) -> dict[int, list[Any]]:
     """Real pictures of each class from the split that gave the floor; none where the data is not to be had."""
-    found: dict[int, list[Any]] = {}
+    by_class: dict[int, list[Any]] = {}
     with suppress(MaskgitError, OSError):
         request, launch = Request.needed(scored.folder), Launch.needed(scored.folder)
         given = arguments(request, launch, load_inputs(StepFolder(scored.folder).store, request, launch))
@@ -107,11 +107,11 @@ def _real(scored: Input, wanted: Sequence[int]) -> dict[int, list[Any]]:
         for i in range(min(len(data), MAX_SCANNED)):
             sample = data[i]
             label = -1 if wanted == [-1] else int(sample.label)
-            if label in wanted and len(found.setdefault(label, [])) < COLUMNS:
-                found[label].append(sample.image)
-            if len(found) == len(wanted) and all(len(several) == COLUMNS for several in found.values()):
+            if label in wanted and len(by_class.setdefault(label, [])) < COLUMNS:
+                by_class[label].append(sample.image)
+            if len(by_class) == len(wanted) and all(len(several) == COLUMNS for several in by_class.values()):
                 break
-    return {label: several for label, several in found.items() if several}
+    return {label: several for label, several in by_class.items() if several}
 
 
 def _strip(images: Sequence[Any], alt: str) -> html.Picture | None:

@@ -35,9 +35,9 @@ class Card:
 
 def headlines(inputs: Sequence[Input]) -> list[tuple[Input, Score]]:
     """The items that share the first item's headline and the way it was measured, best first."""
-    found = [(item, head) for item in inputs if (head := headline_of(item)) is not None]
-    alike = [(item, head) for item, head in found if head.comparable == found[0][1].comparable]
-    known = describe_metric(found[0][1].name) if found else None
+    heads = [(item, head) for item in inputs if (head := headline_of(item)) is not None]
+    alike = [(item, head) for item, head in heads if head.comparable == heads[0][1].comparable]
+    known = describe_metric(heads[0][1].name) if heads else None
     falling = known is not None and known[1] is False
     return sorted(alike, key=lambda pair: (math.isnan(pair[1].value), -pair[1].value if falling else pair[1].value))
 

@@ -19,6 +19,7 @@ from experiments.store.journal import SYSTEM_PREFIX, curves, read_points
 from experiments.store.paths import StepFolder
 from experiments.store.records import PipelineRecord
 from experiments.store.typed_json import Block, Options
+from experiments.tracking.window import short_uid
 from maskgit_core.errors import MaskgitError
 from maskgit_core.files import read_json
 
@@ -204,7 +205,7 @@ class MlflowLinks:
 
 
 def _note(uid: str) -> str:
-    return f"{hashlib.sha256(uid.encode()).hexdigest()[:32]}.json"
+    return f"{short_uid(uid)}.json"
 
 
 # -- curves and pictures ----------------------------------------------------------------------------------------------
@@ -251,7 +252,7 @@ def _curve(title: str, points: Sequence[tuple[float, float]]) -> Curve:
 
 def _pictures(rows: Sequence[Options]) -> list[html.Picture]:
     """The newest pictures that steps show (`Attempt.show`): sample grids, reconstructions."""
-    found: list[html.Picture] = []
+    pictures: list[html.Picture] = []
     for row in [row for row in _newest(rows) if row["stage"] != "report"][:60]:  # a report's charts are shown above
         folder = Path(row["folder"])
         manifest = Manifest.read(folder)
@@ -262,7 +263,7 @@ def _pictures(rows: Sequence[Options]) -> list[html.Picture]:
             path = attempt.files / name
             with suppress(OSError):
                 if path.stat().st_size <= MAX_PICTURE_BYTES:
-                    found.append(html.picture(path.read_bytes(), path.suffix, name, f"{row['name']}: {name}"))
-            if len(found) == MAX_PICTURES:
-                return found
-    return found
+                    pictures.append(html.picture(path.read_bytes(), path.suffix, name, f"{row['name']}: {name}"))
+            if len(pictures) == MAX_PICTURES:
+                return pictures
+    return pictures

@@ -18,8 +18,8 @@ def header_command(experiment: str, config_dirs: Sequence[Path] = ()) -> list[st
     for folder in (CONF, *config_dirs):
         path = Path(folder) / "experiment" / f"{experiment}.yaml"
         if path.is_file():
-            found = re.search(r"^# Command +maskgit run (.+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
-            return shlex.split(found[1]) if found else []
+            match = re.search(r"^# Command +maskgit run (.+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+            return shlex.split(match[1]) if match else []
     return []
 
 

@@ -238,7 +238,7 @@ def fill(
             raise ConfigError(
                 f"--run {run}: no finished evaluation has this uid or fingerprint; maskgit status lists them"
             )
-    rows = [found for row in table.rows for found in _filled_rows(row, results, requests, bool(filters or run))]
+    rows = [one for row in table.rows for one in _filled_rows(row, results, requests, bool(filters or run))]
     told = [(row, _plain(row, chosen), differs) for row, chosen, differs in rows]
     cells = [{c.key: _cell(r, c, chosen, requests, differs) for c in table.columns} for r, chosen, differs in told]
     for column in table.columns:

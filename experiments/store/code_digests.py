@@ -66,7 +66,7 @@ def unlike_code(records: Iterable[Mapping[str, str | Mapping[str, str]]]) -> lis
     for science in records:
         for name, known in science.items():
             versions.setdefault(name, set()).add(known if isinstance(known, str) else known["code"])
-    return sorted(name for name, found in versions.items() if len(found) > 1)
+    return sorted(name for name, digests in versions.items() if len(digests) > 1)
 
 
 class CodeNow:

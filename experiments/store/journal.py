@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import gc
 import json
 import math
 import os
@@ -257,8 +258,17 @@ def _is_system(line: Line) -> bool:
 
 
 def read_points(step_folder: Path) -> list[Point]:
-    """All points of a step that count, over all its attempts; see `merge`."""
-    return merge(attempt_lines(step_folder))
+    """All points of a step that count, over all its attempts; see `merge`.
+
+    Without the collector of cycles, of which there are none: it would look at all points again and again.
+    """
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        return merge(attempt_lines(step_folder))
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def curves(points: Iterable[Point]) -> dict[str, list[Point]]:

@@ -26,8 +26,8 @@ from experiments.store.typed_json import Options
 from experiments.tracking.address import ShipReport, knock, modules_set_apart, told
 from experiments.tracking.embedded import embedded_lock, prepare_database
 from experiments.tracking.points import first_points, last_points
+from experiments.tracking.presentation import digest_of, dress, short_uid
 from experiments.tracking.runs import Run, read_runs
-from experiments.tracking.window import digest_of, dress, short_uid
 from maskgit_core.errors import TrackingError
 from maskgit_core.files import read_json, write_for_group, write_json
 
@@ -209,7 +209,7 @@ class MlflowStore:
 
     def experiment_ids(self) -> dict[str, str]:
         """Name -> id of the experiments met so far."""
-        return {name: found.split("-")[0] for name, found in self._experiments.items()}
+        return {name: identity.split("-")[0] for name, identity in self._experiments.items()}
 
     def _find_or_create(self, run: Run, experiment: str, known: Options) -> tuple[str | None, dict[str, int]]:
         if known.get("run_id") and "marks" in known:

@@ -30,8 +30,8 @@ def _at_default(step: str, request: Request) -> Iterator[str]:
     for key, value in request.config.items():
         if isinstance(value, Mapping) and key in request.modules:
             folder = request.modules[key].split(".")[-2]
-            found = _signature(request.modules[key], CLASSES.get(folder, ""), key)
-            yield from (f"{key}.{inner}" for inner, held in value.items() if _is_default(found, str(inner), held))
+            signature = _signature(request.modules[key], CLASSES.get(folder, ""), key)
+            yield from (f"{key}.{inner}" for inner, held in value.items() if _is_default(signature, str(inner), held))
         elif _is_default(stage, key, value):
             yield f"{step}.{key}"
 

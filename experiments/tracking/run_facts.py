@@ -60,7 +60,7 @@ def headlines(steps: Sequence[Any]) -> tuple[Point, ...]:
         steps: its `Run`s.
     """
     kinds = ("scores", "tokenizer_scores")
-    scored = next((found for kind in kinds if (found := [s for s in steps if s.kind == kind and s.results])), [])
+    scored = next((of_kind for kind in kinds if (of_kind := [s for s in steps if s.kind == kind and s.results])), [])
     if len(scored) == 1:
         return tuple(scored[0].results)
     best: dict[str, Point] = {}
@@ -76,7 +76,7 @@ def _mixed_code(record: PipelineRecord) -> str:
     codes: dict[str, set[tuple[str, ...]]] = {}
     for entry in record.steps:
         codes.setdefault(entry.step, set()).add(entry.old_code)
-    return " ".join(sorted(step for step, found in codes.items() if len(found) > 1))
+    return " ".join(sorted(step for step, digests in codes.items() if len(digests) > 1))
 
 
 def step_tags(

@@ -59,12 +59,12 @@ class ContextReuse:
 
     def _rows_before_tokens(self) -> int:
         """Where a model puts its first token: at 1 after a class token; found by asking for it."""
-        found: list[int] = []
+        rows: list[int] = []
         tokens_1L = torch.full((1, self.model.num_tokens), self.model.mask_token_id, device=_device(self.model))
         first_1L = torch.arange(self.model.num_tokens, device=tokens_1L.device)[None] == 0
-        with self._watched({-1: lambda module, given: found.append(int(given[-1].nonzero()[0, 1]))}):
+        with self._watched({-1: lambda module, given: rows.append(int(given[-1].nonzero()[0, 1]))}):
             self.model.features(tokens_1L, None, first_1L)
-        return found[0]
+        return rows[0]
 
     def logits(
         self, tokens_CL: torch.Tensor, labels_C: torch.Tensor | None, wanted_CL: torch.Tensor, full: Pass

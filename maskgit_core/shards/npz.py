@@ -118,11 +118,11 @@ def _form(path: Path) -> tuple[bool, tuple[int, int, int] | None, int]:
 def _load(path: Path) -> dict[str, np.ndarray]:
     with refused_as(DataError, f"{path}: cannot be read as npz without pickled objects ({{reason}}); remove it"):
         with np.load(path, allow_pickle=False) as data:
-            found = {name: data[name] for name in data.files if name in (*_IDS, *_LATENTS, "y")}
-        for name, array in found.items():
+            arrays = {name: data[name] for name in data.files if name in (*_IDS, *_LATENTS, "y")}
+        for name, array in arrays.items():
             if not isinstance(array, np.ndarray) or array.dtype.kind not in "iuf":  # numpy gives other members as bytes
                 raise DataError(f"{path}: {name} holds no numbers; remove or replace it")
-        return found
+        return arrays
 
 
 def _read(files: list[Path], layout: Layout) -> Samples:

@@ -47,5 +47,5 @@ def will_need(starts_N: np.ndarray, size: int) -> int:
 
 
 def _is_resident(address: int) -> bool:
-    found = ctypes.c_ubyte()
-    return _libc.mincore(address, 1, ctypes.byref(found)) != 0 or bool(found.value & 1)
+    resident = ctypes.c_ubyte()
+    return _libc.mincore(address, 1, ctypes.byref(resident)) != 0 or bool(resident.value & 1)

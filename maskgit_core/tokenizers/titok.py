@@ -116,11 +116,11 @@ class Tokenizer(nn.Module):
 
 def small_layout(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
     """Published names and shapes, of two layers and images of 2 x 2 patches: for trials with random weights."""
-    found = {}
+    layout = {}
     for name, shape in shapes.items():
         if not re.match(r"(en|de)coder\.transformer\.([2-9]|\d\d)", name):
-            found[name] = (2 * 2 + 1, *shape[1:]) if name.endswith("coder.positional_embedding") else shape
-    return found
+            layout[name] = (2 * 2 + 1, *shape[1:]) if name.endswith("coder.positional_embedding") else shape
+    return layout
 
 
 def _shape(tensors: Mapping[str, Tensor], name: str, dims: int, source: str) -> tuple[int, ...]:

@@ -4,8 +4,7 @@
 
 Plain: the same model and batch, attention as softmax(Q K^T) V with dropout, one mask ratio a batch, logits of all
 tokens, AdamW and the moving average parameter by parameter. Ours: the package's trainer. Steps alternate in one
-process, in CPU seconds. GPUs are measured by
-`python -m tools.gpu`.
+process, in CPU seconds; with compiled blocks too. GPUs are measured by `python -m tools.gpu`.
 """
 
 from __future__ import annotations
@@ -92,10 +91,10 @@ def cpu_seconds(work: Callable[[], object]) -> float:
     return time.process_time() - began
 
 
-def steps_against_plain(dropout: float) -> None:
+def steps_against_plain(dropout: float, is_compiled: bool = False) -> None:
     """Alternates our step and the plain one."""
     torch.manual_seed(0)
-    trainer = Trainer(Model(**FACTS, **SIZE, dropout=dropout), recipe())
+    trainer = Trainer(Model(**FACTS, **SIZE, dropout=dropout), recipe(), compile_blocks=is_compiled)
     plain = Plain(Model(**FACTS, **SIZE, dropout=dropout))
     for module in plain.model.modules():
         if isinstance(module, Attention):
@@ -112,7 +111,7 @@ def steps_against_plain(dropout: float) -> None:
             times["theirs"].append(spent_there)
     size = f"{SIZE['num_layers']} x {SIZE['dim']}, batch {BATCH} x 256 tokens"
     note = f"{size}; dropout {dropout} on both sides"
-    name = f"train_step_dropout_{dropout}"
+    name = f"train_step_dropout_{dropout}" + ("/train.compile=true" if is_compiled else "")
     figure(name, times["ours"], times["theirs"], "CPU s a step", note)
 
 
@@ -141,6 +140,7 @@ def main() -> None:
     torch.set_num_threads(1)
     steps_against_plain(0.1)
     steps_against_plain(0.0)
+    steps_against_plain(0.0, is_compiled=True)
     stall()
 
 

@@ -80,16 +80,16 @@ class Sources:
 
     def places(self, key: str, config: Options, signatures: Mapping[str, Signature]) -> list[str]:
         """Dotted keys that `key` may mean: options of that name, or of a usual synonym, of what is configured."""
-        wanted, found = dict.fromkeys([key, *SYNONYMS.get(key.lower(), ())]), []
+        wanted, keys = dict.fromkeys([key, *SYNONYMS.get(key.lower(), ())]), []
         for base in FOLDERS:
             block = config.get(base.lower())
             name = block.get("name") if isinstance(block, Mapping) else None
             if isinstance(name, str):
                 params = self.component(base, name, base.lower()).params
-                found += [f"{base.lower()}.{option}" for option in wanted if option in params]
+                keys += [f"{base.lower()}.{option}" for option in wanted if option in params]
         steps = sorted(signatures, key=lambda step: step != "train")
-        found += [f"{step}.{option}" for step in steps for option in wanted if option in signatures[step].params]
-        return found
+        keys += [f"{step}.{option}" for step in steps for option in wanted if option in signatures[step].params]
+        return keys
 
     def _names(self, folder: str, package: str) -> list[str]:
         """The files of a folder; listed once, as every point of a sweep asks."""

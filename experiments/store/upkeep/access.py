@@ -49,25 +49,25 @@ class Access:
 
 def look(root: Path) -> Access:
     """Looks at the modes of everything in a store."""
-    found = Access(root)
+    listing = Access(root)
     group = root.stat().st_gid
     for path in _entries(root):
-        found.entries += 1
+        listing.entries += 1
         try:
             info = path.lstat()
         except OSError:
             continue
-        found.owners[info.st_uid] += 1
+        listing.owners[info.st_uid] += 1
         if stat.S_ISLNK(info.st_mode):
             continue
         if info.st_gid != group:
-            found.note("of another group", path)
+            listing.note("of another group", path)
         wanted = stat.S_IRWXG if stat.S_ISDIR(info.st_mode) else stat.S_IRGRP | stat.S_IWGRP
         if info.st_mode & wanted != wanted:
-            found.note("without group read and write", path)
+            listing.note("without group read and write", path)
         if stat.S_ISDIR(info.st_mode) and not info.st_mode & stat.S_ISGID:
-            found.note("without set-group-ID, so what is made there gets its maker's group", path)
-    return found
+            listing.note("without set-group-ID, so what is made there gets its maker's group", path)
+    return listing
 
 
 def _entries(root: Path) -> Iterator[Path]:
@@ -90,20 +90,20 @@ def access(root: Path) -> str:
     """
     if not root.is_dir():
         return f"umask {read_umask():04o}; a group shares a store whose folder is group-writable (chmod 2775)"
-    info, found = root.stat(), look(root)
+    info, listing = root.stat(), look(root)
     group = group_name(info.st_gid)
-    several = [user_name(uid) for uid, _ in found.owners.most_common() if uid != info.st_uid]
+    several = [user_name(uid) for uid, _ in listing.owners.most_common() if uid != info.st_uid]
     if not info.st_mode & stat.S_IWGRP:
         if several:
             told = f"holds work of {', '.join(several[:5])} too, but only {user_name(info.st_uid)} may write here"
             raise MaskgitError(f"{root}: {told}; {_remedy(root, group)}")
         alone = f"for {user_name(info.st_uid)} alone (mode {stat.S_IMODE(info.st_mode):04o}, umask {read_umask():04o})"
         return f"{alone}; to share it with a group: chgrp GROUP {root} && chmod 2775 {root}"
-    if found.problems:
-        told = "; ".join(f"{len(paths)} {problem} ({paths[0]})" for problem, paths in found.problems.items())
+    if listing.problems:
+        told = "; ".join(f"{len(paths)} {problem} ({paths[0]})" for problem, paths in listing.problems.items())
         who = f"group {group}{_members(info.st_gid)}"
         raise MaskgitError(f"{root}: {who} is locked out: {told}; {_remedy(root, group)}")
-    return f"shared with group {group}{_members(info.st_gid)}: all {found.entries} files and folders are open to it"
+    return f"shared with group {group}{_members(info.st_gid)}: all {listing.entries} files and folders are open to it"
 
 
 def _members(gid: int) -> str:

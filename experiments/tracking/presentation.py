@@ -67,8 +67,8 @@ def note(experiment: str, description: str) -> str:
         for line in path.read_text(encoding="utf-8").splitlines():
             if not line.startswith("#"):
                 break
-            if found := re.match(r"#\s+(Purpose|Method|Expected|Cost|Command)\s+(.*)", line):
-                told.append(f"**{found[1]}** {found[2]}")
+            if match := re.match(r"#\s+(Purpose|Method|Expected|Cost|Command)\s+(.*)", line):
+                told.append(f"**{match[1]}** {match[2]}")
             elif told and (more := re.match(r"#\s{6,}(.*)", line)):
                 told[-1] += f" {more[1]}"
     return "\n\n".join([description, *told]).strip()
@@ -101,11 +101,11 @@ def _register(client: Any, experiment_id: str, run: Run, run_id: str, runs: Sequ
     name = f"{run.experiment}.{run.tags.get('step', run.name)}".replace("/", ".")
     if not client.search_registered_models(f"name = '{name}'"):
         client.create_registered_model(name, description=f"models of {run.experiment}, each with its scores")
-    found = [v for v in client.search_model_versions(f"name = '{name}'") if v.tags.get("fingerprint") == fingerprint]
+    versions = [v for v in client.search_model_versions(f"name = '{name}'") if v.tags.get("fingerprint") == fingerprint]
     scored = [r for r in runs if fingerprint in r.scored_models]
     scores = {p.metric: f"{p.value:.6g}" for r in scored for p in r.results}
     tags = {"fingerprint": fingerprint, "path": run.model["path"], **scores}
-    if not found:
+    if not versions:
         logged = client.search_logged_models([experiment_id], filter_string=f"tags.fingerprint = '{fingerprint}'")
         if not logged:
             return
@@ -113,8 +113,8 @@ def _register(client: Any, experiment_id: str, run: Run, run_id: str, runs: Sequ
                                     model_id=logged[0].model_id)  # fmt: skip
         return
     for key, value in tags.items():
-        if found[0].tags.get(key) != value:
-            client.set_model_version_tag(name, found[0].version, key, value)
+        if versions[0].tags.get(key) != value:
+            client.set_model_version_tag(name, versions[0].version, key, value)
 
 
 def digest_of(value: Any) -> str:
