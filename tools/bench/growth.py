@@ -93,7 +93,7 @@ def gc(count: int) -> float:
 
 
 def quietly(command: ModuleType, *given: str) -> None:
-    """What a verb does, without what it prints."""
+    """The work of a verb, without its printing."""
     parser = argparse.ArgumentParser()
     command.arguments(parser)
     with contextlib.redirect_stdout(io.StringIO()):
