@@ -98,6 +98,8 @@ class Call:
         after: keys of calls that must only have ended, well or not (SLURM only).
         cleanup: "module:function" that is called with `args[0]` and the id of the call's process after that was killed
             (SLURM only).
+        ended: "module:function" that is called with `args[0]` and the exit code once the call has ended for good
+            (SLURM only).
     """
 
     key: str
@@ -111,6 +113,7 @@ class Call:
     progress: str = ""
     after: tuple[str, ...] = ()
     cleanup: str = ""
+    ended: str = ""
 
 
 @dataclass(frozen=True)

@@ -223,6 +223,7 @@ class Launcher(LauncherProtocol):
                         "log": str(call.log),
                         "progress": call.progress,
                         "cleanup": call.cleanup,
+                        "ended": call.ended,
                     }
                     for call in task
                 ]

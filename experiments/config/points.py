@@ -83,7 +83,7 @@ def read_points(asked: configs.Overrides, config_dirs: Sequence[Path]) -> Points
 
 def _resolved(start: Block, values: Options, cache: dict[int, Block]) -> Block:
     """Applies a point's values; resolves once per base where no interpolation could see them."""
-    semantic = {k: v for k, v in start.items() if k not in ("paths", "launcher", "tracking")}
+    semantic = {k: v for k, v in start.items() if k not in ("paths", "launcher", "tracking", "notify")}
     if values and (configs.has_interpolation(semantic) or configs.has_interpolation(dict(values))):
         for key, value in values.items():
             start = configs.with_value(start, key, value)

@@ -22,11 +22,16 @@ SCHEMA: dict[str, dict[str, Param]] = {
         "ship": Param("ship", Hint("bool"), True),
         "also": Param("also", Hint("list", (Hint("literal", ("tensorboard",)),)), []),
     },
+    "notify": {
+        "command": Param("command", Hint("union", (_TEXT, _NONE)), None),
+        "webhook": Param("webhook", Hint("union", (_TEXT, _NONE)), None),
+        "each_failure": Param("each_failure", Hint("bool"), True),
+    },
 }
 
 
 def checked(config: Options) -> Block:
-    """`paths`, `tracking`, `launcher` and `plugins` of a composed config, checked.
+    """`paths`, `tracking`, `notify`, `launcher` and `plugins` of a composed config, checked.
 
     Raises:
         ConfigError: an unknown key or a wrong type.
@@ -49,6 +54,12 @@ def checked(config: Options) -> Block:
             settings[block][key] = coerce(schema[key], value, f"{block}.{key}")
     if settings["tracking"]["uri"] != FROM_ENVIRONMENT:
         resolve_uri(Path(), refuse_password(settings["tracking"]["uri"]))
+    hook = settings["notify"]["webhook"]
+    if hook is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", hook):
+        raise ConfigError(
+            "notify.webhook: give the name of an environment variable that holds the address, e.g. MASKGIT_NOTIFY_URL; "
+            "the address itself is a secret and would be recorded with every run"
+        )
     plugins = config.get("plugins") or []
     if not isinstance(plugins, list) or not all(isinstance(p, str) and p.isidentifier() for p in plugins):
         raise ConfigError(f"plugins: found {plugins!r}; it must be a list of package names")

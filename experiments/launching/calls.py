@@ -11,6 +11,7 @@ from pathlib import Path
 from experiments.config.schema.coercion import coerce
 from experiments.config.schema.params import MISSING
 from experiments.config.schema.signatures import read_component, source_file
+from experiments.launching.notify import is_wanted
 from experiments.planning.graph import Graph
 from experiments.planning.plan import PlannedStep
 from experiments.store.typed_json import Block
@@ -20,6 +21,7 @@ from maskgit_core.errors import ConfigError, LaunchError, unknown_key, unknown_n
 
 TARGET = "experiments.running.job:main"
 ARRAY_TASK_TARGET = "experiments.running.array_tasks:main"
+ENDED = "experiments.launching.notify:ended"
 CLEANUP = "experiments.running.job:clear_claim"
 PROGRESS = "experiments.running.advance:mark"
 
@@ -108,6 +110,7 @@ def calls(
             resources=resources(step),
             progress=PROGRESS,
             cleanup=CLEANUP,
+            ended=ENDED if is_wanted(graph.settings) else "",
         )
         tasks = _array_tasks(whole, num_tasks(step), logs, uid) if cut else []
         made += [*tasks, replace(whole, after=tuple(task.key for task in tasks))]
@@ -128,6 +131,7 @@ def _array_tasks(whole: Call, count: int, logs: Path, uid: str) -> list[Call]:
             target=ARRAY_TASK_TARGET,
             args=[*whole.args, index, count],
             log=logs / f"{uid}.task{index}.txt",
+            ended="",
         )
         for index in range(count if count > 1 else 0)
     ]

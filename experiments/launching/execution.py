@@ -11,6 +11,7 @@ from experiments.config.checker import StepRequest
 from experiments.console import coloured
 from experiments.launching.calls import calls
 from experiments.launching.ending import hint, next_commands, report
+from experiments.launching.notify import told_locally
 from experiments.launching.prepare import keep_wanted, mend, prepare, resolved
 from experiments.launching.submission import launch_context, plan, recover, restricted, submission_lock, to_submit
 from experiments.launching.telling import Teller, Voice
@@ -90,7 +91,7 @@ def start(
         print_plan(planned, jobs={key: outcomes[key].jobs for key in keys})
         _report_submission(graph, len(chosen), uid)
         return 0
-    return _end(graph, store, todo, outcomes)
+    return _end(graph, store, uid, todo, outcomes)
 
 
 def _make_log_folders(chosen: Sequence[PlannedStep]) -> None:
@@ -106,9 +107,10 @@ def _say_nothing_runs(graph: Graph, store: Store, *, is_done: bool) -> None:
     next_commands(graph, store.root)
 
 
-def _end(graph: Graph, store: Store, todo: Sequence[Call], outcomes: Mapping[str, Outcome]) -> int:
+def _end(graph: Graph, store: Store, uid: str, todo: Sequence[Call], outcomes: Mapping[str, Outcome]) -> int:
     """Prints results, ships them and says what to type next; returns the exit code."""
     code = report(todo, outcomes)
+    told_locally(uid, store.root, [call.key for call in todo if outcomes[call.key].state == "failed"])
     _Shipper(store.root, graph).ship()
     if code in (0, 1):
         with suppress(OSError, ArtifactError):  # a failing disk has been told of

@@ -20,6 +20,7 @@ from experiments.store.claims import Owner
 from experiments.store.documents import InputName, Launch, Request, Source
 from experiments.store.records import PipelineItem, PipelineRecord, PipelineStep, new_uid, sound_records
 from experiments.store.step_folder import Store
+from experiments.store.typed_json import plain
 from experiments.store.upkeep.repair import repair_steps
 from maskgit_core.errors import ArtifactError
 from maskgit_core.files import sweep_leftovers
@@ -71,9 +72,27 @@ def mend(graph: Graph, store: Store) -> list[str]:
     """
     lines = repair_steps(store, [node.folder for node in graph.nodes.values()])
     for node in graph.nodes.values():
-        if node.maker is None and lines and node.folder.is_dir():
-            write_request(node, graph, store)
+        if node.maker is None and node.folder.is_dir():
+            lines += _other_request(node)
+            if lines:
+                write_request(node, graph, store)
     return lines
+
+
+def _other_request(node: Node) -> list[str]:
+    """Sets a request aside that does not ask for what its step is: well-formed, and yet some of it was changed."""
+    found, asked = Request.read(node.folder), node.request
+    if found is None:
+        return []
+    shared = found.config.keys() & asked.config.keys()  # options that are new since, and neutral, are not in it
+    same = found.fingerprint == node.fingerprint and (found.stage, found.version) == (asked.stage, asked.version)
+    same = same and all(plain(found.config[key]) == plain(asked.config[key]) for key in shared)
+    if same:
+        return []
+    path = node.folder / Request.FILE
+    aside = path.with_name(f"{path.name}.damaged")
+    os.replace(path, aside)
+    return [f"{path}: was damaged (it does not ask for what its step was made of); set aside as {aside.name}, rebuilt"]
 
 
 def write_request(node: Node, graph: Graph, store: Store) -> None:

@@ -13,6 +13,7 @@ from typing import Literal
 from experiments.console import coloured, duration
 from experiments.launching.live_lines import LiveLines
 from launchers.calls import DISK_FULL, Call, Event, Outcome
+from maskgit_core.errors import ArtifactError
 
 Voice = Literal["quiet", "normal", "verbose"]
 LAST_LINES = 8
@@ -72,7 +73,7 @@ def print_failure(call: Call, outcome: Outcome, echoed: bool) -> None:
     """
     lines = _lines(call)
     if (told := refusal(call, outcome, lines)) is not None:
-        if not (echoed and told in lines):
+        if not (echoed and (told in lines or not lines)):  # without a log to look at, it was shown as it came
             print(f"{told} (step {call.name})", file=sys.stderr, flush=True)
         return
     print(coloured(f"step {call.name} failed: {outcome.message}", "red"), file=sys.stderr)
@@ -89,7 +90,9 @@ def refusal(call: Call, outcome: Outcome, lines: list[str] | None = None) -> str
     told = [line for line in printed if line.startswith("error: ")]
     if "No space left" in outcome.message or (outcome.exit_code in (2, DISK_FULL) and not told):
         # The log itself could not be written.
-        end = last_end(Path(call.args[0]))
+        end = None
+        with suppress(ArtifactError):  # of the disk that fails
+            end = last_end(Path(call.args[0]))
         reason = (end and end.reason) or f"{call.log.parent}: the disk is full; free some space"
         told = [f"error: {reason}"]
     met = told and (outcome.exit_code in (2, DISK_FULL) or "No space left" in outcome.message)

@@ -9,7 +9,7 @@ from pathlib import Path
 from experiments.monitoring import queue
 from experiments.monitoring.queue import exit_note
 from experiments.store.paths import StepFolder
-from experiments.store.records import PipelineRecord
+from experiments.store.records import PipelineRecord, PipelineStep
 from experiments.store.step_folder import Status, status
 from experiments.store.typed_json import Options
 from maskgit_core.files import read_json
@@ -55,6 +55,15 @@ def failures(record: PipelineRecord, store: Path) -> list[Failure]:
             broken.append((row, folder, status(folder, alive), note))
     told = _usage([job_of(folder, state, note) for _, folder, state, note in broken])
     return [_failure(entry, folder, state, note, told) for entry, folder, state, note in broken]
+
+
+def failure_of(entry: PipelineStep, store: Path) -> Failure:
+    """Why one step did not end well, whatever the queue says of its job."""
+    folder = store / entry.folder
+    found, note = status(folder, queue.job_alive()), exit_note(folder, store)
+    reason = found.reason or (str(note["message"]) if note else "")
+    state = found.state if found.state != "running" else "killed"
+    return _failure({"name": entry.name, "state": state, "reason": reason}, folder, found, note, {})
 
 
 def grouped(failed: Sequence[Failure]) -> list[tuple[tuple[str, str], list[Failure]]]:

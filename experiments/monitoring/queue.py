@@ -150,6 +150,13 @@ def _places(batches: tuple[Path, ...]) -> dict[str, list[tuple[Path, int, int]]]
     return places
 
 
+def is_final(folder: Path, store: Path) -> bool:
+    """True where the job script has decided that this step's job is not run again."""
+    note, request = submitted(folder), Request.read(folder)
+    places = _calls_of(store, note.pipeline).get(request.fingerprint, ()) if note and request else ()
+    return any(any((batch / "final").glob(f"{index}-*")) for batch, index, _ in places)
+
+
 def retried(folder: Path, store: Path) -> str:
     """In words, why and how often the job of this step was run again (`launchers.cluster.job_end`); empty for never."""
     note, request = submitted(folder), Request.read(folder)

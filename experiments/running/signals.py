@@ -6,31 +6,23 @@ only set the flag: saving inside a handler would run at an arbitrary bytecode.
 
 from __future__ import annotations
 
-import os
 import signal
-import time
 from types import FrameType
 
 from launchers.stop_requests import StopRequests
 
 
 class StopFlag:
-    """Raised by signals or when the time limit is near.
+    """Raised by signals; SLURM sends USR2 before a time limit."""
 
-    Args:
-        deadline: Unix time at which to stop by itself and ask to be requeued; None for no limit.
-    """
-
-    def __init__(self, deadline: float | None = None) -> None:
-        self._deadline = deadline
+    def __init__(self) -> None:
         self.signal: int | None = None
         self._requests: StopRequests | None = None
 
     @classmethod
     def installed(cls) -> StopFlag:
-        """A flag wired to USR2, TERM and INT of this process; MASKGIT_DEADLINE (Unix time) sets the limit."""
-        deadline = os.environ.get("MASKGIT_DEADLINE")
-        flag = cls(float(deadline) if deadline else None)
+        """A flag wired to USR2, TERM and INT of this process."""
+        flag = cls()
         before = signal.getsignal(signal.SIGTERM)
         if isinstance(before, StopRequests):
             flag._requests, flag.signal = before, before.noted
@@ -46,10 +38,10 @@ class StopFlag:
             self.signal = number
 
     def is_set(self) -> bool:
-        """True once a signal came or the deadline passed."""
-        return self.signal is not None or (self._deadline is not None and time.time() >= self._deadline)
+        """True once a signal came."""
+        return self.signal is not None
 
     @property
     def wants_requeue(self) -> bool:
-        """True where the reason to stop is a limit, not a wish to end: USR2 or the deadline."""
-        return self.signal == signal.SIGUSR2 or (self.signal is None and self.is_set())
+        """True where the reason to stop is a limit, not a wish to end: USR2."""
+        return self.signal == signal.SIGUSR2

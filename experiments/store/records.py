@@ -141,8 +141,9 @@ def latest_records(store: Path, experiment: str | None = None, warn: Callable[[s
 
 
 def new_uid() -> str:
-    """A sortable id of one execution: time and a random tail."""
-    return time.strftime("%Y%m%d-%H%M%S-") + uuid.uuid4().hex[:8]
+    """A sortable id of one execution: its time to the microsecond (five hex digits of it) and a random tail."""
+    now = time.time()
+    return time.strftime("%Y%m%d-%H%M%S-", time.localtime(now)) + f"{int(now % 1 * 16**5):05x}" + uuid.uuid4().hex[:3]
 
 
 def mark_cancelled(store: Path, uids: Sequence[str]) -> None:

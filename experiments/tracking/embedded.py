@@ -49,6 +49,7 @@ def prepare_database(store: Path, make: Callable[[str], object]) -> str | None:
     Returns:
         What was found damaged and set aside; None where nothing was.
     """
+    without_syncing()
     path = store / "mlflow.db"
     for left in (store / "tracking").glob(".mlflow-*.db*"):  # of a process killed here
         left.unlink(missing_ok=True)
@@ -66,6 +67,23 @@ def prepare_database(store: Path, make: Callable[[str], object]) -> str | None:
         share_with_group(temporary)
         os.replace(temporary, path)
     return told
+
+
+def without_syncing() -> None:
+    """SQLite of this process no longer waits for the disk: a database that a power cut damages is made anew.
+
+    Files are the truth (`prepare_database` sets a damaged database aside and the next shipping fills a new one).
+    """
+    from sqlalchemy import event
+    from sqlalchemy.engine import Engine
+
+    if not event.contains(Engine, "connect", _no_sync):
+        event.listen(Engine, "connect", _no_sync)
+
+
+def _no_sync(connection: object, record: object) -> None:
+    if isinstance(connection, sqlite3.Connection):
+        connection.execute("PRAGMA synchronous = OFF")
 
 
 def damage(path: Path) -> str | None:

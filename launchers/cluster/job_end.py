@@ -17,7 +17,9 @@ from launchers.retry import Retry
 _SHELL = Path(__file__).with_suffix(".sh")
 
 
-def prologue(folder: Path, link: int, requeue: str, retry: Retry | None = None, signal_s: int = 120) -> list[str]:
+def prologue(
+    folder: Path, link: int, requeue: str, retry: Retry | None = None, signal_s: int = 120, *, hook: str = ""
+) -> list[str]:
     """Shell lines for the beginning of a job script.
 
     Args:
@@ -26,6 +28,7 @@ def prologue(folder: Path, link: int, requeue: str, retry: Retry | None = None, 
         requeue: "scontrol" or "chain".
         retry: what is run again; None: the defaults.
         signal_s: seconds before the time limit at which the step is told to save.
+        hook: shell command called with the task's index and exit code once it has ended for good; empty for none.
     """
     policy = retry or Retry()
     return [
@@ -34,6 +37,7 @@ def prologue(folder: Path, link: int, requeue: str, retry: Retry | None = None, 
         f"maskgit_timeout={policy.timeout:d} maskgit_preempted={policy.preempted:d} "
         f"maskgit_node_fail={policy.node_fail:d} maskgit_exclude={policy.exclude and policy.node_fail:d}",
         f"maskgit_disk_max={policy.disk_max} maskgit_disk_wait_s={round(policy.disk_wait_min * 60)}",
+        f"maskgit_hook={shlex.quote(hook)}",
         f"export MASKGIT_CHAIN_LINK={link}",
         *_SHELL.read_text().strip().splitlines(),
     ]

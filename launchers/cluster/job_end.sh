@@ -189,10 +189,12 @@ maskgit_blame_earlier() {  # where the step began here, a node on which it could
 }
 maskgit_give_up() {  # exit code; no later link of a chain goes on
     mkdir -p "$maskgit_notes/final" && touch "$maskgit_notes/final/$maskgit_index-$MASKGIT_CHAIN_LINK"
+    maskgit_tell "$1"
     exit "$1"
 }
+maskgit_tell() { [ -z "$maskgit_hook" ] || (eval "$maskgit_hook $maskgit_index $1") || true; }  # exit code
 maskgit_end() {  # exit code of the step's processes
-    local code=$1 state preempted ran limit now
+    local code=$1 state ran limit now
     trap '' TERM USR2 INT  # a requeue ends this shell and its children with TERM
     maskgit_note "$code"
     # srun tells the code of whom it killed; USR2 may come before Python listens to it
@@ -200,6 +202,7 @@ maskgit_end() {  # exit code of the step's processes
     maskgit_blame_earlier
     if [ "$code" = 0 ] && [ -e "$maskgit_notes/done/$maskgit_life" ]; then
         maskgit_ended 0
+        maskgit_tell 0
         return
     fi
     maskgit_show  # srun ends with 0, too, when its node is lost
@@ -209,14 +212,15 @@ maskgit_end() {  # exit code of the step's processes
     fi
     if [ "$code" = 0 ]; then
         maskgit_ended 0
+        maskgit_tell 0
         return
     fi
     maskgit_ended "$code"
-    state=$(maskgit_field JobState) preempted=$(maskgit_field PreemptTime)
+    state=$(maskgit_field JobState)
     ran=$(maskgit_field RunTime) limit=$(maskgit_field TimeLimit)
     ran=$(maskgit_seconds "${ran:-0}")
     if [[ $limit == [0-9]* ]]; then limit=$(maskgit_seconds "$limit"); else limit=; fi
-    if [[ $preempted == 2* && ! $preempted < $(maskgit_field StartTime) ]]; then
+    if maskgit_was_preempted; then
         touch "$maskgit_notes/preempted-$maskgit_life"  # a later life, or status, reads why this one ended
         case $code-$(maskgit_why "$code") in
         75-* | 137-* | 143-* | *-before) [ "$maskgit_preempted" != 1 ] || maskgit_again preempted ;;
@@ -246,7 +250,28 @@ maskgit_end() {  # exit code of the step's processes
     fi
     maskgit_give_up "$code"
 }
-trap : TERM USR2 INT  # the step's processes get their own; this shell must outlive them
+maskgit_was_preempted() {
+    local then
+    then=$(maskgit_field PreemptTime)
+    [[ $then == 2* && ! $then < $(maskgit_field StartTime) ]]
+}
+maskgit_on_term() {  # what PreemptMode=CANCEL takes away is requeued at once: this script may not live to see the end
+    maskgit_shown=$(scontrol show job "$maskgit_job" 2>/dev/null | tr ' ' '\n')
+    if [ "$maskgit_requeue$maskgit_preempted" != scontrol1 ] || ! maskgit_was_preempted; then return; fi
+    [ "$(maskgit_field Restarts)" = "$maskgit_restart" ] || return  # SLURM has done so itself
+    touch "$maskgit_notes/preempted-$maskgit_life"
+    maskgit_ended 143
+    trap '' TERM
+    maskgit_log_retry preempted "${SLURMD_NODENAME:-}" ""
+    scontrol requeue "$maskgit_job"
+}
+maskgit_wait() {  # process -> its exit code; traps run while it waits
+    wait "$1"
+    while kill -0 "$1" 2>/dev/null; do wait "$1"; done
+    wait "$1"
+}
+trap maskgit_on_term TERM  # the step's processes get their own; this shell must outlive them
+trap : USR2 INT
 trap 'maskgit_end $?' EXIT
 maskgit_started=$(date +%s) maskgit_shown=
 for maskgit_log in "$maskgit_notes/${maskgit_job}"_*; do  # shared by all lives of the job

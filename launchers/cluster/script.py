@@ -62,9 +62,11 @@ def script(
     if launcher.container is not None:
         python = launcher.container.command(python, needed, gpus=wanted.gpus > 0)
     executor = _Executor(folder=folder, python=python)
-    executor.command = f"{python} -u -m launchers.cluster.task {shlex.quote(str(folder))}"
+    executor.command = f"{python} -u -m launchers.cluster.task {shlex.quote(str(folder))} & maskgit_wait $!"
     minutes = time_limit(launcher, wanted)
     signal_s = signal_seconds(launcher, minutes)
+    hook = _hook(batch, folder, python, code)
+    before = prologue(folder, link, launcher.requeue, wanted.retry, signal_s, hook=hook)
     executor.update_parameters(
         job_name=name,
         time=None if minutes is None else max(1, round(minutes)),
@@ -78,7 +80,7 @@ def script(
         constraint=wanted.constraint or launcher.constraint,
         exclude=",".join([*([launcher.exclude] if launcher.exclude else []), *avoid]) or None,
         dependency=dependency or None,
-        setup=[*prologue(folder, link, launcher.requeue, wanted.retry, signal_s), *_setup(launcher, code)],
+        setup=[*before, *_setup(launcher, code)],
         signal_delay_s=signal_s,
         array_parallelism=min(launcher.max_parallel, len(batch.tasks)),
         stderr_to_stdout=True,
@@ -90,6 +92,16 @@ def script(
         return executor.text(len(batch.tasks))
     except (TypeError, ValueError) as error:
         raise LaunchError(f"launcher.sbatch: {error}") from error
+
+
+def _hook(batch: Batch, folder: Path, python: str, code: Path) -> str:
+    """The call that the job script makes after the end of a task that somebody wants to hear of."""
+    if not any(call.ended for task in batch.tasks for call in task):
+        return ""
+    place = shlex.quote(str(code))
+    return (
+        f"cd {place} && PYTHONPATH={place} timeout 120 {python} -m launchers.cluster.ended {shlex.quote(str(folder))}"
+    )
 
 
 def _srun_args(launcher: Profile, wanted: Resources, needed: Sequence[Path]) -> list[str]:

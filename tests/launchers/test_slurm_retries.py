@@ -168,3 +168,20 @@ def test_memory_that_was_really_taken(counted: Cluster, store: Path, on_slurm: R
     counted.idle()
     assert digests(store) == undisturbed(*slow)
     assert [r["reason"] for r in retries(store)][:1] == ["oom"]
+
+
+def test_jobs_tell_of_failures_and_the_end_once(cluster: Cluster, store, on_slurm, tmp_path: Path) -> None:
+    """Nobody but jobs is there to tell; what is run again is no failure; of several last steps one tells of the end."""
+    told = tmp_path / "told.txt"
+    sweep = tmp_path / "conf" / "sweep" / "mixed.yaml"
+    sweep.parent.mkdir(parents=True)
+    sweep.write_text("zip: {numbers.scale: [1.0, 2.0, 3.0], numbers.fail: [null, crash, null], "
+                     "numbers.needs_mb: [0, 0, 400]}")  # fmt: skip
+    command = f'echo "$MASKGIT_EVENT|$MASKGIT_STEP|$MASKGIT_LINE" >> {told}'
+    on_slurm(*FEW, "sweep=mixed", "--config-dir", str(tmp_path / "conf"), f"notify.command='{command}'",
+             "resources.numbers.mem_gb=0.25")  # fmt: skip
+    cluster.idle()
+    assert sorted(told.read_text().splitlines()) == [
+        "ended||4 done, 1 failed, 1 blocked",
+        "failed|numbers[scale=2,fail=crash,needs_mb=0]|RuntimeError: asked to crash",
+    ]

@@ -93,7 +93,7 @@ def gc(count: int) -> float:
 
 
 def quietly(command: ModuleType, *given: str) -> None:
-    """The work of a verb, without its output."""
+    """The work of a verb, without its printing."""
     parser = argparse.ArgumentParser()
     command.arguments(parser)
     with contextlib.redirect_stdout(io.StringIO()):

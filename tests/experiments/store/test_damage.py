@@ -127,3 +127,20 @@ def test_a_damaged_step_is_a_row_of_status(store, ran, capsys):
     assert main(["status", "--store", str(store)]) == 0
     told = capsys.readouterr().out
     assert "damaged" in told and "manifest.json" in told and "1 done, 1 damaged" in told
+
+
+@pytest.mark.parametrize("change", [("config", "count"), ("fingerprint",)])
+def test_a_request_that_asks_for_something_else_is_named_and_rebuilt(store, ran, capsys, change):
+    """A digit changed in a well-formed file: the step would silently be made of other values, or be made twice."""
+    path = step(store, "numbers") / Request.FILE
+    whole, before = path.read_text(), Manifest.needed(path.parent).digest
+    value = json.loads(whole)
+    if change == ("fingerprint",):
+        value["fingerprint"] = "0" * 64
+    else:
+        value["config"]["count"] += 2
+    path.write_text(json.dumps(value))
+    capsys.readouterr()
+    assert main(["run", *ran, "--redo", "numbers"]) == 0
+    assert str(path) in capsys.readouterr().err and json.loads(path.read_text()) == json.loads(whole)
+    assert Manifest.needed(step(store, "numbers")).digest == before
