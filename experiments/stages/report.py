@@ -16,8 +16,9 @@ from experiments.running.attempt import Attempt
 from experiments.store.paths import StepFolder
 from maskgit_core.hints import Kind
 
-VERSION = 2  # 2: the number placed between floor and ceiling, samples by class, cards of a sweep
+VERSION = 1  # a page's looks are no reason to make it again; `maskgit report NAME` draws any run's page as it is now
 PRODUCES = "report"
+UNTITLED = "Report"
 
 
 def run(
@@ -28,17 +29,19 @@ def run(
     samples: Annotated[list[Input], Kind("samples")],
     models: Annotated[list[Input], Kind("model")],
     tokenizers: Annotated[list[Input], Kind("tokenizer")],
-    title: str | None = None,
+    title: str = "Report",
 ) -> None:
     """Writes `report.html` and, beside it, its curves as PNG and SVG and copies of the pictures.
 
     Args:
         scores, tokenizer_scores, samples, models, tokenizers: whatever the pipeline has; each may be empty.
-        title: the page's heading; null: the experiment's name.
+        title: the page's heading; "Report": the experiment's name.
     """
     everything = [*tokenizers, *tokenizer_scores, *samples, *models, *scores]
     inputs = list({i.fingerprint: i for i in everything}.values())
-    made = page(inputs, record_of(StepFolder(attempt.folder).store, attempt.folder), title)
+    made = page(
+        inputs, record_of(StepFolder(attempt.folder).store, attempt.folder), None if title == UNTITLED else title
+    )
     for name, data in made.beside.items():
         path = attempt.files / name
         attempt.publish(path, partial(_write, data))
