@@ -52,12 +52,15 @@ def prepare(graph: Graph, planned: Sequence[PlannedStep], store: Store, *, uid: 
 
 
 def keep_wanted(graph: Graph, planned: Sequence[PlannedStep], store: Store) -> None:
-    """Records an execution that has nothing to do, where no other that was not dropped wants all its steps.
+    """Records an execution that has nothing to do, where no other of its experiment wants all its steps.
 
-    Else what was just asked for and found done would be there for `maskgit gc` to take.
+    Else what was just asked for and found done would be there for `maskgit gc` to take, and tables, `status` and
+    `compare` would not know that this experiment has it too.
     """
     records, _ = sound_records(store.root)
-    wanted = {entry.fingerprint for record in records for entry in record.steps}
+    wanted = {
+        entry.fingerprint for record in records if record.experiment == graph.experiment for entry in record.steps
+    }
     if all(step.action == "done" for step in planned) and not wanted.issuperset(graph.nodes):
         with contextlib.suppress(ArtifactError, OSError):  # somebody else's store may be read-only for us
             link_experiment(graph, store)

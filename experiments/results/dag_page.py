@@ -19,7 +19,7 @@ from experiments.store.journal import SYSTEM_PREFIX, curves, read_points
 from experiments.store.paths import StepFolder
 from experiments.store.records import PipelineRecord
 from experiments.store.typed_json import Block, Options
-from experiments.tracking.window import short_uid
+from experiments.tracking.presentation import short_uid
 from maskgit_core.errors import MaskgitError
 from maskgit_core.files import read_json
 

@@ -58,7 +58,7 @@ class SystemMetrics:
                 if step > self._last_step:
                     self._last_step = step
                     sample = {**processes.sample(), **gpus.sample()}
-                    self.peak_gb = max(self.peak_gb, sample[f"{SYSTEM_PREFIX}memory_gb"])
+                    self.peak_gb = max(self.peak_gb, sample[f"{SYSTEM_PREFIX}system_memory_usage_megabytes"] / 1e3)
                     self._log(sample, step)
 
 

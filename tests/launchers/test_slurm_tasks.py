@@ -59,7 +59,7 @@ def test_tasks_make_the_pieces_and_the_step_finishes(cluster, store: Path, on_sl
 
 
 def test_a_killed_task_costs_only_its_pieces(cluster, store: Path, on_slurm: Run, undisturbed, maskgit: Run) -> None:
-    on_slurm(*CUT, "numbers.pause_s=0.5")
+    on_slurm(*CUT, "numbers.pause_s=0.5", "resources.numbers.retry={oom: fail}")  # else the task itself comes back
     folder = step_folder(store, "numbers")
     wait_until(lambda: len(list((folder / "parts").glob("*.json"))) >= 3)
     rows = maskgit("status", "chain").stdout

@@ -9,6 +9,7 @@ undisturbed one, a finished step that is gone, a point that MLflow has twice or 
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import shutil
 import sqlite3
@@ -160,6 +161,10 @@ class Drill:
             wrong += [f"{verb} afterwards: {text}" for text in answer.wrong()]
             if answer.code:
                 wrong.append(f"{verb} afterwards: code {answer.code}: {answer.text[-300:]!r}")
+        for path in leftovers(self.store):  # an hour later
+            os.utime(self.store / path, (time.time() - 7200,) * 2)
+        answer = forked("gc", "--delete", "--yes", "--store", str(self.store))
+        wrong += [f"gc --delete afterwards: {text}" for text in answer.wrong()]
         wrong += [f"left behind: {path}" for path in leftovers(self.store)]
         return first.code < 0, wrong
 

@@ -35,7 +35,7 @@ def refused(*overrides: str, experiment: str = "chain") -> str:
 def test_defaults_come_from_the_signature() -> None:
     request = next(iter(graph().nodes.values())).request
     assert request.config == {"count": 5, "scale": 1.0, "form": "plain", "offset": 0}
-    assert request.execution == {"pause_s": 0.0, "fail": None}
+    assert request.execution == {"pause_s": 0.0, "fail": None, "needs_mb": 0.0, "holds_mb": 0.0}
 
 
 @pytest.mark.parametrize(
