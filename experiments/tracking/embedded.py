@@ -88,8 +88,8 @@ def _no_sync(connection: object, record: object) -> None:
 
 def damage(path: Path) -> str | None:
     """Why a database is of no use; None where it is sound or merely busy."""
-    try:
-        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=10)) as database:
+    try:  # mode=rw: what a process killed within a transaction left is rolled back by whoever opens it for writing
+        with closing(sqlite3.connect(f"file:{path}?mode=rw", uri=True, timeout=10)) as database:
             tables = {str(row[0]) for row in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
             if missing := sorted(TABLES - tables):
                 return f"lacks the tables [{', '.join(missing)}]; whoever made it was killed"

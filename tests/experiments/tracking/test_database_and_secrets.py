@@ -18,7 +18,7 @@ from tracked_store import TrackedStore, lines
 
 from experiments.cli import main
 from experiments.store.frozen_code import looks_secret
-from experiments.tracking.embedded import damage
+from experiments.tracking.embedded import TABLES, damage
 from experiments.tracking.mlflow_store import ship
 
 PASSWORD = "s3cret-pa55"
@@ -46,6 +46,27 @@ def test_a_half_made_or_damaged_database_is_set_aside_and_made_anew(store):
     assert ship(store.root).points == 20 and damage(path) is None
     path.write_bytes(b"no database at all" * 100)
     assert ship(store.root).points == 20 and damage(path) is None
+
+
+def test_a_transaction_that_a_kill_cut_is_rolled_back_not_taken_for_damage(tmp_path):
+    """A killed `sync` leaves SQLite's journal beside a half-written database; what people noted in it must stay."""
+    path = tmp_path / "mlflow.db"
+    killed = f"""
+import os, sqlite3
+database = sqlite3.connect({str(path)!r}, isolation_level=None)
+for table in {sorted(TABLES)!r}:
+    database.execute(f"CREATE TABLE {{table}} (value TEXT)")
+database.execute("INSERT INTO alembic_version VALUES ('1')")
+database.executemany("INSERT INTO tags VALUES (?)", [("noted" * 200,)] * 400)
+database.execute("PRAGMA cache_size = 2")
+database.execute("BEGIN")
+database.execute("UPDATE tags SET value = 'x' || value")
+os._exit(9)
+"""
+    assert subprocess.run([sys.executable, "-c", killed]).returncode == 9
+    assert path.with_name("mlflow.db-journal").stat().st_size > 0, "nothing was cut"
+    assert damage(path) is None
+    assert sqlite3.connect(path).execute("SELECT count(*) FROM tags WHERE value LIKE 'noted%'").fetchone() == (400,)
 
 
 @pytest.mark.slow
