@@ -1,4 +1,4 @@
-# An image with everything the quickstart needs: docker build -t maskgit . && docker run --rm -v "$PWD/runs:/work/runs" maskgit run quickstart
+# An image with everything the quickstart needs: docker build -t maskgit . && docker run --rm -v "$PWD/runs:/data/runs" maskgit run quickstart
 # For NVIDIA GPUs: --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu128, and docker run --gpus all.
 FROM python:3.11-slim
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
@@ -9,7 +9,7 @@ COPY maskgit_core maskgit_core
 COPY experiments experiments
 COPY launchers launchers
 RUN pip install --no-cache-dir --extra-index-url "$TORCH_INDEX" --constraint constraints.txt .
-WORKDIR /work
-ENV MASKGIT_STORE=/work/runs
+WORKDIR /data
+ENV MASKGIT_STORE=/data/runs
 ENTRYPOINT ["maskgit"]
 CMD ["--help"]
