@@ -10,7 +10,6 @@ from experiments.console import coloured, number
 from experiments.launching.telling import refusal
 from experiments.planning.graph import Graph
 from experiments.store.documents import Manifest
-from experiments.store.records import pipelines
 from experiments.store.scores import read_scores
 from experiments.store.typed_json import Options
 from launchers.calls import Call, Outcome
@@ -21,7 +20,7 @@ MAX_RESULTS = 40
 
 def hint(store: Path, experiment: str) -> str | None:
     """A line for the first run in a store: where results go, and how to look and to stop; else None."""
-    if pipelines(store):
+    if any((store / "pipelines").glob("*.json")):  # there is one; none of them needs to be read
         return None
     return (
         f"first run in {shown(store)}: results are kept there; Ctrl-C stops, saved, and the same command goes on; from "

@@ -61,7 +61,7 @@ def keep_wanted(graph: Graph, planned: Sequence[PlannedStep], store: Store) -> N
     wanted = {
         entry.fingerprint for record in records if record.experiment == graph.experiment for entry in record.steps
     }
-    if all(step.action == "done" for step in planned) and not wanted.issuperset(graph.nodes):
+    if all(step.action == "done" for step in planned) and not wanted.issuperset(s.node.fingerprint for s in planned):
         with contextlib.suppress(ArtifactError, OSError):  # somebody else's store may be read-only for us
             link_experiment(graph, store)
             pipeline_record(graph, planned, store, new_uid()).save(store.root)
