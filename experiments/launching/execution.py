@@ -201,11 +201,12 @@ class _Shipper:
         """Ships what is new; a failure to do so never changes the run's outcome."""
         if not self._tracking["ship"]:
             return
+        from experiments.tracking.also import mirror
         from experiments.tracking.mlflow_store import ship
-        from experiments.tracking.tensorboard import mirror
 
-        try:
-            mirror(self._store)
-            ship(self._store, self._tracking["uri"])
-        except MaskgitError as error:
-            print(f"warning: {error} (the numbers are safe in {self._store}; maskgit sync ships them)", file=sys.stderr)
+        for send in (lambda: ship(self._store, self._tracking["uri"]), lambda: mirror(self._store)):
+            try:
+                send()
+            except MaskgitError as error:
+                safe = f"the numbers are safe in {self._store}; maskgit sync ships them"
+                print(f"warning: {error} ({safe})", file=sys.stderr)
