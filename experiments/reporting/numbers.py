@@ -82,7 +82,7 @@ def placed(item: Input) -> Placed | None:
 
 
 def _marks(head: Score, others: Mapping[str, Score], falls: bool) -> tuple[Mark, ...]:
-    """Everything of the headline's kind on the bar; without a ceiling the worst of it stands at two thirds, not at an end."""
+    """Everything of the headline's kind on the bar; without a ceiling the worst of it stands at two thirds."""
     low, high = min(s.value for s in others.values()), max(s.value for s in others.values())
     if len(others) < 3 or high <= low:  # two alone would stand at the ends, whatever they are
         return ()
@@ -105,8 +105,8 @@ def _sentence(item: Input, head: Score, others: Mapping[str, Score]) -> str:
         )
     elif FLOOR in others:
         told.append(
-            f"Real pictures score {number(others[FLOOR].value)} (the floor). No untrained model was scored beside it, so "
-            "the bar ends nowhere in particular."
+            f"Real pictures score {number(others[FLOOR].value)} (the floor). No untrained model was scored beside it, "
+            "so the bar has no ceiling."
         )
     rows = {s.key: s.value for s in scores_of(item)}
     if "class_accuracy" in rows and head.name != "class_accuracy":

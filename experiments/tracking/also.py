@@ -1,4 +1,4 @@
-"""`tracking.also`: curves and scores of a store in further windows, worked out from the journals; MLflow stays the first.
+"""`tracking.also`: curves and scores in further windows, worked out from the journals; MLflow stays the first.
 
 Executions that ask for one are written to `<store>/<window>/<experiment>/<uid>/<step>/` whenever numbers are shipped.
 """
@@ -55,7 +55,7 @@ class Told:
 
 
 def asked_for(store: Path, window: str) -> Iterator[Told]:
-    """Steps of the executions that named this window in `tracking.also`, oldest first; damaged records are passed over."""
+    """Steps of the executions that named this window, oldest first; damaged records are passed over."""
     for record in reversed(sound_records(store)[0]):
         tracking = record.settings.get("tracking")
         if isinstance(tracking, dict) and window in (tracking.get("also") or ()):

@@ -1,7 +1,7 @@
 """`tracking.also: [wandb]`: a step that has ended as an offline run of Weights & Biases; `wandb sync` sends it.
 
-A project is an experiment, a group one execution of it, a run one step with its config, curves over the training's step,
-scores as its summary and the pictures it shows. Nothing is sent: the run is written with `WANDB_MODE=offline`.
+A project is an experiment, a group one execution of it, a run one step with its config, curves over the training's
+step, scores as its summary and the pictures it shows. Nothing is sent: the run is written with `WANDB_MODE=offline`.
 """
 
 from __future__ import annotations

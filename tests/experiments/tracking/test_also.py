@@ -50,7 +50,7 @@ def test_nothing_is_written_unless_asked_for_and_other_names_are_refused(store: 
 
 
 def wandb_records(path: Path) -> Iterator[Any]:
-    """The records of a `.wandb` file: after 7 bytes, blocks of 32 KiB of parts (crc, length, kind: 1 whole, 2-4 pieces)."""
+    """The records of a `.wandb` file: after 7 bytes, blocks of 32 KiB of parts (crc, length, kind: 1 whole)."""
     from wandb.proto import wandb_internal_pb2
 
     data, at, whole = path.read_bytes(), 7, b""
