@@ -26,7 +26,8 @@ REQUESTS = ("run", "plan", "config", "doctor")
 #: What stands for something of the reader's own -> something there is.
 PLACEHOLDERS = {
     "NAME/train": "quickstart/train", "NAME": "quickstart", "STEP": "quickstart/train", "RUN": "quickstart/train",
-    "OWNER/quickstart": "me/garments", "centre_out": "halton", "mysite": "slurm", "ROW": "quickstart", "COLUMN": "fd", "A B ...": "a b",
+    "OWNER/quickstart": "me/garments", "centre_out": "halton", "mysite": "slurm",
+    "ROW": "quickstart", "COLUMN": "fd", "A B ...": "a b",
 }  # fmt: skip
 
 

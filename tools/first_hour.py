@@ -121,6 +121,17 @@ def shortened(text: str) -> str:
     return "\n".join(lines).strip("\n")
 
 
+def borrow(venv: Path, clone: Path) -> None:
+    """A virtual environment of the clone's own that finds the packages of another, and the clone itself first."""
+    subprocess.run([str(venv / "bin" / "python"), "-m", "venv", "--without-pip", str(clone / ".venv")], check=True)
+    (packages,), (own,) = (list((place / "lib").glob("python*/site-packages")) for place in (venv, clone / ".venv"))
+    (own / "borrowed.pth").write_text(f"{clone}\n{packages}\n")
+    command = clone / ".venv" / "bin" / "maskgit"
+    command.write_text(f"#!{clone}/.venv/bin/python\nfrom experiments.cli import main\nraise SystemExit(main())\n")
+    command.chmod(0o755)
+    (clone / ".venv" / ".installed").touch()
+
+
 class Hour:
     """A fresh clone in which commands are run one after another."""
 
@@ -131,9 +142,7 @@ class Hour:
         self.environment = {**keep, "PATH": f"{bin_dir}:{os.environ['PATH']}", "HF_HOME": str(home / "hf"),
                             "HF_HUB_DISABLE_XET": "1", "NO_COLOR": "1", "COLUMNS": "120"}  # fmt: skip
         if venv is not None:
-            (clone / ".venv").symlink_to(venv.resolve(), target_is_directory=True)
-            # That environment is another checkout's: its commands find this clone first, and make leaves it alone.
-            self.environment |= {"PYTHONPATH": str(clone), "MAKEFLAGS": "-o .venv/.installed"}
+            borrow(venv.absolute(), clone)
 
     def run(self, step: Step) -> tuple[str, str]:
         """Runs a step; returns its output and how long it took.
