@@ -9,6 +9,7 @@ a registered model (mlflow_runs.png, mlflow_compare.png, mlflow_model.png), and 
 from __future__ import annotations
 
 import argparse
+import re
 import shutil
 import subprocess
 import sys
@@ -20,7 +21,7 @@ NAMES = ("chromium", "chromium-browser", "google-chrome")
 #: File -> width, height in px, and whether the page is asked to be dark.
 SHOTS = {"report": (1000, 1500, False), "report_phone": (390, 1500, False), "report_dark": (1000, 1500, True)}
 KINDS = ("report", "mlflow", "terminal")
-TERMINAL = (110, 24)  # columns, rows
+TERMINAL = (118, 40)  # columns, rows
 
 
 def shoot(page: Path, target: Path, width: int, height: int, dark: bool = False) -> None:
@@ -52,20 +53,22 @@ def reports(args: argparse.Namespace, store: Path, folder: Path) -> None:
     shoot(report(args.sweep, store, folder), args.into / "report_sweep.png", 1000, 1600)
 
 
-def terminal(into: Path, folder: Path) -> None:
-    """A run of the quickstart in a store of its own, pictured while two of its steps work, then interrupted."""
+def terminal(store: Path, into: Path, folder: Path) -> None:
+    """A sweep of the quickstart on a copy of the store, pictured while two trainings run, then interrupted."""
     from tools.screenshots.terminal import Terminal
 
-    command = ["-m", "experiments.cli", "run", "quickstart", "--store", str(folder / "runs")]
-    shown = Terminal([sys.executable, *command], ROOT, {"PYTHONPATH": str(ROOT)}, TERMINAL)
+    shutil.copytree(store, folder / "runs", symlinks=True, ignore=shutil.ignore_patterns("mlflow*", "tensorboard"))
+    asked = "quickstart train.lr=2e-3,3e-3"
+    command = [sys.executable, "-m", "experiments.cli", "run", *asked.split(), "--store", "runs"]
+    shown = Terminal(command, folder, {"PYTHONPATH": str(ROOT)}, TERMINAL)
     try:
-        if not shown.wait(lambda text: text.count(" left") > 1 and "psnr" in text, 400):
+        if not shown.wait(lambda text: len(re.findall(r"^train\[.* loss .* left$", text, re.MULTILINE)) > 1, 600):
             sys.exit(f"screenshots: no two live lines appeared:\n{shown.text()}")
-        text = shown.page().replace("<pre>", "<pre><b>$ maskgit run quickstart</b>\n", 1)
+        text = shown.page().replace("<pre>", f"<pre><b>$ maskgit run {asked}</b>\n", 1)
     finally:
         shown.close()
     (folder / "terminal.html").write_text(text)
-    shoot(folder / "terminal.html", into / "terminal.png", 1000, 40 + 20 * (text.count("\n") - 1))
+    shoot(folder / "terminal.html", into / "terminal.png", 1040, 40 + 20 * (text.count("\n") - 2))
 
 
 def main() -> None:
@@ -90,7 +93,7 @@ def main() -> None:
 
             shoot_all(store, args.sweep, args.x, args.y, args.model, args.into.resolve(), folder)
         if "terminal" in wanted:
-            terminal(args.into, folder)
+            terminal(store, args.into, folder)
 
 
 if __name__ == "__main__":
