@@ -82,5 +82,5 @@ def mirror(store: Path) -> int:
 
 
 def not_installed(window: str) -> TrackingError:
-    """What to do where a window's package is missing."""
+    """The refusal where a window's package is missing, with the remedy."""
     return TrackingError(f"tracking.also: {window} is not installed; pip install {window}, then maskgit sync")
