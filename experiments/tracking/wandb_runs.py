@@ -82,7 +82,7 @@ def _write(wandb: Any, step: Told, points: list[Point]) -> None:
 
 
 def rows(points: list[Point]) -> list[Mapping[str, float]]:
-    """What is logged: the metrics of one step together, in the order of steps, each row with its step and time in s."""
+    """Rows to log: the metrics of one step together, in the order of steps, each row with its step and time in s."""
     by_step: defaultdict[tuple[bool, int], dict[str, float]] = defaultdict(dict)
     for point in sorted(points, key=lambda p: p.time):
         machine = point.metric.startswith(MACHINE)

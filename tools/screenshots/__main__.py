@@ -21,7 +21,7 @@ NAMES = ("chromium", "chromium-browser", "google-chrome")
 #: File -> width, height in px, and whether the page is asked to be dark.
 SHOTS = {"report": (1000, 1500, False), "report_phone": (390, 1500, False), "report_dark": (1000, 1500, True)}
 KINDS = ("report", "mlflow", "terminal")
-TERMINAL = (118, 40)  # columns, rows
+TERMINAL = (124, 40)  # columns, rows
 
 
 def shoot(page: Path, target: Path, width: int, height: int, dark: bool = False) -> None:
@@ -62,13 +62,13 @@ def terminal(store: Path, into: Path, folder: Path) -> None:
     command = [sys.executable, "-m", "experiments.cli", "run", *asked.split(), "--store", "runs"]
     shown = Terminal(command, folder, {"PYTHONPATH": str(ROOT)}, TERMINAL)
     try:
-        if not shown.wait(lambda text: len(re.findall(r"^train\[.* loss .* left$", text, re.MULTILINE)) > 1, 600):
+        if not shown.wait(lambda text: len(re.findall(r"^train\[.*/700 .* loss ", text, re.MULTILINE)) > 1, 600):
             sys.exit(f"screenshots: no two live lines appeared:\n{shown.text()}")
         text = shown.page().replace("<pre>", f"<pre><b>$ maskgit run {asked}</b>\n", 1)
     finally:
         shown.close()
     (folder / "terminal.html").write_text(text)
-    shoot(folder / "terminal.html", into / "terminal.png", 1040, 40 + 20 * (text.count("\n") - 2))
+    shoot(folder / "terminal.html", into / "terminal.png", 1090, 40 + 20 * (text.count("\n") - 2))
 
 
 def main() -> None:
