@@ -58,7 +58,9 @@ class Classifier(nn.Module):
 
     def _logits(self, x_BCHW: Tensor) -> Tensor:
         x_BCHW = self.stem(x_BCHW.contiguous(memory_format=torch.channels_last))
-        for number, (first, second) in enumerate(self.groups):
+        for number, group in enumerate(self.groups):
+            assert isinstance(group, nn.ModuleList)
+            first, second = group
             x_BCHW = first(F.max_pool2d(x_BCHW, 2) if number else x_BCHW)
             x_BCHW = x_BCHW + second(x_BCHW)
         logits_BK: Tensor = self.head(x_BCHW.amax((2, 3)).float())
@@ -122,7 +124,7 @@ class Trainer:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)
             made = Classifier(in_channels=images_NCHW.shape[1], num_classes=num_classes, width=recipe.width)
-        self.model = made.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.model = made.to(device).to(memory_format=torch.channels_last)
         self.optimizer = torch.optim.SGD(
             self.model.parameters(), lr=recipe.lr, momentum=MOMENTUM, nesterov=True, weight_decay=WEIGHT_DECAY
         )

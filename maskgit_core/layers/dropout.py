@@ -84,7 +84,8 @@ def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rate: float, tr
     plain = training and _is_cheap_on(q)
     if plain and rate == 0.0 and q.dtype == torch.bfloat16 and q.shape[-2] <= PLAIN_TOKENS:
         # the CPU kernel's backward pass takes five times as long as these products (65 tokens, heads of 32)
-        return ((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)).softmax(-1).to(v.dtype) @ v
+        shares: torch.Tensor = ((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)).softmax(-1).to(v.dtype)
+        return shares @ v
     if not plain or rate == 0.0:
         return F.scaled_dot_product_attention(q, k, v, dropout_p=rate if training else 0.0)
     weights: torch.Tensor = ((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)).softmax(-1)
