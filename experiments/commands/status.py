@@ -55,6 +55,15 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Prints the table, once or until everything has ended."""
+    try:
+        return _show(args)
+    except KeyboardInterrupt:
+        if args.watch:  # the usual end of watching
+            return 0
+        raise
+
+
+def _show(args: argparse.Namespace) -> int:
     from experiments.monitoring.queue import is_silent
     from experiments.store.find import default_store
 
@@ -88,10 +97,7 @@ def main(args: argparse.Namespace) -> int:
         before = text
         if not args.watch or not busy:
             return 0
-        try:
-            time.sleep(2)
-        except KeyboardInterrupt:  # the usual end of watching
-            return 0
+        time.sleep(2)
 
 
 def goes_on(record: PipelineRecord, steps: Sequence[Block]) -> bool:

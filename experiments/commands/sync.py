@@ -57,8 +57,8 @@ def main(args: argparse.Namespace) -> int:
 def _once(store: Path, uri: str | None) -> ShipReport:
     """Ships to MLflow, then to the windows of `tracking.also`, whose refusals are problems of the report."""
     from experiments.monitoring.queue import job_alive
-    from experiments.tracking.also import mirror
     from experiments.tracking.mlflow_store import ship
+    from experiments.tracking.windows import mirror
 
     report = ship(store, uri, job_alive=job_alive())
     try:

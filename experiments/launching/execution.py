@@ -201,8 +201,8 @@ class _Shipper:
         """Ships what is new; a failure to do so never changes the run's outcome."""
         if not self._tracking["ship"]:
             return
-        from experiments.tracking.also import mirror
         from experiments.tracking.mlflow_store import ship
+        from experiments.tracking.windows import mirror
 
         for send in (lambda: ship(self._store, self._tracking["uri"]), lambda: mirror(self._store)):
             try:

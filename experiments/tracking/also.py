@@ -62,25 +62,6 @@ def asked_for(store: Path, window: str) -> Iterator[Told]:
             yield from (Told(store, record, entry, window) for entry in record.steps)
 
 
-def mirror(store: Path) -> int:
-    """Writes what is new for every window that was asked for; returns the number of steps written.
-
-    Raises:
-        TrackingError: a window's package is not installed, or it refused what it was given; the others are written.
-    """
-    from experiments.tracking import tensorboard, wandb_runs
-
-    written, problems = 0, []
-    for window in (tensorboard, wandb_runs):
-        try:
-            written += sum(window.write(step) for step in asked_for(store, window.NAME))
-        except TrackingError as error:
-            problems.append(str(error))
-    if problems:
-        raise TrackingError("; ".join(problems))
-    return written
-
-
 def not_installed(window: str) -> TrackingError:
     """The refusal where a window's package is missing, with the remedy."""
     return TrackingError(f"tracking.also: {window} is not installed; pip install {window}, then maskgit sync")

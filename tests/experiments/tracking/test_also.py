@@ -20,7 +20,7 @@ from experiments.planning.graph import store_of
 from experiments.planning.pipeline import build
 from experiments.planning.plan import Planner
 from experiments.running.job import main
-from experiments.tracking.also import mirror
+from experiments.tracking.windows import mirror
 from maskgit_core.errors import ConfigError, TrackingError
 
 
