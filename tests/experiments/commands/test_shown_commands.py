@@ -1,6 +1,6 @@
 """Every command that README and docs show is one that can be typed: parsed, and requests planned with their values.
 
-`tests/experiments/commands/test_push_pull.py` runs those for real that read a finished run.
+`test_push_pull.py` runs those for real that read a finished run.
 """
 
 from __future__ import annotations
