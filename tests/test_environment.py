@@ -8,7 +8,8 @@ import tomllib
 import yaml
 from conftest import ROOT
 
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PROJECT_FILE = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT = PROJECT_FILE["project"]
 FIXED = {
     "torch",
     "torchvision",
@@ -41,3 +42,16 @@ def test_constraints_pin_every_dependency_and_name_no_registry() -> None:
     wanted = PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"]
     assert not {re.split(r"[<>=!\[]", d)[0].lower().replace("-", "_") for d in wanted} - pinned
     assert "://" not in text and "--index" not in text
+
+
+def test_images_copy_all_that_an_installation_reads() -> None:
+    """Dockerfile and apptainer.def (one pair of source and target a line) copy the packages, README and licence."""
+    docker = re.findall(r"^COPY (.+) \S+$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    block = (ROOT / "apptainer.def").read_text().partition("%files\n")[2].partition("\n\n")[0]
+    pairs = [line.split() for line in block.splitlines()]
+    assert all(len(pair) == 2 and pair[1] == f"/src/{pair[0]}" for pair in pairs)
+    copied = {name for line in docker for name in line.split()}
+    assert copied == {source for source, _ in pairs}
+    packages = {name.rstrip("*") for name in PROJECT_FILE["tool"]["setuptools"]["packages"]["find"]["include"]}
+    assert copied == packages | {"pyproject.toml", "constraints.txt", PROJECT["readme"], "LICENSE"}
+    assert all((ROOT / name).exists() for name in copied)
