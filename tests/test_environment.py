@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import tomllib
+from pathlib import Path
 
 import yaml
 from conftest import ROOT
@@ -55,3 +57,14 @@ def test_images_copy_all_that_an_installation_reads() -> None:
     packages = {name.rstrip("*") for name in PROJECT_FILE["tool"]["setuptools"]["packages"]["find"]["include"]}
     assert copied == packages | {"pyproject.toml", "constraints.txt", PROJECT["readme"], "LICENSE"}
     assert all((ROOT / name).exists() for name in copied)
+
+
+def test_make_takes_pytorch_without_cuda_where_it_is_asked_to(tmp_path: Path) -> None:
+    """`make demo TORCH=cpu`: uv's own list of places, so that none stands in this repository."""
+    said = [
+        subprocess.run(["make", "-n", "-f", ROOT / "Makefile", "install", f"VENV={tmp_path}/v", *more],
+                       cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        for more in ([], ["TORCH=cpu"])
+    ]  # fmt: skip
+    assert "uv" not in said[0] and "--constraint constraints.txt --editable '.[dev]'" in said[0]
+    assert "uv pip install" in said[1] and "--torch-backend cpu --constraint constraints.txt" in said[1]
