@@ -6,6 +6,12 @@ import argparse
 import signal
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from maskgit_core.errors import TrackingError
+
+if TYPE_CHECKING:
+    from experiments.tracking.address import ShipReport
 
 HELP = "ship journals to MLflow and correct the state of runs that died"
 EPILOG = """\
@@ -31,36 +37,40 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     """Ships what is new; 1 where something could not be shipped."""
     from experiments.config.settings import default_uri, refuse_password
-    from experiments.monitoring.queue import job_alive
     from experiments.store.find import default_store
-    from experiments.tracking.address import ShipReport, follow
-    from experiments.tracking.mlflow_store import ship
-    from experiments.tracking.tensorboard import mirror
+    from experiments.tracking.address import follow
 
     store = args.store.expanduser().absolute() if args.store else default_store()
     uri = refuse_password(args.uri) or default_uri()
     if not args.follow:
-        mirror(store)
-        return _tell(ship(store, uri, job_alive=job_alive()))
+        return _tell(_once(store, uri))
     stopped: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, frame: stopped.append(number))
     signal.signal(signal.SIGINT, lambda number, frame: stopped.append(number))
-
-    def once() -> ShipReport:
-        return ship(store, uri, job_alive=job_alive())
-
     code = 0
-    for report in follow(once, args.every, lambda: bool(stopped)):
+    for report in follow(lambda: _once(store, uri), args.every, lambda: bool(stopped)):
         if report.touched or report.problems:
             code = _tell(report)
     return code
 
 
-def _tell(report: object) -> int:
-    from experiments.config.settings import without_password
-    from experiments.tracking.address import ShipReport
+def _once(store: Path, uri: str | None) -> ShipReport:
+    """Ships to MLflow, then to the windows of `tracking.also`, whose refusals are problems of the report."""
+    from experiments.monitoring.queue import job_alive
+    from experiments.tracking.mlflow_store import ship
+    from experiments.tracking.windows import mirror
 
-    assert isinstance(report, ShipReport)
+    report = ship(store, uri, job_alive=job_alive())
+    try:
+        mirror(store)
+    except TrackingError as error:
+        report.problems.append(str(error))
+    return report
+
+
+def _tell(report: ShipReport) -> int:
+    from experiments.config.settings import without_password
+
     if report.uri:
         print(
             f"{report.touched} of {report.runs} runs brought up to date, {report.points} points shipped to "

@@ -147,6 +147,14 @@ def test_lfq_entropies_are_those_of_all_codes_listed():
     assert float(spread) == pytest.approx(float(torch.special.entr(probabilities.mean(0)).sum()), rel=1e-5)
 
 
+@pytest.mark.parametrize("temperature", [1.0, 0.01])
+def test_lfq_entropies_of_sure_latents_have_a_gradient(temperature):
+    latents = torch.tensor([[9.0, -30.0, 0.1, 5.0]] * 8, requires_grad=True)  # codes without probability in float32
+    sure, spread = bit_entropies(latents, temperature)
+    (sure - spread).backward()
+    assert latents.grad is not None and bool(latents.grad.isfinite().all())
+
+
 def test_adaptive_weight_is_the_ratio_of_gradient_norms():
     weights = torch.ones(3, requires_grad=True)
     value = adaptive_weight(6 * weights.sum(), 2 * weights.sum(), weights, lambda x: x)
