@@ -41,6 +41,7 @@ from maskgit_core import rng
 from maskgit_core.hints import Execution, Kind, Neutral, Range
 from maskgit_core.images.pixels import Rounding, picture_grid, to_nhwc, to_uint8, to_unit
 from maskgit_core.images.transforms import to_pil
+from maskgit_core.layers.critic import Critic
 from maskgit_core.layers.steady import decoded
 from maskgit_core.refusals import check_classes, check_weights
 from maskgit_core.sample_files import piece_name, piece_ranges, read_array, read_piece, write_joined, write_piece
@@ -124,7 +125,7 @@ class Maker:
         device: str,
         origin: str,
         rounding: Rounding = "half_up",
-        critic: Any = None,
+        critic: Critic | None = None,
     ) -> None:
         self.origin, self.rounding, self.critic = origin, rounding, critic
         self.model, self.tokenizer, self.sampler, self.grid = model, tokenizer, sampler, grid

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from torch import nn
 
 from experiments.config.specs import Input, ModelSpec
 from experiments.running.components import describe, load_model
@@ -32,9 +33,9 @@ class Learner:
         described: `{"name", "module", "options"}` of the published component, and file: the name of that JSON.
     """
 
-    module: Any
+    module: nn.Module
     transformer: Any
-    loss: Any
+    loss: nn.Module | None
     num_choices: int
     described: Block
     file: str
