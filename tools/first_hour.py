@@ -232,7 +232,7 @@ def main() -> None:
     commit = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     set_up = ("The virtual environment was there already, so that `make demo` shows the walk alone; making it takes "
               "about 3 minutes." if args.venv else "`make demo` made the virtual environment first.")  # fmt: skip
-    told = []
+    told: list[tuple[Step, str, str]] = []
     with fresh_clone(args.venv, args.pictures) as (hour, pictures):
         write_plugin(hour.clone)
         (hour.clone / "samples.py").write_text(LOADED)
@@ -240,11 +240,10 @@ def main() -> None:
             print(f"first_hour: {step.command}", flush=True)
             output, took = hour.run(step)
             told.append((step, shortened(output), took))
-        home = hour.clone.parent
-        text = page(told, commit.stdout.strip(), pictures, set_up, [str(home), str(home.resolve())])
+            hide = [str(hour.clone.parent), str(hour.clone.parent.resolve())]
+            args.out.write_text(page(told, commit.stdout.strip(), pictures, set_up, hide))
         if args.keep:
             shutil.copytree(hour.clone / "runs", args.keep, symlinks=True)
-    args.out.write_text(text)
     print(f"wrote {args.out}")
 
 
