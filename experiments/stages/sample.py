@@ -35,7 +35,7 @@ from experiments.config.specs import Input, ModelSpec, SamplerSpec, TokenizerSpe
 from experiments.running.attempt import Attempt, iterate
 from experiments.running.components import check_pair, load_model, load_tokenizer, manifest_digests
 from experiments.store.typed_json import Options
-from experiments.training.run import new_model
+from experiments.training.start import new_model
 from maskgit_core import rng
 from maskgit_core.hints import Execution, Kind, Neutral, Range
 from maskgit_core.images.pixels import Rounding, picture_grid, to_nhwc, to_uint8, to_unit

@@ -17,13 +17,14 @@ from experiments.store.typed_json import Block
 from experiments.training.clock import Clock
 from experiments.training.kept import publish_kept
 from experiments.training.pictures import SampleGrids
+from experiments.training.start import find_state, new_model
 from maskgit_core.batches.held_out import HeldOut
 from maskgit_core.batches.tokens import ahead
-from maskgit_core.errors import ArtifactError, ConfigError
+from maskgit_core.errors import ArtifactError
 from maskgit_core.files import link_or_copy, write_json
 from maskgit_core.hints import Execution, Neutral, Range
 from maskgit_core.refusals import check_goes_on
-from maskgit_core.token_groups import split_tokens, whole_codebook
+from maskgit_core.token_groups import split_tokens
 from maskgit_core.trained import MODEL_FILE, RAW_FILE, WEIGHTS_FILE
 from maskgit_core.training.checkpoints import (
     BackgroundWriter,
@@ -51,6 +52,7 @@ class Cadence:
         micro_batch_size: samples a process puts through at once; more are accumulated. None: its whole share.
         compile: whether each block is compiled; recompute: whether it is computed again backwards, to save memory.
         log_every, checkpoint_every: in optimizer steps; keep_last: checkpoints kept while training.
+        pause_at: the training ends there, saved, and goes on when it is run without; a search's trials do so.
         samples_every: a grid of samples of the same seeds every so many steps, `samples/step-*.png`; 0: none.
         samples_classes, samples_guidance: of these grids: a row for each class; None: the first ten.
         peak_tflops: rate of one device that utilisation is a share of; None: matrix products are timed.
@@ -63,6 +65,7 @@ class Cadence:
     log_every: Annotated[Execution[int], Range(1)] = 50
     checkpoint_every: Annotated[Execution[int], Range(1)] = 1000
     keep_last: Annotated[Execution[int], Range(1)] = 2
+    pause_at: Annotated[Execution[int | None], Range(1)] = None
     samples_every: Annotated[Execution[int], Range(0)] = 0
     samples_classes: Execution[list[int] | None] = None
     samples_guidance: Annotated[Execution[float], Range(0.0)] = 1.0
@@ -266,7 +269,7 @@ class TrainingRun:
         progress = self.attempt.progress(self.recipe.num_train_steps, unit="step", label="train")
         progress.start_at(self.trainer.step)
         ready, cadence = ahead(steps, 2), self.cadence
-        while self.trainer.step < self.recipe.num_train_steps:
+        while self.trainer.step < min(self.recipe.num_train_steps, cadence.pause_at or self.recipe.num_train_steps):
             with clock.waiting():
                 pieces = next(ready)
             self.trainer.train_step(pieces)
@@ -279,9 +282,15 @@ class TrainingRun:
             if step % cadence.checkpoint_every == 0 or self._is_kept(step):
                 self.save()
             if not at_end and self.vote.agreed(self.attempt.should_stop, step):
-                self.save()
-                self.writer.wait()
+                self._put_down()
                 self.attempt.stop()
+        if self.trainer.step < self.recipe.num_train_steps:
+            self._put_down()
+            self.attempt.pause(f"paused at step {self.trainer.step}")
+
+    def _put_down(self) -> None:
+        self.save()
+        self.writer.wait()
 
     def _log(self, clock: Clock) -> dict[str, float]:
         """Logs the means since the last call; returns those that a line of the log shows."""
@@ -322,29 +331,3 @@ class TrainingRun:
         if self.pictures is not None and (step % cadence.samples_every == 0 or at_end):
             with self.trainer.averaged() as model, self.trainer.accelerator.autocast():
                 self.pictures.draw(model, step)
-
-
-def find_state(files: Path) -> Path:
-    """The full state among the files of a finished model or a kept checkpoint.
-
-    Raises:
-        ArtifactError: there is none; the model was imported, not trained.
-    """
-    checkpoints = list_checkpoints([files])
-    if not checkpoints:
-        raise ArtifactError(f"{files}: holds no training state to go on from; name a model that was trained here")
-    return checkpoints[0]
-
-
-def new_model(spec: ModelSpec, facts: Block, seed: int) -> Any:
-    """A model with fresh weights that are a function of its config and `seed`."""
-    known = {name: facts[name] for name in ("codebook_size", "num_tokens", "num_classes")}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = spec.build(**known)
-    if whole_codebook(model) < facts["codebook_size"]:
-        raise ConfigError(
-            f"model: {spec.name} knows {whole_codebook(model)} tokens but the tokenizer has {facts['codebook_size']}; "
-            "use the tokenizer the model is made for"
-        )
-    return model
