@@ -1,4 +1,4 @@
-"""What is known of a search: the plan before it starts, and its trials afterwards."""
+"""The state of a search: its plan before it starts, and its trials afterwards."""
 
 from __future__ import annotations
 

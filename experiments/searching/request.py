@@ -1,4 +1,4 @@
-"""What a search asks for: the step that scores, the training that is scored on its way, and the graph of a trial."""
+"""The request of a search: the step that scores, the training that is scored on its way, and the graph of a trial."""
 
 from __future__ import annotations
 

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import search_drill as drill
 from slurm_cluster import wait_until
+from toylab import search_drill as drill
 
 pytest_plugins = ["slurm_fixtures"]
 Run = Callable[..., subprocess.CompletedProcess[str]]

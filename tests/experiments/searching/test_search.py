@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import search_drill as drill
 from conftest import LAB, ROOT, Done, Maskgit
+from toylab import search_drill as drill
 
 from experiments.config.search import Choice, Interval, read_search
 from experiments.searching.study import JOURNAL, Study
