@@ -29,7 +29,8 @@ from experiments.store import provenance
 from experiments.store.claims import SILENT_S, Claim, JobAlive
 from experiments.store.code_digests import loaded_science
 from experiments.store.documents import AttemptRecord, Digests, End, Launch, Manifest, Record, Refusal, Request, Start
-from experiments.store.paths import StepFolder
+from experiments.store.journal import journal_sum
+from experiments.store.paths import AttemptFolder, StepFolder
 from experiments.store.step_folder import finish, is_current, new_attempt, retire
 from experiments.store.typed_json import plain
 from experiments.tracking.live import Forwarder
@@ -254,9 +255,7 @@ class Job:
             machine=provenance.machine(),
             started=started,
             ended=manifest.time,
-            attempts=tuple(
-                AttemptRecord(number=a.number, start=Start.read(a.path), end=End.read(a.path)) for a in attempts
-            ),
+            attempts=tuple(_attempt_record(a) for a in attempts),
             notes=attempt.notes,
             digest=manifest.digest,
         )
@@ -281,6 +280,11 @@ class Job:
                 Refusal(reason=str(error), time=time.time()).write(self.folder)
             except ArtifactError:
                 return
+
+
+def _attempt_record(attempt: AttemptFolder) -> AttemptRecord:
+    start, end = Start.read(attempt.path), End.read(attempt.path)
+    return AttemptRecord(number=attempt.number, start=start, end=end, journal=journal_sum(attempt.journal))
 
 
 def say(text: str, stream: TextIO | None = None) -> None:

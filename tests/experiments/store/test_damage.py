@@ -10,7 +10,9 @@ import pytest
 from conftest import LAB
 
 from experiments.cli import main
+from experiments.launching import prepare
 from experiments.store.documents import Manifest, Record, Request
+from experiments.store.journal import read_points
 from tools.fuzz.store_files import MUTATIONS
 
 pytestmark = pytest.mark.usefixtures("composed_once")
@@ -144,3 +146,48 @@ def test_a_request_that_asks_for_something_else_is_named_and_rebuilt(store, ran,
     assert main(["run", *ran, "--redo", "numbers"]) == 0
     assert str(path) in capsys.readouterr().err and json.loads(path.read_text()) == json.loads(whole)
     assert Manifest.needed(step(store, "numbers")).digest == before
+
+
+def test_only_what_was_damaged_is_written_again(store, ran, monkeypatch):
+    """One damaged document made the requests of all later steps be written again (and synced to disk)."""
+    written = []
+    write = prepare.write_request
+    monkeypatch.setattr(prepare, "write_request", lambda node, *more: (written.append(node.name), write(node, *more)))
+    first, last = step(store, "numbers"), step(store, "total")
+    (first / "launch.json").write_text("[]")
+    assert main(["run", *ran]) == 0 and written == []
+    (last / Request.FILE).unlink()
+    assert main(["run", *ran]) == 0 and written == ["total"] and Request.needed(last)
+
+
+@pytest.mark.parametrize("change", ["a digit", "a bit", "the last line", "all"])
+def test_a_changed_journal_is_named(store, ran, capsys, change):
+    """Nothing told a changed curve from a right one, or one that had lost its end."""
+    path = step(store, "numbers") / "attempts" / "0001" / "journal.jsonl"
+    whole = path.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    changed = {
+        "a digit": whole.replace(b'"value": 3.0', b'"value": 8.0'),
+        "a bit": whole[:40] + bytes([whole[40] ^ 4]) + whole[41:],
+        "the last line": b"".join(lines[:-1]),
+        "all": b"",
+    }[change]
+    assert changed != whole and len(lines) > 3
+    path.write_bytes(changed)
+    at = ["--store", str(store)]
+    capsys.readouterr()
+    assert main(["verify", *at]) == 1 and str(path) in capsys.readouterr().err
+    assert main(["sync", *at]) == 1 and str(path) in capsys.readouterr().err
+    path.write_bytes(whole + b'{"step": 99, "ti')  # what a process on a lost node added since
+    assert main(["verify", *at]) == 0
+
+
+def test_a_curve_of_an_unfinished_step_has_no_damaged_point(store, ran, capsys):
+    path = step(store, "numbers") / "attempts" / "0001" / "journal.jsonl"
+    whole = path.read_bytes()
+    (path.parents[2] / Record.FILE).unlink()
+    path.write_bytes(whole.replace(b'"value": 3.0', b'"value": 8.0')[:-5])  # and its last line torn by a kill
+    assert [p.value for p in read_points(path.parents[2]) if p.metric == "value"] == [0.0, 1.0, 2.0]
+    capsys.readouterr()
+    assert main(["verify", "--store", str(store)]) == 1
+    assert "line 4 is damaged; its points are left out" in capsys.readouterr().err
