@@ -22,7 +22,7 @@ from experiments.config.specs import Input
 from experiments.console import duration
 from experiments.monitoring.queue import job_alive
 from experiments.running.attempt import Attempt, Stopped, SupersededError, wait_for_file
-from experiments.running.binding import arguments, input_manifests, load_inputs
+from experiments.running.binding import arguments, changed_input, input_manifests, load_inputs
 from experiments.running.signals import StopFlag
 from experiments.running.system_metrics import peak_memory_gb, system_metrics
 from experiments.store import provenance
@@ -202,13 +202,15 @@ class Job:
         except KeyboardInterrupt:
             return self._ended(attempt, "stopped", "interrupted", STOPPED)
         except Exception as error:
-            return self._crashed(attempt, error)
+            return self._crashed(attempt, error, inputs)
 
-    def _crashed(self, attempt: Attempt, error: Exception) -> int:
-        if (told := disk_trouble(error, self.folder)) is not None:
+    def _crashed(self, attempt: Attempt, error: Exception, inputs: Inputs) -> int:
+        told, trace = disk_trouble(error, self.folder), traceback.format_exc()
+        if told is None and (changed := changed_input(inputs)) is not None:
+            told = ArtifactError(f"{changed}; restore the file, or run again with --redo and that step's name")
+        if told is not None:
             say(f"error: {told}")
-            return self._ended(attempt, "failed", str(told), _code(told))
-        trace = traceback.format_exc()
+            return self._ended(attempt, "failed", str(told), _code(told), trace)
         say(trace)
         return self._ended(attempt, "failed", _one_line(error), FAILED, trace)
 

@@ -68,11 +68,12 @@ def _unlike(run: Run, rows: list[tuple[str, int, float]], marks: Mapping[str, in
     """How a run's points differ; beside a number of its results, one of an earlier life of the step may stand."""
     journaled, there = _points(run, {}), dict[Key, list[float]]()
     results = {point.metric[:250]: point.value for point in run.results}
+    done = run.state in ("done", "reused")  # else its results, which MLflow may have from an earlier life, are unknown
     for metric, step, value in rows:
         there.setdefault((metric, step), []).append(value)
     for (metric, step), values in there.items():
         right = journaled.get((metric, step))
-        wrong = [value for value in values if right is None or not _same(value, right)]
+        wrong = [v for v in values if (not _same(v, right) if right is not None else done)]
         if wrong and (metric not in results or (right is not None and len(wrong) == len(values))):
             known = "no journal has it" if right is None else f"its journal says {right}"
             yield f"{metric} of {run.uid} is {wrong[0]} at step {step}, but {known}"

@@ -96,7 +96,7 @@ def repair_steps(store: Store, folders: Iterable[Path]) -> list[str]:
 
 def _repair(store: Store, folder: Path, problem: DamagedError) -> str:
     path = problem.path
-    text = path.read_bytes()[:10_000_000]
+    text = path.read_bytes()[:10_000_000] if path.is_file() else b""
     aside = path.with_name(f"{path.name}.damaged")
     try:
         os.replace(path, aside)

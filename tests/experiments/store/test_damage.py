@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 from pathlib import Path
 
@@ -83,8 +84,6 @@ def test_a_damaged_request_is_rebuilt_from_the_record_or_the_config(store, ran, 
 
 
 def test_verify_finds_changes_that_kept_size_and_time(store, ran, capsys):
-    import os
-
     path = step(store, "numbers") / "files" / "numbers.json"
     info, text = path.stat(), path.read_text()
     path.write_text(text.replace("4.0", "7.0"))
@@ -191,3 +190,26 @@ def test_a_curve_of_an_unfinished_step_has_no_damaged_point(store, ran, capsys):
     capsys.readouterr()
     assert main(["verify", "--store", str(store)]) == 1
     assert "line 4 is damaged; its points are left out" in capsys.readouterr().err
+
+
+def test_a_step_that_crashes_over_a_changed_input_names_it(store, ran, capsys):
+    """Size and time were kept, so nothing had been noticed before the stage read it: a traceback about JSON."""
+    path = step(store, "numbers") / "files" / "numbers.json"
+    info = path.stat()
+    path.write_bytes(b"\xff" + path.read_bytes()[1:])
+    os.utime(path, ns=(info.st_atime_ns, info.st_mtime_ns))
+    capsys.readouterr()
+    assert main(["run", *ran, "--redo", "total"]) == 2
+    told = "".join(capsys.readouterr())
+    assert "Traceback" not in told and "numbers.json: does not match the sha256 in its manifest" in told
+
+
+@pytest.mark.parametrize("place", ["a folder", "a link to nothing"])
+def test_what_stands_in_a_documents_place_is_set_aside(store, ran, capsys, place):
+    """A link to nothing read as no done mark, so the step ran, could not be marked done, and ended with 0."""
+    path = step(store, "total") / Manifest.FILE
+    path.unlink()
+    path.mkdir() if place == "a folder" else path.symlink_to("nowhere")
+    assert main(["plan", *ran]) == 2 and main(["run", *ran]) == 0
+    assert f"is {place}" in capsys.readouterr().err and path.is_file()
+    assert main(["run", *ran]) == 0 and "nothing to do" in capsys.readouterr().out
