@@ -99,6 +99,9 @@ class Job:
             return _code(error)
         except Stopped as stopped:
             return CONTINUE if stopped.requeue else STOPPED
+        except Exception:
+            self.claim.release()  # a process that lives on (inline, a test) must not be waited for
+            raise
         forwarder = Forwarder.start(self.folder, launch) if self.rank == 0 and self.forwards else None
         try:
             with self.claim.kept_alive() if self.rank == 0 else contextlib.nullcontext():

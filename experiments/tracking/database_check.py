@@ -68,7 +68,8 @@ def _unlike(run: Run, rows: list[tuple[str, int, float]], marks: Mapping[str, in
     """How a run's points differ; beside a number of its results, one of an earlier life of the step may stand."""
     journaled, there = _points(run, {}), dict[Key, list[float]]()
     results = {point.metric[:250]: point.value for point in run.results}
-    done = run.state in ("done", "reused")  # else its results, which MLflow may have from an earlier life, are unknown
+    # else its results, which MLflow may have from an earlier life, or its attempts are unknown
+    done = run.state == "done" and bool(run.journals)
     for metric, step, value in rows:
         there.setdefault((metric, step), []).append(value)
     for (metric, step), values in there.items():

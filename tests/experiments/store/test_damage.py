@@ -213,3 +213,16 @@ def test_what_stands_in_a_documents_place_is_set_aside(store, ran, capsys, place
     assert main(["plan", *ran]) == 2 and main(["run", *ran]) == 0
     assert f"is {place}" in capsys.readouterr().err and path.is_file()
     assert main(["run", *ran]) == 0 and "nothing to do" in capsys.readouterr().out
+
+
+def test_a_folder_in_place_of_notes_about_inputs_is_named_and_nobody_waits(store, ran, capsys):
+    """It was a traceback that left the claim behind, for which this process then waited for ever."""
+    path = step(store, "total") / "made_from.json"
+    path.unlink()
+    path.mkdir()
+    capsys.readouterr()
+    for _ in range(2):
+        assert main(["run", *ran, "--redo", "total"]) == 2
+        assert f"{path}: is a folder where a file belongs" in one_line(capsys).replace("error: error: ", "error: ")
+    path.rmdir()
+    assert main(["run", *ran]) == 0
