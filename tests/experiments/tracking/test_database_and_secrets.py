@@ -129,6 +129,9 @@ def test_a_password_in_an_address_is_refused_and_never_printed(tmp_path, capsys)
         assert main([verb, *arguments, f"tracking.uri={URI}"]) == 2
         text = "".join(capsys.readouterr())
         assert PASSWORD not in text and "MLFLOW_TRACKING_PASSWORD" in text and text.count("\n") == 1
+    assert main(["config", "experiment=chain", f"tracking.uri={URI}", "--config-dir", str(LAB)]) == 0
+    shown = "".join(capsys.readouterr())
+    assert PASSWORD not in shown and "uri: http://ada:***@tracker.example:5000" in shown
     for verb in ("sync", "ui"):
         assert main([verb, "--store", str(tmp_path), "--uri", f"postgresql://a:{PASSWORD}@h/db"]) == 2
         assert PASSWORD not in "".join(capsys.readouterr())
