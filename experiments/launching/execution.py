@@ -85,12 +85,14 @@ def start(
                 outcomes = launcher.launch(todo, on_event=teller, context=context)
         except MaskgitError:
             PipelineRecord.path(store.root, uid).unlink(missing_ok=True)  # nothing of it runs or ever will
+            put_back(planned)
             raise
     if launcher.is_detached:
         announce(store.root, uid)
         print_plan(planned, jobs={key: outcomes[key].jobs for key in keys})
         _report_submission(graph, len(chosen), uid)
         return 0
+    put_back(planned)
     return _end(graph, store, uid, todo, outcomes)
 
 
@@ -142,6 +144,15 @@ def set_aside(planned: Sequence[PlannedStep]) -> None:
         if step.again and step.status.manifest is not None:
             retire(step.node.folder, step.status.manifest)
         StepFolder(step.node.folder).cancelled.unlink(missing_ok=True)
+
+
+def put_back(planned: Sequence[PlannedStep]) -> None:
+    """Gives steps that were to be made again and were never begun (a stop, a failure above) their results back."""
+    from experiments.store.step_folder import reinstate
+
+    for step in planned:
+        if step.again and step.status.manifest is not None:
+            reinstate(step.node.folder)
 
 
 def check_datasets(planned: Sequence[PlannedStep]) -> None:
