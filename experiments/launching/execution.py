@@ -213,10 +213,11 @@ class _Shipper:
         if not self._tracking["ship"]:
             return
         from experiments.tracking.mlflow_store import ship
-        from experiments.tracking.tensorboard import mirror
+        from experiments.tracking.windows import mirror
 
-        try:
-            mirror(self._store)
-            ship(self._store, self._tracking["uri"])
-        except MaskgitError as error:
-            print(f"warning: {error} (the numbers are safe in {self._store}; maskgit sync ships them)", file=sys.stderr)
+        for send in (lambda: ship(self._store, self._tracking["uri"]), lambda: mirror(self._store)):
+            try:
+                send()
+            except MaskgitError as error:
+                safe = f"the numbers are safe in {self._store}; maskgit sync ships them"
+                print(f"warning: {error} ({safe})", file=sys.stderr)
