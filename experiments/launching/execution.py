@@ -81,18 +81,16 @@ def start(
             announce(store.root, uid)
         teller = Teller({s.node.fingerprint: s.node.name for s in planned}, launcher.echoes, voice)
         try:
-            with teller.shown():
+            with teller.shown(), put_back(planned, submitted=launcher.is_detached):
                 outcomes = launcher.launch(todo, on_event=teller, context=context)
         except MaskgitError:
             PipelineRecord.path(store.root, uid).unlink(missing_ok=True)  # nothing of it runs or ever will
-            put_back(planned)
             raise
     if launcher.is_detached:
         announce(store.root, uid)
         print_plan(planned, jobs={key: outcomes[key].jobs for key in keys})
         _report_submission(graph, len(chosen), uid)
         return 0
-    put_back(planned)
     return _end(graph, store, uid, todo, outcomes)
 
 
@@ -146,13 +144,20 @@ def set_aside(planned: Sequence[PlannedStep]) -> None:
         StepFolder(step.node.folder).cancelled.unlink(missing_ok=True)
 
 
-def put_back(planned: Sequence[PlannedStep]) -> None:
-    """Gives steps that were to be made again and were never begun (a stop, a failure above) their results back."""
+@contextmanager
+def put_back(planned: Sequence[PlannedStep], *, submitted: bool) -> Iterator[None]:
+    """Afterwards gives steps that were to be made again and were never begun (a stop, a failure above) their results
+    back; what was submitted is begun later."""
     from experiments.store.step_folder import reinstate
 
-    for step in planned:
-        if step.again and step.status.manifest is not None:
-            reinstate(step.node.folder)
+    is_launched = False
+    try:
+        yield
+        is_launched = submitted
+    finally:
+        for step in planned:
+            if not is_launched and step.again and step.status.manifest is not None:
+                reinstate(step.node.folder)
 
 
 def check_datasets(planned: Sequence[PlannedStep]) -> None:
