@@ -173,7 +173,7 @@ def latex(filled: Filled) -> str:
             shown.append(latex_text(text) + mark)
         lines.append(" & ".join([latex_text(row.name), *shown]) + r" \\")
     lines += [r"\bottomrule", r"\end{tabular}}%"]
-    lines += [r"\ifdim\wd0>\columnwidth\resizebox{\columnwidth}{!}{\usebox0}\else\usebox0\fi", ""]
+    lines += [r"\ifdim\wd0>\linewidth\resizebox{\linewidth}{!}{\usebox0}\else\usebox0\fi", ""]
     lines += [rf"{{\footnotesize \textsuperscript{{{i}}} {latex_text(t)}\par}}" for i, t in enumerate(notes.texts, 1)]
     lines += [rf"{{\footnotesize {latex_text(t)}\par}}" for t in _legend(filled)]
     return "\n".join([*lines, r"\end{table}"]) + "\n"

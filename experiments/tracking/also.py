@@ -54,11 +54,11 @@ class Told:
         return named_values(read_scores(StepFolder(self.folder).attempt(manifest.attempt).files, manifest.headline))
 
 
-def asked_for(store: Path, window: str) -> Iterator[Told]:
-    """Steps of the executions that named this window, oldest first; damaged records are passed over."""
+def asked_for(store: Path, window: str, every: bool = False) -> Iterator[Told]:
+    """Steps of the executions that named this window (or of `every` one), oldest first, without damaged records."""
     for record in reversed(sound_records(store)[0]):
         tracking = record.settings.get("tracking")
-        if isinstance(tracking, dict) and window in (tracking.get("also") or ()):
+        if every or (isinstance(tracking, dict) and window in (tracking.get("also") or ())):
             yield from (Told(store, record, entry, window) for entry in record.steps)
 
 

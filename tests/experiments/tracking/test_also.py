@@ -45,6 +45,7 @@ def test_points_and_scores_are_read_back(store: Path) -> None:
 def test_nothing_is_written_unless_asked_for_and_other_names_are_refused(store: Path) -> None:
     run(store, "train.lr=0.1")
     assert mirror(store) == 0 and not (store / "tensorboard").exists()
+    assert mirror(store, ["tensorboard"]) == 2 and (store / "tensorboard").exists(), "asked for all runs at once"
     with pytest.raises(ConfigError, match=r"tracking\.also"):
         build(["experiment=rates", f"paths.store={store}", "tracking.also=[neptune]"], [LAB])
 
