@@ -59,6 +59,10 @@ def read_points(asked: configs.Overrides, config_dirs: Sequence[Path]) -> Points
     if isinstance(block, str):
         block = sweeps.read_file(block, [configs.CONF, *config_dirs])
     points = sweeps.expand(block, asked.sweeps)
+    typed = {key: (value,) for key, value in (*asked.choices, *asked.values) if any(key in p for p in points)}
+    if typed:  # what is typed is meant: one value of a key that the experiment sweeps takes the place of its values
+        points = sweeps.expand(block, [*asked.sweeps, *typed.items()])
+        points = [{key: value for key, value in point.items() if key not in typed} for point in points]
     if is_toy := toy.is_asked(first):
         points = toy.fewer(points)
     resolved_base: dict[int, Block] = {}

@@ -44,7 +44,7 @@ from maskgit_core.files import (
     write_for_group,
     write_json,
 )
-from maskgit_core.training.health import DivergedError
+from maskgit_core.training.meters import DivergedError
 
 Inputs = Mapping[str, list[Input]]
 DONE, FAILED, REFUSED, DISK_FULL, CONTINUE, STOPPED = 0, 1, 2, 74, 75, 143

@@ -111,7 +111,9 @@ class Target:
         self._told(ask("run", *self.asked()))
         shutil.copytree(self.root, self.whole, symlinks=True)
         self.files = sorted(
-            p.relative_to(self.made) for p in self.made.rglob("*") if p.is_file() and not p.is_symlink()
+            p.relative_to(self.made)
+            for p in self.made.rglob("*")
+            if p.is_file() and not p.is_symlink() and ".toy" not in p.parts  # pictures: data, of which it was made
         )
 
     @property

@@ -17,6 +17,8 @@ from experiments.results.tables import fill, read_table
 from experiments.store.code_digests import unlike_code
 from experiments.store.records import records
 from experiments.tracking.run_facts import common_tags
+from launchers import inline
+from maskgit_core.errors import LaunchError
 
 OLD = {"sha256": "0" * 64, "code": "0" * 64}
 TABLE = """\
@@ -62,6 +64,21 @@ def test_a_sweep_that_would_mix_runs_its_changed_points_again(tmp_path, request_
     assert main(["run", *request_]) == 0
     assert {row["action"] for row in planned(capsys, *request_).values()} == {"done"}
     assert len(list(store.glob("descent/*/attempts/0002"))) == 1
+
+
+def test_a_run_that_ends_before_its_turn_gives_points_their_results_back(tmp_path, request_, monkeypatch):
+    store = tmp_path / "store"
+    grow_old(store, 1)
+    before = {path: path.read_bytes() for path in store.glob("*/*/manifest.json")}
+
+    def refuses(*args, **kwargs):
+        assert len(list(store.glob("descent/*/manifest.json"))) == 2, "set aside, so that its job runs"
+        raise LaunchError("nothing can be started here")
+
+    monkeypatch.setattr(inline.Launcher, "launch", refuses)
+    assert main(["run", *request_]) != 0
+    assert {path: path.read_bytes() for path in store.glob("*/*/manifest.json")} == before
+    assert all((path.parent / "files").is_dir() for path in before)
 
 
 def test_points_of_one_old_code_stay_until_a_new_one_joins_them(tmp_path, request_, capsys):
