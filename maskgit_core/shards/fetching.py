@@ -15,7 +15,7 @@ import urllib.error
 import urllib.request
 from http.client import HTTPException
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 from urllib.parse import urlsplit
 
 from maskgit_core.errors import DataError
@@ -61,7 +61,7 @@ class Fetched:
     def __init__(self, url: str, stall_s: float = STALL_S) -> None:
         self.url, self._stall_s = url, stall_s
         self._scheme = check_address(url)
-        self._file: IO[bytes] | Any = None
+        self._file: Any = None  # a stream, or the pipe of a program
         self._hung = False
         self._since, self._came = 0.0, 0  # a stretch of reading, and the bytes that came in it
 
