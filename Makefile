@@ -1,12 +1,14 @@
 # Two commands do everything, set-up included: `make demo` (the whole walk) and `make test`.
+# TORCH=cpu (or cu126, ...) takes PyTorch's wheels for that from where PyTorch keeps them; uv knows the place.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STORE ?= runs
+TORCH ?=
 PYTEST_ARGS ?=
 PYTEST_JOBS ?= 2
 
-.PHONY: demo demo-slurm test drills check bench docs screenshots install clean help
+.PHONY: demo demo-slurm test drills check bench docs screenshots first-hour install clean help
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/'
@@ -15,7 +17,12 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed; set PYTHON=...")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -qq --upgrade pip
+ifeq ($(TORCH),)
 	$(BIN)/python -m pip install -qq --constraint constraints.txt --editable '.[dev]'
+else
+	$(BIN)/python -m pip install -qq uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --torch-backend $(TORCH) --constraint constraints.txt --editable '.[dev]'
+endif
 	touch $@
 
 install: $(VENV)/.installed ## a virtual environment in .venv with everything
@@ -46,8 +53,11 @@ docs: install ## the documentation as a site in site/; a broken link fails
 	$(BIN)/python -m pip install -qq --constraint constraints.txt '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-screenshots: install ## renews docs/report*.png from the runs in $(STORE)
+screenshots: install ## renews the documentation's pictures from the runs in $(STORE)
 	$(BIN)/python -m tools.screenshots --store $(STORE)
+
+first-hour: install ## renews docs/first_hour.md: PICTURES=FOLDER, a newcomer's commands in a fresh clone
+	$(BIN)/python -m tools.first_hour --pictures $(PICTURES)
 
 clean: ## removes the environment and caches, never a store
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache *.egg-info

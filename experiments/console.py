@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 
 COLOURS = {"green": "32", "red": "31", "yellow": "33", "blue": "34", "dim": "2", "bold": "1"}
@@ -22,16 +24,24 @@ def is_dumb() -> bool:
 
 
 def table(rows: Sequence[Sequence[str]], colours: Sequence[str | None] = (), indent: str = "  ") -> str:
-    """Rows with aligned columns; the last column is not padded."""
+    """Rows with aligned columns; the last is not padded, and on a terminal it goes on below itself where it is wide."""
     if not rows:
         return ""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = []
     for number, row in enumerate(rows):
         cells = [cell.ljust(width) for cell, width in zip(row[:-1], widths, strict=False)]
-        line = indent + "  ".join([*cells, row[-1]]).rstrip()
-        lines.append(coloured(line, colours[number] if number < len(colours) else None))
-    return "\n".join(lines)
+        before = indent + "".join(f"{cell}  " for cell in cells)
+        colour = colours[number] if number < len(colours) else None
+        last = _wrapped(row[-1], len(before))
+        lines += [coloured((before if n == 0 else " " * len(before)) + part, colour) for n, part in enumerate(last)]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _wrapped(text: str, start: int) -> list[str]:
+    """The lines of a text that begins in column `start` of a terminal; one line where there is none or no room."""
+    room = shutil.get_terminal_size().columns - start if sys.stdout.isatty() and not is_dumb() else 0
+    return textwrap.wrap(text, room, break_long_words=False, break_on_hyphens=False) if room >= 30 and text else [text]
 
 
 def duration(seconds: float | None) -> str:

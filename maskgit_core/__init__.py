@@ -1,6 +1,7 @@
 """The science: tensors in, tensors out.
 
-`import maskgit_core as mg` gives `mg.load_tokenizer`, `mg.load_model`, `mg.sample` and `mg.show` (see `trained.py`).
+`import maskgit_core as mg` gives `mg.load_tokenizer`, `mg.load_model`, `mg.load_critic`, `mg.sample` and `mg.show` (see
+`trained.py`).
 
 MKL, PyTorch's matrix library on Intel CPUs, splits the sums of small products among its threads, so that a row would
 depend on the number of rows beside it and on the number of threads. Its strict mode does not, at the same speed.
@@ -16,7 +17,7 @@ with suppress(OSError), open("/proc/cpuinfo", "rb") as _cpus:
     if b"GenuineIntel" in _cpus.read(4096):
         os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 
-__all__ = ["load_model", "load_tokenizer", "sample", "show"]
+__all__ = ["load_critic", "load_model", "load_tokenizer", "sample", "show"]
 
 
 def __getattr__(name: str) -> Any:

@@ -66,6 +66,7 @@ class Decoder:
         seeds_B: int64, one per sample; all that its draws depend on.
         known_BL: int64 tokens that are given, -1 where unknown; None where nothing is known.
         reuse: a `ContextReuse` (`layers/reuse.py`), where keys and values of earlier evaluations are reused.
+        critic: what judges tokens, for the samplers that ask for one.
     Raises:
         ConfigError: a class out of range, a grid or known tokens that do not fit, guidance without classes.
     """
@@ -80,9 +81,10 @@ class Decoder:
         guidance: Guidance | None = None,
         num_steps: int = 1,
         reuse: Any = None,
+        critic: Any = None,
     ) -> None:
         self.model, self.grid, self.num_steps = model, grid, num_steps
-        self.reuse = reuse
+        self.reuse, self.critic = reuse, critic
         self.guidance = guidance or Guidance()
         self.seeds_B = seeds_B
         self._check(labels_B, known_BL)

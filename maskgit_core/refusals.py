@@ -49,6 +49,15 @@ def check_guidance(scale: float, num_classes: int | None, key: str = "sampler.gu
         )
 
 
+def check_critic(is_needed: bool, is_given: bool, key: str = "sampler.name") -> None:
+    """Raises `ConfigError` where a sampler asks for a critic and there is none."""
+    if is_needed and not is_given:
+        raise ConfigError(
+            f"{key}: this sampler asks a trained critic which tokens to keep and none is given; let the step need "
+            "one of stage train_critic (as experiment=token_critic does), or take a sampler without one"
+        )
+
+
 def check_codebooks(key: str, codebook_size: int, known: int) -> None:
     """Raises `ConfigError` where a tokenizer's codebook is not the one that the model draws from."""
     if codebook_size != known:

@@ -18,6 +18,7 @@ from maskgit_core import rng
 from maskgit_core.errors import ArtifactError, ConfigError, WeightsError
 from maskgit_core.files import read_json
 from maskgit_core.images.pixels import picture_grid, to_uint8, to_unit
+from maskgit_core.layers.critic import Critic
 from maskgit_core.layers.steady import decoded
 from maskgit_core.models import present_module
 from maskgit_core.refusals import check_codebooks
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 TOKENIZER_FILE, TOKENIZER_WEIGHTS = "tokenizer.json", "weights.safetensors"
 MODEL_FILE, WEIGHTS_FILE, RAW_FILE = "model.json", "model.safetensors", "raw.safetensors"
+CRITIC_FILE = "critic.json"
 
 
 def load_tokenizer(source: str | Path, device: str = "cpu") -> Any:
@@ -97,10 +99,29 @@ def load_model(source: str | Path, device: str = "cpu", *, weights: str = "model
     return model.to(device).eval().requires_grad_(False)
 
 
+def load_critic(source: str | Path, device: str = "cpu") -> Critic:
+    """A trained critic in eval mode, without gradients.
+
+    Args:
+        source: a folder with `critic.json`, `store:EXPERIMENT/STEP` or `hf:OWNER/NAME` as in `load_tokenizer`.
+
+    Raises:
+        ArtifactError: there is no such critic. WeightsError: its weights do not fit.
+    """
+    folder = _folder(source)
+    if folder is None:
+        raise ArtifactError(
+            f"{source}: is no folder with {CRITIC_FILE}; name a finished step of the stage train_critic"
+        )
+    critic = Critic(_built(folder / CRITIC_FILE, "Model", ("codebook_size", "num_tokens", "num_classes")))
+    load_strictly(critic, _tensors(folder / WEIGHTS_FILE), str(folder / WEIGHTS_FILE))
+    return critic.to(device).eval().requires_grad_(False)
+
+
 def build_model(folder: Path) -> Any:
     """The transformer of a folder with fresh random weights, on the CPU."""
     model = _built(folder / MODEL_FILE, "Model", ("codebook_size", "num_tokens", "num_classes"))
-    grid = _description(folder / MODEL_FILE)["facts"].get("grid")
+    grid = description(folder / MODEL_FILE)["facts"].get("grid")
     model.grid = tuple(grid) if grid else None
     return model
 
@@ -113,6 +134,7 @@ def sample(
     *,
     num_samples: int | None = None,
     sampler: Any = None,
+    critic: Any = None,
     seed: int = 0,
     batch_size: int = 64,
 ) -> torch.Tensor:
@@ -123,6 +145,7 @@ def sample(
         labels: one class id per image; None for an unconditional model.
         num_samples: N, where there are no labels.
         sampler: an object with `sample(...)`, e.g. `samplers.halton.Sampler(num_steps=32)`; None: `confidence`.
+        critic: from `load_critic`, for a sampler that asks for one.
         seed: sample i depends on (seed, i) alone, whatever the batch size.
 
     Raises:
@@ -144,7 +167,7 @@ def sample(
         numbers_B = torch.arange(first, min(first + batch_size, total))
         labels_B = None if labels is None else torch.tensor(labels)[numbers_B].to(device)
         seeds_B = rng.sample_seeds(seed, numbers_B).to(device)
-        drawn_BL = sampler.sample(model, labels_B, grid=sampling_grid(model, grid), seeds_B=seeds_B)
+        drawn_BL = sampler.sample(model, labels_B, grid=sampling_grid(model, grid), seeds_B=seeds_B, critic=critic)
         tokens_BN = joined_tokens(model, drawn_BL)
         images.append(to_uint8(to_unit(decoded(tokenizer, tokens_BN.unflatten(1, grid)))).cpu())
     return torch.cat(images)
@@ -185,7 +208,12 @@ def _folder(source: str | Path) -> Path | None:
     return folder
 
 
-def _description(path: Path) -> Mapping[str, Any]:
+def description(path: Path) -> Mapping[str, Any]:
+    """What `model.json`, `tokenizer.json` or `critic.json` says: name, module, options and facts.
+
+    Raises:
+        ArtifactError: it is missing or something else.
+    """
     described = read_json(path)
     if not isinstance(described, dict) or "name" not in described or "options" not in described:
         raise ArtifactError(f"{path}: is missing or not a description of a component; run the step that makes it again")
@@ -194,7 +222,7 @@ def _description(path: Path) -> Mapping[str, Any]:
 
 def _built(path: Path, class_name: str, names: Sequence[str] | None = None) -> Any:
     """The component that a file describes, built from its options and facts (or those named)."""
-    described = _description(path)
+    described = description(path)
     folder = {"Tokenizer": "tokenizers", "Model": "models"}[class_name]
     module = described["module"] or f"maskgit_core.{folder}.{described['name'].replace('/', '.')}"
     facts = described["facts"]

@@ -55,6 +55,7 @@ FLOORS: dict[str, int] = {
     "tools.gpu": 15,
     "tools.fuzz": 15,
     "tools.dev_cluster": 15,
+    "tools.screenshots": 15,
 }
 FORBIDDEN_IN_CORE = ("hydra", "omegaconf", "submitit", "mlflow", "experiments", "launchers", "tools")
 

@@ -35,20 +35,3 @@ def test_one_spelling_and_no_docstring_that_opens_with_what() -> None:
         text = path.read_text()
         assert not re.search(r"\bdata[ -]sets?\b", text, re.IGNORECASE), path
         assert not re.search(r'"""What ', text), path
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_commands_that_are_shown_exist_with_their_options(page: Path) -> None:
-    """Every `maskgit VERB --option` of a code block is one that the command line takes."""
-    from experiments.commands import command_names, parser_of
-
-    blocks = re.findall(r"```[a-z]*\n(.*?)```", page.read_text(), re.DOTALL)
-    for line in "\n".join(blocks).replace("\\\n", " ").splitlines():
-        words = line.split(" #")[0].removeprefix("$ ").split()
-        if len(words) < 2 or words[0] != "maskgit" or words[1].startswith("-") or words[1] == "COMMAND":
-            continue
-        assert words[1] in command_names(), f"{page.name}: {line}"
-        known = {option for action in parser_of(words[1])._actions for option in action.option_strings}
-        typed = {re.split(r"[=\]]", word.lstrip("["))[0] for word in words[2:] if word.lstrip("[").startswith("--")}
-        if words[1] not in ("shards", "weights"):  # these have verbs of their own
-            assert typed <= known, f"{page.name}: {line}: {typed - known}"

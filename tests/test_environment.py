@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import tomllib
+from pathlib import Path
 
 import yaml
 from conftest import ROOT
 
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PROJECT_FILE = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT = PROJECT_FILE["project"]
 FIXED = {
     "torch",
     "torchvision",
@@ -41,3 +44,27 @@ def test_constraints_pin_every_dependency_and_name_no_registry() -> None:
     wanted = PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"]
     assert not {re.split(r"[<>=!\[]", d)[0].lower().replace("-", "_") for d in wanted} - pinned
     assert "://" not in text and "--index" not in text
+
+
+def test_images_copy_all_that_an_installation_reads() -> None:
+    """Dockerfile and apptainer.def (one pair of source and target a line) copy the packages, README and licence."""
+    docker = re.findall(r"^COPY (.+) \S+$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    block = (ROOT / "apptainer.def").read_text().partition("%files\n")[2].partition("\n\n")[0]
+    pairs = [line.split() for line in block.splitlines()]
+    assert all(len(pair) == 2 and pair[1] == f"/src/{pair[0]}" for pair in pairs)
+    copied = {name for line in docker for name in line.split()}
+    assert copied == {source for source, _ in pairs}
+    packages = {name.rstrip("*") for name in PROJECT_FILE["tool"]["setuptools"]["packages"]["find"]["include"]}
+    assert copied == packages | {"pyproject.toml", "constraints.txt", PROJECT["readme"], "LICENSE"}
+    assert all((ROOT / name).exists() for name in copied)
+
+
+def test_make_takes_pytorch_without_cuda_where_it_is_asked_to(tmp_path: Path) -> None:
+    """`make demo TORCH=cpu`: uv's own list of places, so that none stands in this repository."""
+    said = [
+        subprocess.run(["make", "-n", "-f", ROOT / "Makefile", "install", f"VENV={tmp_path}/v", *more],
+                       cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        for more in ([], ["TORCH=cpu"])
+    ]  # fmt: skip
+    assert "uv" not in said[0] and "--constraint constraints.txt --editable '.[dev]'" in said[0]
+    assert "uv pip install" in said[1] and "--torch-backend cpu --constraint constraints.txt" in said[1]

@@ -14,7 +14,7 @@ from maskgit_core.datasets import cifar10
 from maskgit_core.files import read_json
 
 CIFAR = {
-    "train_tokenizer": "num_train_steps=12 disc_start=6 disc_layers=1 disc_width=8 num_held_out=10",
+    "train_tokenizer": "num_train_steps=12 disc_weight=0.3 disc_start=6 disc_layers=1 disc_width=8 num_held_out=10",
     "tokenizer": "width=8 codebook_size=16",
     "model": "dim=32 num_layers=1",
     "train": "num_train_steps=8 batch_size=8",
@@ -23,7 +23,8 @@ CIFAR = {
     "sampler": "num_steps=3",
     "reference_statistics": "num_images=20",
     "eval_tokenizer": "num_images=20",
-    "evaluate": "num_images=20 classifier_steps=3",
+    "evaluate": "num_images=20",
+    "train_classifier": "num_train_steps=3 batch_size=8 width=8",
 }
 OWN = {
     "train_tokenizer": "num_train_steps=10 perceptual=none",
@@ -88,6 +89,11 @@ def test_cifar10_from_its_folders_to_scores(maskgit: Any, small_cifar: Path, tmp
     text = json.dumps(scores(tmp_path / "store"))
     for wanted in ("fd_efficientnet_lite0", "untrained model", "class_accuracy"):
         assert wanted in text
+    named = [row for row in scores(tmp_path / "store")["scores"] if row["name"] == "class_accuracy"]
+    assert [row["of"] for row in named] == ["real images", "samples"]
+    assert all(row["trained_on"] == "200 images of cifar10 train" for row in named)
+    planned = maskgit("plan", "experiment=cifar10", f"dataset.root={small_cifar}", "evaluate.dataset=null")
+    assert planned.returncode == 2 and "evaluate.dataset: found null, and a classifier" in planned.stderr
     (manifest,) = (tmp_path / "store").glob("train_tokenizer/*/manifest.json")
     facts = (read_json(manifest) or {})["facts"]
     assert facts["perceptual"]["name"] == "efficientnet_lite1" and len(facts["perceptual"]["sha256"]) == 64

@@ -49,4 +49,7 @@ def parse_arguments(name: str, argv: Sequence[str]) -> argparse.Namespace:
         if len(loose) < len(rest) or not isinstance(getattr(args, "overrides", None), list):
             parser.error(f"unrecognized arguments: {' '.join(r for r in rest if r not in loose) or ' '.join(rest)}")
         args.overrides = [*args.overrides, *loose]
+    if (store := getattr(args, "asked_store", None)) is not None:  # the option that other commands have, as an override
+        quoted = store.replace("\\", "\\\\").replace("'", "\\'")
+        args.overrides = [*args.overrides, f"paths.store='{quoted}'"]
     return args

@@ -41,6 +41,7 @@ def request_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config-dir", action="append", default=[], metavar="DIR", help="a folder with groups of your own"
     )
+    parser.add_argument("--store", dest="asked_store", metavar="DIR", help="the store, as paths.store=DIR")
 
 
 def part_arguments(parser: argparse.ArgumentParser) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 import time
 from collections import Counter
@@ -54,6 +55,15 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Prints the table, once or until everything has ended."""
+    try:
+        return _show(args)
+    except KeyboardInterrupt:
+        if args.watch:  # the usual end of watching
+            return 0
+        raise
+
+
+def _show(args: argparse.Namespace) -> int:
     from experiments.monitoring.queue import is_silent
     from experiments.store.find import default_store
 
@@ -67,7 +77,7 @@ def main(args: argparse.Namespace) -> int:
 
     while True:
         rows = [(record, rows_of(record, store)) for record in latest_records(store, args.experiment, warn)]
-        busy = any(row["state"] in ("running", "queued") for _, steps in rows for row in steps)
+        busy = any(goes_on(record, steps) for record, steps in rows)
         if args.html:
             _write_page(args.html, rows, store, REFRESH_S if args.watch and busy else None)
         if args.json:
@@ -81,13 +91,34 @@ def main(args: argparse.Namespace) -> int:
 
             text += "\n" + "\n".join(report(steps) for _, steps in rows)
         if args.watch and sys.stdout.isatty():
-            text = f"\033[H\033[J{text}"  # over the table before, from the top of the screen
+            text = _screenful(text) if busy else f"\033[H\033[J{text}"
         if text != before:
             print(text, flush=True)
         before = text
         if not args.watch or not busy:
             return 0
         time.sleep(2)
+
+
+def goes_on(record: PipelineRecord, steps: Sequence[Block]) -> bool:
+    """True while a step runs or is queued, or waits for its turn in a launch whose process lives."""
+    from experiments.store.claims import is_alive
+
+    states = {row["state"] for row in steps}
+    if states & {"running", "queued"}:
+        return True
+    if "waiting" not in states or record.launcher == "slurm" or record.owner is None:
+        return False
+    return is_alive(record.owner) is True
+
+
+def _screenful(text: str) -> str:
+    """The table over the one before, from the top of the screen: as many lines as there are, none wrapped."""
+    rows, lines = shutil.get_terminal_size().lines, text.splitlines()
+    if len(lines) >= rows:
+        left = len(lines) - max(rows - 2, 1)
+        lines = [*lines[: -left or None], f"... {left} more lines; without --watch all are printed"]
+    return "\033[H\033[J\033[?7l" + "\n".join(lines) + "\033[?7h"
 
 
 def _write_page(

@@ -61,6 +61,12 @@ def read_points(
     if isinstance(block, str):
         block = sweeps.read_file(block, [configs.CONF, *config_dirs])
     points = sweeps.expand(block, asked.sweeps) if given is None else list(given)
+    typed = {key: (value,) for key, value in (*asked.choices, *asked.values) if any(key in p for p in points)}
+    if (
+        typed and given is None
+    ):  # what is typed is meant: one value of a key that is swept takes the place of its values
+        points = sweeps.expand(block, [*asked.sweeps, *typed.items()])
+        points = [{key: value for key, value in point.items() if key not in typed} for point in points]
     if is_toy := toy.is_asked(first):
         points = toy.fewer(points)
     resolved_base: dict[int, Block] = {}

@@ -20,7 +20,7 @@ SCHEMA: dict[str, dict[str, Param]] = {
     "tracking": {
         "uri": Param("uri", Hint("union", (_TEXT, _NONE)), None),
         "ship": Param("ship", Hint("bool"), True),
-        "also": Param("also", Hint("list", (Hint("literal", ("tensorboard",)),)), []),
+        "also": Param("also", Hint("list", (Hint("literal", ("tensorboard", "wandb")),)), []),
     },
     "notify": {
         "command": Param("command", Hint("union", (_TEXT, _NONE)), None),

@@ -81,7 +81,7 @@ def start(
             announce(store.root, uid)
         teller = Teller({s.node.fingerprint: s.node.name for s in planned}, launcher.echoes, voice)
         try:
-            with teller.shown():
+            with teller.shown(), put_back(planned, submitted=launcher.is_detached):
                 outcomes = launcher.launch(todo, on_event=teller, context=context)
         except MaskgitError:
             PipelineRecord.path(store.root, uid).unlink(missing_ok=True)  # nothing of it runs or ever will
@@ -144,6 +144,22 @@ def set_aside(planned: Sequence[PlannedStep]) -> None:
         StepFolder(step.node.folder).cancelled.unlink(missing_ok=True)
 
 
+@contextmanager
+def put_back(planned: Sequence[PlannedStep], *, submitted: bool) -> Iterator[None]:
+    """Afterwards gives steps that were to be made again and were never begun (a stop, a failure above) their results
+    back; what was submitted is begun later."""
+    from experiments.store.step_folder import reinstate
+
+    is_launched = False
+    try:
+        yield
+        is_launched = submitted
+    finally:
+        for step in planned:
+            if not is_launched and step.again and step.status.manifest is not None:
+                reinstate(step.node.folder)
+
+
 def check_datasets(planned: Sequence[PlannedStep]) -> None:
     """Looks at the pictures of every dataset and folder of samples that a step reads, before anything is started.
 
@@ -202,10 +218,11 @@ class Shipper:
         if not self._tracking["ship"]:
             return
         from experiments.tracking.mlflow_store import ship
-        from experiments.tracking.tensorboard import mirror
+        from experiments.tracking.windows import mirror
 
-        try:
-            mirror(self._store)
-            ship(self._store, self._tracking["uri"])
-        except MaskgitError as error:
-            print(f"warning: {error} (the numbers are safe in {self._store}; maskgit sync ships them)", file=sys.stderr)
+        for send in (lambda: ship(self._store, self._tracking["uri"]), lambda: mirror(self._store)):
+            try:
+                send()
+            except MaskgitError as error:
+                safe = f"the numbers are safe in {self._store}; maskgit sync ships them"
+                print(f"warning: {error} ({safe})", file=sys.stderr)

@@ -40,6 +40,9 @@ def check_counts(node: Node, nodes: Mapping[str, Node], counts: Counts) -> None:
             _check_measures(node, nodes, counts, _fewer(count, config["num_images"]), "pictures")
     elif stage == "evaluate":
         _check_evaluation(node, nodes, counts)
+    elif stage == "train_classifier":
+        for split in (config["train_split"], config["test_split"]):
+            counts.pictures(node, split=split)
     elif stage in ("cache_tokens", "train_tokenizer", "edit"):
         count = counts.pictures(node)
         if stage == "train_tokenizer" and count is not None:
@@ -73,6 +76,11 @@ def _check_evaluation(node: Node, nodes: Mapping[str, Node], counts: Counts) -> 
     real = counts.pictures(node, split=config["test_split"])
     if real is not None:
         refusals.check_at_least(f"{name}.dataset", real, 2, "real pictures", "a covariance is of at least 2")
+    if node.inputs.get("classifier") and not isinstance(config.get("dataset"), Mapping):
+        raise ConfigError(
+            f"{name}.dataset: found null, and a classifier is asked to name real images too; choose a dataset, or "
+            "leave the classifier out of needs"
+        )
     if config["classifier_steps"]:
         counts.pictures(node, split=config["train_split"])
     _check_measures(node, nodes, counts, count, "samples")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from experiments.console import coloured, table
+from experiments.console import table
 from experiments.planning.plan import PlannedStep, summary
 
 COLOURS = {"done": "green", "running": "blue", "queued": "blue", "run": "yellow", "check": "dim"}
@@ -31,8 +31,8 @@ def plan_text(planned: Sequence[PlannedStep], jobs: Mapping[str, Sequence[str]] 
     lines = [table(rows, [COLOURS[s.action] for s in shown])]
     if len(shown) < len(planned):
         lines.append(f"  ... and {len(planned) - len(shown)} more steps")
-    warnings = dict.fromkeys(w for s in planned for w in s.warnings)
-    lines += [coloured(f"  warning: {warning}", "yellow") for warning in warnings]
+    warnings = list(dict.fromkeys(w for s in planned for w in s.warnings))
+    lines += [table([[f"warning: {warning}"]], ["yellow"]) for warning in warnings]
     counts = summary(list(planned))
     words = {"run": "to run", "check": "to check"}
     lines.append(f"{len(planned)} steps: " + ", ".join(f"{n} {words.get(a, a)}" for a, n in counts.items()))

@@ -56,7 +56,7 @@ def check(nodes: Mapping[str, Node], *, ranks_count: bool = True) -> None:
             continue
         if node.request.stage in ("sample", "edit"):
             _check_sampling(node, known_facts)
-        elif node.request.stage == "train":
+        elif node.request.stage in ("train", "train_critic"):
             _check_training(node, known_facts, ranks_count)
         elif node.request.stage in ("evaluate", "eval_tokenizer") and node.inputs.get("reference"):
             check_reference(node, nodes[node.inputs["reference"][0]])
@@ -92,6 +92,8 @@ def _check_sampling(node: Node, known_facts: KnownFacts) -> None:
     model = (node.inputs.get("model") or node.inputs["tokens"])[0]
     num_classes, num_tokens = (known_facts.fact(model, name) for name in ("num_classes", "num_tokens"))
     sampler = config["sampler"]
+    constants = read_component(node.request.modules["sampler"], "Sampler", "sampler").constants
+    refusals.check_critic(bool(constants.get("NEEDS_CRITIC")), bool(node.inputs.get("critic")), f"{step}.sampler.name")
     if num_classes is not MISSING:
         if node.request.stage == "sample":
             refusals.check_classes(f"{step}.classes", config["classes"], num_classes)

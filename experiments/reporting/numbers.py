@@ -37,6 +37,7 @@ class Placed:
     of: str
     sentence: str
     marks: tuple[Mark, ...]
+    bar: str = ""  # how the bar is drawn: "rising" where higher is better, "open" where nothing says how bad is bad
 
 
 def label_of(item: Input) -> str:
@@ -72,16 +73,26 @@ def placed(item: Input) -> Placed | None:
     known, title = describe_metric(head.name), head.name
     others = {of: alike[of] for of in ROLES if of in alike}
     others.setdefault(head.of, head)
-    low, high = (min(s.value for s in others.values()), max(s.value for s in others.values()))
-    marks: tuple[Mark, ...] = ()
-    if len(others) > 2 and high > low:  # two alone would stand at the ends, whatever they are
-        at = {of: 100 * (s.value - low) / (high - low) for of, s in others.items()}
-        marks = tuple(
-            Mark(ROLES.get(of, of), number(s.value), at[of], "head" if of == head.of else "other")
-            for of, s in sorted(others.items(), key=lambda pair: pair[1].value)
-        )
+    falls = known is None or known[1] is not False
     better = "" if known is None or known[1] is None else (" Lower is better." if known[1] else " Higher is better.")
-    return Placed(title, number(head.value), head.of, _sentence(item, head, others) + better, marks)
+    bar = "open" if CEILING not in others else "" if falls else "rising"
+    return Placed(
+        title, number(head.value), head.of, _sentence(item, head, others) + better, _marks(head, others, falls), bar
+    )
+
+
+def _marks(head: Score, others: Mapping[str, Score], falls: bool) -> tuple[Mark, ...]:
+    """Everything of the headline's kind on the bar; without a ceiling the worst of it stands at two thirds."""
+    low, high = min(s.value for s in others.values()), max(s.value for s in others.values())
+    if len(others) < 3 or high <= low:  # two alone would stand at the ends, whatever they are
+        return ()
+    if CEILING not in others:
+        low, high = (low, high + (high - low) / 2) if falls else (low - (high - low) / 2, high)
+    return tuple(
+        Mark(ROLES.get(of, of), number(s.value), 100 * (s.value - low) / (high - low),
+             "head" if of == head.of else "other")
+        for of, s in sorted(others.items(), key=lambda pair: pair[1].value)
+    )  # fmt: skip
 
 
 def _sentence(item: Input, head: Score, others: Mapping[str, Score]) -> str:
@@ -91,6 +102,11 @@ def _sentence(item: Input, head: Score, others: Mapping[str, Score]) -> str:
         told.append(
             f"{share:.0%} of the way from what real pictures score (the floor, {number(others[FLOOR].value)}) to what "
             f"an untrained model's samples score (the ceiling, {number(others[CEILING].value)})."
+        )
+    elif FLOOR in others:
+        told.append(
+            f"Real pictures score {number(others[FLOOR].value)} (the floor). No untrained model was scored beside it, "
+            "so the bar has no ceiling."
         )
     rows = {s.key: s.value for s in scores_of(item)}
     if "class_accuracy" in rows and head.name != "class_accuracy":

@@ -128,13 +128,14 @@ def _strip(images: Sequence[Any], alt: str) -> html.Picture | None:
             tile = tile.resize((max(1, tile.width * SIDE // tile.height), SIDE), Image.Resampling.LANCZOS)
         tiles.append(tile.convert("RGB"))
     gap = max(1, tiles[0].height // 28)
-    canvas = Image.new("RGB", (sum(t.width + gap for t in tiles) - gap, max(t.height for t in tiles)), "white")
+    small = tiles[0].height <= 64
+    size = (sum(t.width + gap for t in tiles) - gap, max(t.height for t in tiles))
+    canvas = Image.new("RGBA", size) if small else Image.new("RGB", size, "grey")  # gaps that suit light and dark pages
     x = 0
     for tile in tiles:
         canvas.paste(tile, (x, 0))
         x += tile.width + gap
     buffer = io.BytesIO()
-    small = tiles[0].height <= 64
     canvas.save(buffer, format="PNG" if small else "JPEG", **({} if small else {"quality": 90}))
     return html.picture(buffer.getvalue(), ".png" if small else ".jpg", alt, "")
 

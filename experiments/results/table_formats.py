@@ -149,15 +149,16 @@ def latex_text(text: str) -> str:
 
 
 def latex(filled: Filled) -> str:
-    """A booktabs tabular with superscript footnotes below."""
+    """A booktabs tabular, shrunk where it is wider than the column, with superscript footnotes below."""
     table, notes = filled.table, Notes()
     lines = [
-        r"% needs \usepackage{booktabs}",
+        r"% needs \usepackage{booktabs,graphicx}",
         r"\begin{table}",
         r"\centering",
         rf"\caption{{{latex_text(table.title)}}}",
         rf"\label{{tab:{re.sub('[^A-Za-z0-9]+', '-', table.name)}}}",
     ]
+    lines += [r"\sbox0{%"]
     lines += [r"\begin{tabular}{l" + "".join("r" if c.metric else "l" for c in table.columns) + "}", r"\toprule"]
     lines += [" & ".join(["", *(latex_text(heading(c)) for c in table.columns)]) + r" \\", r"\midrule"]
     for row, cells in zip(table.rows, filled.cells, strict=True):
@@ -171,7 +172,8 @@ def latex(filled: Filled) -> str:
                 text = f"{cell.published:.{column.digits}f}" if cell.published is not None else "--"
             shown.append(latex_text(text) + mark)
         lines.append(" & ".join([latex_text(row.name), *shown]) + r" \\")
-    lines += [r"\bottomrule", r"\end{tabular}", ""]
+    lines += [r"\bottomrule", r"\end{tabular}}%"]
+    lines += [r"\ifdim\wd0>\linewidth\resizebox{\linewidth}{!}{\usebox0}\else\usebox0\fi", ""]
     lines += [rf"{{\footnotesize \textsuperscript{{{i}}} {latex_text(t)}\par}}" for i, t in enumerate(notes.texts, 1)]
     lines += [rf"{{\footnotesize {latex_text(t)}\par}}" for t in _legend(filled)]
     return "\n".join([*lines, r"\end{table}"]) + "\n"

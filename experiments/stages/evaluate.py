@@ -11,10 +11,11 @@ Keywords of `run`:
     samples: somebody else's samples instead: an `.npz` with `arr_0`, or a folder of pictures.
     ceiling: samples of an untrained model, scored beside.
     tokenizer_scores: its Fréchet distance of reconstructions is shown beside.
+    classifier: names real images and samples (stage `train_classifier`).
     dataset: real images; `test_split` gives the floor, `train_split` the classifier's lessons.
     num_images: of each set, evenly spread over the file; None: all of the samples.
     settings: its fields are keys of this stage; floor and ceiling get the Fréchet distance alone.
-    classifier_steps: training steps of the small classifier that names the samples; 0: none (needs labels).
+    classifier_steps: training steps of a small classifier that names them, where there is none upstream; 0: none.
     seed: of the classifier.
     protocol: name of the protocol, stored with every number.
     further_extractors, further_settings: more protocols by name, each with its network and settings; every distinct
@@ -27,11 +28,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from experiments.config.specs import DatasetSpec, ExtractorSpec, Input
+from experiments.evaluation.class_names import NO_CLASSES, evenly, load_classifier, name_images
 from experiments.evaluation.feature_pass import Scores, publish_scores
 from experiments.evaluation.measures import Measure, Network, counted, further_measures, networks
 from experiments.evaluation.set_scores import Reference, Settings, add_scores
@@ -57,6 +58,7 @@ def run(
     generated: Annotated[Input | None, Kind("samples")] = None,
     ceiling: Annotated[Input | None, Kind("samples")] = None,
     tokenizer_scores: Annotated[Input | None, Kind("tokenizer_scores")] = None,
+    classifier: Annotated[Input | None, Kind("classifier")] = None,
     samples: Content[str | None] = None,
     dataset: DatasetSpec | None = None,
     train_split: str = "train",
@@ -88,8 +90,12 @@ def run(
         for network, blocks in zip(loaded, passed, strict=True)
         for measure in network.measures
     ]
-    if classifier_steps:
-        _classify(by_protocol[0], source, count, dataset, train_split, test, classifier_steps, seed)
+    if classifier is not None:
+        namer, about = load_classifier(classifier.files, attempt.device)
+        name_images(by_protocol[0], namer, about, source, count, test, attempt.device)
+    elif classifier_steps:
+        namer, about = _trained(dataset, train_split, classifier_steps, seed)
+        name_images(by_protocol[0], namer, about, source, count, test, "cpu")
     publish_scores(attempt, by_protocol, "samples", loaded[0].features.network.distance_name, count)
     for network in loaded:
         for blocks in network.features.passed:
@@ -141,7 +147,7 @@ def _pass_sets(
     if test is not None:
         test.check()
         number = min(count, len(test))
-        spread = _evenly(len(test), number)
+        spread = evenly(len(test), number)
         passed["real images"] = extract(
             f"{network.mark}real", number, lambda items: stack(test, spread(items))[0], label="real images"
         )
@@ -156,13 +162,8 @@ def _open(generated: Input | None, samples: str | None) -> ImageSet:
     raise ConfigError("evaluate.samples: give either a file or folder, or a step that makes samples in needs")
 
 
-def _evenly(total: int, count: int) -> Any:
-    """Maps items of [0, count) to indices of [0, total), evenly spread; the identity where all are taken."""
-    return lambda items: [item * total // count for item in items]
-
-
 def _reader(images: ImageSet, count: int) -> Any:
-    spread = _evenly(len(images), count)
+    spread = evenly(len(images), count)
 
     def read(items: range) -> Tensor:
         pixels = images.read(spread(items))
@@ -194,42 +195,15 @@ def _place(scores: Scores, name: str) -> None:
         scores.add("floor_to_ceiling", "samples", (value - floor) / (ceiling - floor), rows["samples"]["num_images"])
 
 
-def _classify(
-    scores: Scores,
-    source: ImageSet,
-    count: int,
-    dataset: DatasetSpec | None,
-    train_split: str,
-    test: Any,
-    num_steps: int,
-    seed: int,
-) -> None:
-    """Trains a small classifier on real images and asks it to name real test images and samples."""
-    from maskgit_core.evaluation.classifier import predict, train_classifier
+def _trained(
+    dataset: DatasetSpec | None, train_split: str, num_steps: int, seed: int
+) -> tuple[torch.nn.Module, dict[str, object]]:
+    """A small classifier, trained here, and what it was trained on."""
+    from maskgit_core.evaluation.classifier import train_classifier
 
-    if dataset is None or test is None or source.labels is None:
-        raise DataError(
-            "evaluate.classifier_steps: needs a dataset with classes and samples with labels; set it to 0 or give both"
-        )
+    if dataset is None:
+        raise DataError(NO_CLASSES)
     train = dataset.with_options(split=train_split).build()
     images, labels = stack(train, range(len(train)))
     model = train_classifier(images, labels, train.num_classes, num_steps=num_steps, seed=seed)
-    about = {"classifier_steps": num_steps, "trained_on": f"{len(train)} images of {dataset.name} {train_split}"}
-    spread = _evenly(len(test), min(count, len(test)))(range(min(count, len(test))))
-    real, real_labels = stack(test, spread)
-    right = predict(model, real.split(128)) == real_labels
-    scores.add("class_accuracy", "real images", float(right.double().mean()), len(right), **about)
-    picked = _evenly(len(source), count)(range(count))
-    read = _reader(source, count)
-    named = predict(model, (_channels(read(range(i, min(i + 128, count))), images) for i in range(0, count, 128)))
-    wanted = torch.from_numpy(np.asarray(source.labels)[picked])
-    scores.add("class_accuracy", "samples", float((named == wanted).double().mean()), count, **about)
-
-
-def _channels(images_BCHW: Tensor, like_NCHW: Tensor) -> Tensor:
-    """Grey as RGB, or RGB averaged to grey, where the classifier was trained on the other."""
-    if images_BCHW.shape[1] == like_NCHW.shape[1]:
-        return images_BCHW
-    if images_BCHW.shape[1] == 1:
-        return images_BCHW.expand(-1, 3, -1, -1)
-    return images_BCHW.float().mean(dim=1, keepdim=True).round().to(torch.uint8)
+    return model, {"classifier_steps": num_steps, "trained_on": f"{len(train)} images of {dataset.name} {train_split}"}

@@ -12,7 +12,7 @@ from typing import Annotated
 from experiments.config.specs import ModelSpec
 from experiments.running.attempt import Attempt
 from experiments.running.components import describe
-from experiments.training.start import new_model
+from experiments.training.learner import new_model
 from maskgit_core.files import write_json
 from maskgit_core.hints import Range, Weights
 from maskgit_core.trained import MODEL_FILE, WEIGHTS_FILE

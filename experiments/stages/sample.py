@@ -13,6 +13,7 @@ by one; a killed run goes on with the missing ones. Publishes `images.npz` (`arr
 | weights | `model` (moving average where there is one) or `raw` |
 | untrained | fresh random weights instead: the ceiling that a score can be placed under |
 | tokens | with `untrained` and no `model`: a cache that tells codebook, grid and classes of the model that is meant |
+| critic | a step of the stage `train_critic`, for a sampler that asks for one; others do not look at it |
 | precision | of the forward pass: fp32, bf16 or fp16 |
 | grid_columns, grid_rows | of the picture |
 | png | also writes every image as `png/<index>.png`; with `png_folders=class` as `png/<class>/<index>.png` |
@@ -35,16 +36,17 @@ from experiments.config.specs import Input, ModelSpec, SamplerSpec, TokenizerSpe
 from experiments.running.attempt import Attempt, iterate
 from experiments.running.components import check_pair, load_model, load_tokenizer, manifest_digests
 from experiments.store.typed_json import Options
-from experiments.training.start import new_model
+from experiments.training.learner import new_model
 from maskgit_core import rng
 from maskgit_core.hints import Execution, Kind, Neutral, Range
 from maskgit_core.images.pixels import Rounding, picture_grid, to_nhwc, to_uint8, to_unit
 from maskgit_core.images.transforms import to_pil
+from maskgit_core.layers.critic import Critic
 from maskgit_core.layers.steady import decoded
 from maskgit_core.refusals import check_classes, check_weights
 from maskgit_core.sample_files import piece_name, piece_ranges, read_array, read_piece, write_joined, write_piece
 from maskgit_core.token_groups import joined_tokens, sampling_grid
-from maskgit_core.trained import build_model
+from maskgit_core.trained import build_model, load_critic
 
 VERSION = 1
 PRODUCES = "samples"
@@ -57,6 +59,7 @@ def run(
     model: Annotated[Input | ModelSpec, Kind("model")],
     tokenizer: Annotated[Input | TokenizerSpec, Kind("tokenizer")],
     tokens: Annotated[Input | None, Kind("tokens")] = None,
+    critic: Annotated[Input | None, Kind("critic")] = None,
     sampler: SamplerSpec,
     num_samples: Annotated[int, Range(1)] = 50000,
     seed: int = 0,
@@ -79,9 +82,10 @@ def run(
     check_pair(transformer, decoder, "sample.tokenizer")
     check_classes("sample.classes", classes, transformer.num_classes)
     grid = (int(facts["grid"][0]), int(facts["grid"][1]))
-    origin = f"samples-{manifest_digests(model, tokens, tokenizer)}"
+    origin = f"samples-{manifest_digests(model, tokens, tokenizer, *([critic] if critic else []))}"
     made_with = (transformer, decoder, sampler.build(), grid, classes, seed, precision, attempt.device)
-    maker = Maker(*made_with, origin, rounding)
+    judge = None if critic is None else load_critic(critic.files, attempt.device)
+    maker = Maker(*made_with, origin, rounding, judge)
     pieces = share(attempt, maker, num_samples, batch_size, piece_size)
     if attempt.is_main:
         publish(attempt, pieces, grid_rows, grid_columns)
@@ -121,8 +125,9 @@ class Maker:
         device: str,
         origin: str,
         rounding: Rounding = "half_up",
+        critic: Critic | None = None,
     ) -> None:
-        self.origin, self.rounding = origin, rounding
+        self.origin, self.rounding, self.critic = origin, rounding, critic
         self.model, self.tokenizer, self.sampler, self.grid = model, tokenizer, sampler, grid
         self.classes = classes if classes is not None else list(range(model.num_classes or 0))
         self.seed, self.precision, self.device = seed, precision, device
@@ -147,6 +152,7 @@ class Maker:
                 labels_N.to(self.device) if self.classes else None,
                 grid=sampling_grid(self.model, self.grid),
                 seeds_B=seeds_N.to(self.device),
+                critic=self.critic,
             )
         tokens_NL = joined_tokens(self.model, drawn_NL)
         decoded_NCHW = decoded(self.tokenizer, tokens_NL.unflatten(1, self.grid))

@@ -17,7 +17,9 @@ from typing import Annotated, Literal
 
 from experiments.config.specs import DatasetSpec, Input, ModelSpec, TokenizerSpec
 from experiments.running.attempt import Attempt
-from experiments.training.run import Cadence, TrainingRun
+from experiments.training.cadence import ShownCadence
+from experiments.training.learner import transformer_learner
+from experiments.training.run import TrainingRun
 from experiments.training.source import Source
 from maskgit_core.hints import Execution, Kind, Neutral, Range
 from maskgit_core.images.views import Views
@@ -41,7 +43,7 @@ def run(
     recipe: Recipe,
     continue_from: Annotated[Input | None, Kind("model")] = None,
     held_out_share: Annotated[float, Range(0.0, 0.9), Neutral(0.0)] = 0.0,
-    cadence: Cadence,
+    cadence: ShownCadence,
     num_workers: Annotated[Execution[int], Range(0, 256)] = 0,
 ) -> None:
     """Trains.
@@ -60,4 +62,5 @@ def run(
     if held_out_share:
         source.hold_out(held_out_share, is_looked_at=attempt.is_main)
     start = None if continue_from is None else continue_from.files
-    TrainingRun(attempt, recipe, model, source, cadence, start).execute()
+    learner = transformer_learner(model, source.facts, recipe.seed)
+    TrainingRun(attempt, recipe, learner, source, cadence, start).execute()

@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 
-from experiments.config.specs import ModelSpec
 from experiments.running.attempt import Attempt
-from experiments.running.components import describe
 from experiments.store.typed_json import Block
+from experiments.training.cadence import Cadence, ShownCadence
 from experiments.training.clock import Clock
 from experiments.training.kept import publish_kept
+from experiments.training.learner import Learner
 from experiments.training.pictures import SampleGrids
-from experiments.training.start import find_state, new_model
 from maskgit_core.batches.held_out import HeldOut
 from maskgit_core.batches.tokens import ahead
 from maskgit_core.errors import ArtifactError
 from maskgit_core.files import link_or_copy, write_json
-from maskgit_core.hints import Execution, Neutral, Range
 from maskgit_core.refusals import check_goes_on
 from maskgit_core.token_groups import split_tokens
-from maskgit_core.trained import MODEL_FILE, RAW_FILE, WEIGHTS_FILE
+from maskgit_core.trained import RAW_FILE, WEIGHTS_FILE
 from maskgit_core.training.checkpoints import (
     BackgroundWriter,
     checkpoint_name,
@@ -35,41 +32,12 @@ from maskgit_core.training.checkpoints import (
     load_newest,
     save_tensors,
 )
-from maskgit_core.training.health import DivergedError, check_health
+from maskgit_core.training.exchange import StopVote
 from maskgit_core.training.masked import MaskedBatch, Masker, masked_steps
-from maskgit_core.training.recipe import Recipe, learning_rate
-from maskgit_core.training.stop_vote import StopVote
+from maskgit_core.training.meters import DivergedError, check_health
+from maskgit_core.training.recipe import CriticRecipe, Recipe, learning_rate
 from maskgit_core.training.trainer import Trainer
 from maskgit_core.training.utilisation import matrix_rate, operations_per_token
-
-
-@dataclass(frozen=True)
-class Cadence:
-    """How a training runs, and what it shows and keeps on its way; the fields are config keys of the `train` stage.
-
-    Args:
-        keep_every: checkpoints of these steps are kept as artifacts: `sample.model=train@50000`, or to continue from.
-        micro_batch_size: samples a process puts through at once; more are accumulated. None: its whole share.
-        compile: whether each block is compiled; recompute: whether it is computed again backwards, to save memory.
-        log_every, checkpoint_every: in optimizer steps; keep_last: checkpoints kept while training.
-        pause_at: the training ends there, saved, and goes on when it is run without; a search's trials do so.
-        samples_every: a grid of samples of the same seeds every so many steps, `samples/step-*.png`; 0: none.
-        samples_classes, samples_guidance: of these grids: a row for each class; None: the first ten.
-        peak_tflops: rate of one device that utilisation is a share of; None: matrix products are timed.
-    """
-
-    keep_every: Annotated[int | None, Range(1), Neutral(None)] = None
-    micro_batch_size: Annotated[Execution[int | None], Range(1)] = None
-    compile: Execution[bool] = False
-    recompute: Execution[bool] = False
-    log_every: Annotated[Execution[int], Range(1)] = 50
-    checkpoint_every: Annotated[Execution[int], Range(1)] = 1000
-    keep_last: Annotated[Execution[int], Range(1)] = 2
-    pause_at: Annotated[Execution[int | None], Range(1)] = None
-    samples_every: Annotated[Execution[int], Range(0)] = 0
-    samples_classes: Execution[list[int] | None] = None
-    samples_guidance: Annotated[Execution[float], Range(0.0)] = 1.0
-    peak_tflops: Annotated[Execution[float | None], Range(0.0, low_open=True)] = None
 
 
 class Source(Protocol):
@@ -89,26 +57,27 @@ class TrainingRun:
     """The trainer with its journal, checkpoints and stop requests.
 
     Args:
+        learner: what is trained; of a config's transformer, `transformer_learner`.
         start: the folder of files of the model or kept checkpoint to go on from, or None.
     """
 
     def __init__(
         self,
         attempt: Attempt,
-        recipe: Recipe,
-        spec: ModelSpec,
+        recipe: Recipe | CriticRecipe,
+        learner: Learner,
         source: Source,
         cadence: Cadence,
         start: Path | None = None,
     ) -> None:
-        self.attempt, self.recipe, self.spec, self.source, self.cadence = attempt, recipe, spec, source, cadence
+        self.attempt, self.recipe, self.learner, self.source, self.cadence = attempt, recipe, learner, source, cadence
         self.facts = source.facts
-        model = new_model(spec, self.facts, recipe.seed)
-        self.trainer = Trainer(model, recipe, attempt.device, cadence.compile, cadence.recompute)
+        self.trainer = Trainer(learner.module, recipe, attempt.device, cadence.compile, cadence.recompute, learner.loss)
         self.vote = StopVote(self.trainer.accelerator.num_processes)
         self.writer = BackgroundWriter()
         self.pictures: SampleGrids | None = None
-        if cadence.samples_every and attempt.is_main:
+        self._samples_every = cadence.samples_every if isinstance(cadence, ShownCadence) else 0
+        if isinstance(cadence, ShownCadence) and cadence.samples_every and attempt.is_main:
             grid = (int(self.facts["grid"][0]), int(self.facts["grid"][1]))
             self.pictures = SampleGrids(
                 attempt, source.tokenizer(), grid, cadence.samples_classes, cadence.samples_guidance
@@ -222,7 +191,7 @@ class TrainingRun:
 
         def fill(files: Path) -> None:
             link_or_copy(checkpoint, files / checkpoint.name)
-            write_json(files / MODEL_FILE, describe(self.spec, self.facts))
+            self._describe(files)
 
         publish_kept(self.attempt, step, fill, {**self.facts, "num_train_steps": step})
 
@@ -243,8 +212,11 @@ class TrainingRun:
             link_or_copy(path, self.attempt.files / path.name)
         if self.pictures is not None:
             self.pictures.publish()
-        write_json(self.attempt.files / MODEL_FILE, describe(self.spec, self.facts))
+        self._describe(self.attempt.files)
         self.attempt.fact(**self.facts, num_train_steps=self.trainer.step)
+
+    def _describe(self, files: Path) -> None:
+        write_json(files / self.learner.file, {**self.learner.described, "facts": dict(self.facts)})
 
     # -- the loop ------------------------------------------------------------------------------------------------
     def steps(self) -> Iterator[list[MaskedBatch]]:
@@ -252,7 +224,7 @@ class TrainingRun:
         recipe, accelerator = self.recipe, self.trainer.accelerator
         own = recipe.batch_size // accelerator.num_processes
         parts = -(-own // (self.cadence.micro_batch_size or own))
-        model = self.trainer.model
+        model = self.learner.transformer
         masker = Masker(recipe, model.mask_token_id, model.null_label, partial(split_tokens, model))
         stream = self.source.batches(
             batch_size=recipe.batch_size,
@@ -306,16 +278,14 @@ class TrainingRun:
         metrics["model_flops_utilisation"] = rate / (self._peak() * trainer.accelerator.num_processes)
         self.attempt.log(metrics, step)
         self._check(metrics["loss"])
-        return {name: metrics[name] for name in ("loss", "masked_accuracy", "lr", "tokens_per_s")}
+        return {name: metrics[name] for name in ("loss", trainer.meters.accuracy, "lr", "tokens_per_s")}
 
     def _check(self, loss: float) -> None:
         """Raises `DivergedError` where the mean loss, or the gradient of this step, has gone wrong."""
         trainer = self.trainer
         norm = float(trainer.meters.grad_norm) if trainer.meters.grad_norm is not None else 0.0
         # with a gradient scaler the step is left out instead
-        check_health(
-            loss, norm if trainer.accelerator.scaler is None else 0.0, trainer.step, self.facts["codebook_size"]
-        )
+        check_health(loss, norm if trainer.accelerator.scaler is None else 0.0, trainer.step, self.learner.num_choices)
 
     def _peak(self) -> float:
         """Operations a second of one process's device: as named, else measured."""
@@ -328,6 +298,18 @@ class TrainingRun:
         held_out, cadence = self.source.held_out, self.cadence
         if held_out is not None and self.attempt.is_main and (step % cadence.checkpoint_every == 0 or at_end):
             self.attempt.log(held_out.nll(self.trainer.model), step)
-        if self.pictures is not None and (step % cadence.samples_every == 0 or at_end):
+        if self.pictures is not None and (step % self._samples_every == 0 or at_end):
             with self.trainer.averaged() as model, self.trainer.accelerator.autocast():
                 self.pictures.draw(model, step)
+
+
+def find_state(files: Path) -> Path:
+    """The full state among the files of a finished model or a kept checkpoint.
+
+    Raises:
+        ArtifactError: there is none; the model was imported, not trained.
+    """
+    checkpoints = list_checkpoints([files])
+    if not checkpoints:
+        raise ArtifactError(f"{files}: holds no training state to go on from; name a model that was trained here")
+    return checkpoints[0]

@@ -19,8 +19,8 @@ from experiments.running.attempt import Attempt
 from maskgit_core.errors import ArtifactError, WeightsError
 from maskgit_core.hints import Execution, Range
 from maskgit_core.images.pixels import picture_grid, to_signed, to_uint8, to_unit
-from maskgit_core.training.health import DivergedError
-from maskgit_core.training.stop_vote import StopVote
+from maskgit_core.training.exchange import StopVote
+from maskgit_core.training.meters import DivergedError
 from maskgit_core.training.tokenizer import Trainer, held_out_scores
 from maskgit_core.training.tokenizer_images import TrainingImages
 from maskgit_core.training.tokenizer_recipe import Positive

@@ -256,7 +256,12 @@ maskgit_was_preempted() {
     [[ $then == 2* && ! $then < $(maskgit_field StartTime) ]]
 }
 maskgit_on_term() {  # what PreemptMode=CANCEL takes away is requeued at once: this script may not live to see the end
-    maskgit_shown=$(scontrol show job "$maskgit_job" 2>/dev/null | tr ' ' '\n')
+    local try
+    for try in 1 2 3 4 5 6 7 8; do  # slurmctld may be away just now
+        maskgit_shown=$(scontrol show job "$maskgit_job" 2>/dev/null | tr ' ' '\n')
+        [ -z "$maskgit_shown" ] || break
+        sleep 1
+    done
     if [ "$maskgit_requeue$maskgit_preempted" != scontrol1 ] || ! maskgit_was_preempted; then return; fi
     [ "$(maskgit_field Restarts)" = "$maskgit_restart" ] || return  # SLURM has done so itself
     touch "$maskgit_notes/preempted-$maskgit_life"

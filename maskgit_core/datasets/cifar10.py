@@ -61,11 +61,12 @@ class Dataset:
                 "dataset=image_folder for other pictures"
             )
         by_class: list[list[int]] = [[] for _ in CLASS_NAMES]
-        for number, label in enumerate(files.labels):
+        labels = files.labels  # a new list each time it is asked for
+        for number, label in enumerate(labels):
             by_class[label].append(number)
         longest = max(map(len, by_class))
         self._order = [own[turn] for turn in range(longest) for own in by_class if turn < len(own)]
-        self._files, self.labels = files, [files.labels[number] for number in self._order]
+        self._files, self.labels = files, [labels[number] for number in self._order]
 
     def __len__(self) -> int:
         return len(self._order)

@@ -86,6 +86,6 @@ def train_classifier(
 
 
 @torch.inference_mode()
-def predict(model: Classifier, batches: Iterable[Tensor]) -> Tensor:
+def predict(model: nn.Module, batches: Iterable[Tensor]) -> Tensor:
     """The most likely class of each image of each batch: int64 (N,)."""
     return torch.cat([model(images).argmax(dim=1) for images in batches])

@@ -147,15 +147,18 @@ def bit_entropies(
     Args:
         mean_over: averages the mean probabilities (K,) over processes.
     """
-    ones_ND = torch.sigmoid(4 * latents_ND.float() / temperature)
-    probabilities_ND2 = torch.stack([1 - ones_ND, ones_ND], -1)
-    sure = torch.special.entr(probabilities_ND2).sum((1, 2)).mean()
+    odds_ND = 4 * latents_ND.float() / temperature  # the logarithm of the odds of +1
+    ones_ND, zeros_ND = torch.sigmoid(odds_ND), torch.sigmoid(-odds_ND)
+    # p log p has an infinite slope at 0, where the gradient would be infinity times 0: softplus knows the logarithms,
+    # and what has no probability in float32 adds nothing
+    sure = (ones_ND * F.softplus(-odds_ND) + zeros_ND * F.softplus(odds_ND)).sum(1).mean()
+    probabilities_ND2 = torch.stack([zeros_ND, ones_ND], -1)
     half = latents_ND.shape[1] // 2
     low_NA, high_NB = _products(probabilities_ND2[:, :half]), _products(probabilities_ND2[:, half:])
     mean_K = (low_NA.T @ high_NB).flatten() / len(latents_ND)
     if mean_over is not None:
         mean_K = mean_K + (mean_over(mean_K.detach()) - mean_K).detach()
-    return sure, torch.special.entr(mean_K).sum()
+    return sure, torch.special.entr(mean_K.clamp_min(1e-30)).sum()
 
 
 def _products(probabilities_ND2: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ Shapes: B samples, L tokens, M masked positions, K codebook.
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 
@@ -16,6 +16,7 @@ from maskgit_core.guidance import GuidanceSchedule
 from maskgit_core.hints import Neutral, Range
 from maskgit_core.layers.reuse import ContextReuse
 from maskgit_core.masking import Rounding, Schedule, masked_counts
+from maskgit_core.refusals import check_critic
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +33,7 @@ class StepSampler(ABC):
             values of all others (ReCAP, `layers/reuse.py`). 1: all are full.
     """
 
+    needs_critic: ClassVar[bool] = False
     num_steps: Annotated[int, Range(1, 4096)] = 12
     schedule: Schedule = "cosine"
     schedule_power: Annotated[float, Range(0.0, low_open=True)] = 1.0
@@ -53,6 +55,7 @@ class StepSampler(ABC):
         grid: tuple[int, ...],
         seeds_B: torch.Tensor,
         known_BL: torch.Tensor | None = None,
+        critic: Any = None,
     ) -> torch.Tensor:
         """Tokens (B, L) in [0, K): a function of model, label, seed and known tokens of each sample alone.
 
@@ -62,14 +65,17 @@ class StepSampler(ABC):
             grid: (H, W) with H * W = L, or (H, W, S) where a model draws S groups for a token.
             seeds_B: int64, one per sample.
             known_BL: int64 tokens that are given, -1 where unknown; None where nothing is known.
+            critic: a `maskgit_core.layers.critic.Critic` in eval mode, for the samplers that ask for one.
         Raises:
-            ConfigError: a class out of range, a grid or known tokens that do not fit, guidance without classes.
+            ConfigError: a class out of range, a grid or known tokens that do not fit, guidance without classes, no
+                critic for a sampler that asks for one.
         """
+        check_critic(self.needs_critic, critic is not None)
         guidance = Guidance(
             self.guidance_scale, self.guidance_schedule, self.guidance_power, self.guidance_start, self.guidance_end
         )
         reuse = ContextReuse(model, self.full_every, MIN_ROWS) if self.full_every > 1 else None
-        state = Decoder(model, labels_B, grid, seeds_B, known_BL, guidance, self.num_steps, reuse)
+        state = Decoder(model, labels_B, grid, seeds_B, known_BL, guidance, self.num_steps, reuse, critic)
         self.fill(state)
         return state.tokens_BL
 

@@ -15,7 +15,7 @@ import torch
 from maskgit_core import rng
 from maskgit_core.losses import token_weights
 from maskgit_core.masking import dropped_labels, exact_counts, training_masks, training_ratios
-from maskgit_core.training.recipe import Recipe
+from maskgit_core.training.recipe import CriticRecipe, Recipe
 
 #: Masked-token accuracy is reported for mask ratios in these quarters.
 NUM_BUCKETS = 4
@@ -69,7 +69,7 @@ class Masker:
 
     def __init__(
         self,
-        recipe: Recipe,
+        recipe: Recipe | CriticRecipe,
         mask_token_id: int,
         null_label: int | None,
         grouped: Callable[[torch.Tensor], torch.Tensor] | None = None,

@@ -6,7 +6,7 @@ Each published implementation is one setting of these switches; see `conf/experi
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 
@@ -26,8 +26,8 @@ Precision = Literal["fp32", "bf16", "fp16"]
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """The settings that decide the result of a training run; the fields are config keys of the `train` stage.
+class MaskedRecipe:
+    """What every training on masked tokens has; see `Recipe` and `CriticRecipe`.
 
     Args:
         num_train_steps: optimizer steps.
@@ -40,8 +40,6 @@ class Recipe:
         betas: of Adam's moments; adam_eps: added to the root of the second.
         grad_clip: largest norm of the gradient; None: no limit.
         label_drop: share of labels replaced by "no class", for classifier-free guidance.
-        label_smoothing: share of the target distribution that is uniform.
-        loss_on, unmasked_weight: see `losses.token_weights`.
         mask_schedule, mask_schedule_power, mask_kind, mask_rounding, min_mask_ratio: see `masking`.
         mask_ratio_per: whether each sample draws a mask ratio of its own, or the batch one.
         ema_decay: highest decay of the moving average of the weights, None: there is none; ema_warmup, ema_power,
@@ -62,9 +60,6 @@ class Recipe:
     betas: Annotated[tuple[float, float], Range(0.0, 1.0, high_open=True)] = (0.9, 0.96)
     grad_clip: Annotated[float | None, Range(0.0, low_open=True)] = 1.0
     label_drop: Annotated[float, Range(0.0, 1.0)] = 0.1
-    label_smoothing: Annotated[float, Range(0.0, 0.99)] = 0.1
-    loss_on: LossOn = "masked"
-    unmasked_weight: Annotated[float, Range(0.0, 1.0)] = 0.1
     mask_schedule: Schedule = "cosine"
     mask_schedule_power: Annotated[float, Range(0.0, low_open=True)] = 1.0
     mask_kind: Literal["exact", "bernoulli"] = "exact"
@@ -83,7 +78,35 @@ class Recipe:
     ema_count_from: Annotated[int, Range(0, 1), Neutral(0)] = 0
 
 
-def learning_rate(recipe: Recipe, step: int) -> float:
+@dataclass(frozen=True)
+class Recipe(MaskedRecipe):
+    """The settings that decide the result of a training run; the fields are config keys of the `train` stage.
+
+    Args:
+        label_smoothing: share of the target distribution that is uniform.
+        loss_on, unmasked_weight: see `losses.token_weights`.
+    """
+
+    label_smoothing: Annotated[float, Range(0.0, 0.99)] = 0.1
+    loss_on: LossOn = "masked"
+    unmasked_weight: Annotated[float, Range(0.0, 1.0)] = 0.1
+
+
+@dataclass(frozen=True)
+class CriticRecipe(MaskedRecipe):
+    """The settings of a critic's training; the fields are config keys of the `train_critic` stage.
+
+    Args:
+        temperature: at which the generator draws the tokens that the critic is to find.
+    """
+
+    temperature: Annotated[float, Range(0.0, low_open=True)] = 1.0
+    # a critic judges all tokens alike, drawn ones and real ones (Lezama et al. 2022, equation 5)
+    loss_on: ClassVar[LossOn] = "all"
+    unmasked_weight: ClassVar[float] = 1.0
+
+
+def learning_rate(recipe: MaskedRecipe, step: int) -> float:
     """The learning rate of optimizer step `step` (from 0).
 
     Linear warm-up over `warmup_steps`, in which step t has (t + 1) / warmup_steps of it (`warmup_from: first_step`) or
@@ -112,7 +135,7 @@ def learning_rate(recipe: Recipe, step: int) -> float:
     return max(target + (recipe.lr - target) * left, floor)
 
 
-def ema_decay_at(recipe: Recipe, step: int) -> float:
+def ema_decay_at(recipe: MaskedRecipe, step: int) -> float:
     """The EMA decay after optimizer step `step` (from 0), counted as t = step + `ema_count_from`.
 
     `inverse_power`: 1 - (1 + t / inv_gamma)^(-power) (crowsonkb); `by_ten`: (1 + t) / (10 + t);
@@ -143,7 +166,7 @@ def is_decayed(name: str, parameter: torch.Tensor, decay_on: str) -> bool:
 
 
 def make_optimizer(
-    recipe: Recipe, parameters: Mapping[str, torch.nn.Parameter], hidden: Collection[str] = ()
+    recipe: MaskedRecipe, parameters: Mapping[str, torch.nn.Parameter], hidden: Collection[str] = ()
 ) -> torch.optim.Optimizer:
     """AdamW (decoupled decay), Adam or a relative of it over the named parameters, fused where PyTorch can.
 

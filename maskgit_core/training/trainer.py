@@ -25,8 +25,11 @@ from maskgit_core.losses import token_cross_entropy, weighted_mean
 from maskgit_core.refusals import check_batch
 from maskgit_core.training.checkpoints import load_strictly, select
 from maskgit_core.training.masked import NUM_BUCKETS, MaskedBatch
-from maskgit_core.training.recipe import Ema, Recipe, ema_decay_at, learning_rate, make_optimizer
+from maskgit_core.training.meters import Meters
+from maskgit_core.training.recipe import Ema, MaskedRecipe, Recipe, ema_decay_at, learning_rate, make_optimizer
 
+#: Logits that exist at once, by default: half a gigabyte of them.
+MOST_LOGITS = 2**27
 PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 
 
@@ -84,24 +87,45 @@ def recompute_for_training(block: nn.Module) -> None:
 
 
 class TokenLoss(nn.Module):
-    """The model with its loss in one module, so that a distributed wrapper sees a single forward."""
+    """The model with its loss in one module, so that a distributed wrapper sees a single forward.
 
-    def __init__(self, model: Any, label_smoothing: float) -> None:
+    `accuracy` names the share of right answers that its sums hold.
+
+    Args:
+        rows: logits of so many tokens exist at once; the others' are computed again in the backward pass. None: as many
+            as make `MOST_LOGITS` numbers, so that a large codebook does not decide how much memory a training needs.
+    """
+
+    accuracy = "masked_accuracy"
+
+    def __init__(self, model: Any, label_smoothing: float, rows: int | None = None) -> None:
         super().__init__()
         self.model, self.label_smoothing = model, label_smoothing
+        self.rows = rows or max(1024, MOST_LOGITS // int(model.codebook_size))
 
     def forward(self, batch: MaskedBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """(loss, sums): this process's part of the global mean loss, and what the meters add up: (2 + 2 * buckets,)."""
         features_BLD = self.model.features(batch.inputs_BL, batch.labels_B)
-        logits_MK = self.model.logits(features_BLD.flatten(0, 1).index_select(0, batch.places_M))
-        losses_M = token_cross_entropy(logits_MK, batch.targets_M, self.label_smoothing)
+        features_MD = features_BLD.flatten(0, 1).index_select(0, batch.places_M)
+        if len(features_MD) <= self.rows:
+            losses_M, found_M = self._of(features_MD, batch.targets_M)
+        else:
+            pairs = zip(features_MD.split(self.rows), batch.targets_M.split(self.rows), strict=True)
+            parts = [checkpoint(self._of, *pair, use_reentrant=False, preserve_rng_state=False) for pair in pairs]
+            losses_M, found_M = (torch.cat(part) for part in zip(*parts, strict=True))
         loss = weighted_mean(losses_M, batch.weights_M, batch.total_weight)
         with torch.no_grad():
-            right_M = (logits_MK.argmax(-1) == batch.targets_M).float() * batch.hidden_M
+            right_M = found_M.float() * batch.hidden_M
             by_bucket = torch.zeros(2, NUM_BUCKETS, device=right_M.device)
             by_bucket.index_add_(1, batch.buckets_M, torch.stack([right_M, batch.hidden_M]))
             sums = torch.cat([loss.detach()[None], loss.new_ones(1), by_bucket.flatten()])
         return loss, sums
+
+    def _of(self, features_MD: torch.Tensor, targets_M: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(losses_M, whether the likeliest token is the right one: bool (M,))."""
+        logits_MK = self.model.logits(features_MD)
+        found_M = logits_MK.detach().argmax(-1) == targets_M
+        return token_cross_entropy(logits_MK, targets_M, self.label_smoothing), found_M
 
 
 class Trainer:
@@ -113,10 +137,17 @@ class Trainer:
         device: "cpu", "cuda:0", ...
         compile_blocks: compile each transformer block (`model.blocks`) by itself, as it trains.
         recompute: keep no activations inside a block; see `recompute_for_training`.
+        loss: around the model, (batch) -> (loss, sums) as in `TokenLoss`; None: that, with the recipe's smoothing.
     """
 
     def __init__(
-        self, model: Any, recipe: Recipe, device: str = "cpu", compile_blocks: bool = False, recompute: bool = False
+        self,
+        model: Any,
+        recipe: MaskedRecipe,
+        device: str = "cpu",
+        compile_blocks: bool = False,
+        recompute: bool = False,
+        loss: Any = None,
     ) -> None:
         self.recipe, self.step, self.on_cpu = recipe, 0, device == "cpu"
         self.accelerator = make_accelerator(recipe.precision, device)
@@ -129,14 +160,14 @@ class Trainer:
         if recompute:
             for block in model.blocks:
                 recompute_for_training(block)
-        loss = TokenLoss(model, recipe.label_smoothing)
-        self.parameters = dict(model.named_parameters())
+        loss = loss or TokenLoss(model, recipe.label_smoothing if isinstance(recipe, Recipe) else 0.0)
+        self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self._loss = self.accelerator.prepare(loss)
         hidden = {id(parameter) for block in model.blocks for parameter in block.parameters()}
         names = [name for name, parameter in self.parameters.items() if id(parameter) in hidden]
         self.optimizer = self.accelerator.prepare(make_optimizer(recipe, self.parameters, names))
         self.ema = Ema(self.parameters) if recipe.ema_decay else None
-        self.meters = Meters(self.accelerator)
+        self.meters = Meters(self.accelerator, loss.accuracy)
 
     def train_step(self, pieces: Sequence[MaskedBatch]) -> None:
         """One optimizer step on this process's micro-batches."""
@@ -225,60 +256,6 @@ class Trainer:
         # a tied parameter has several names and one average
         first = {id(parameter): name for name, parameter in self.parameters.items()}
         for name, parameter in self.model.named_parameters(remove_duplicate=False):
-            averaged[name] = self.ema.averages[first[id(parameter)]].to("cpu", copy=True)
+            if id(parameter) in first:  # a frozen one has no average
+                averaged[name] = self.ema.averages[first[id(parameter)]].to("cpu", copy=True)
         return {"model": averaged, "raw": raw}
-
-
-class Meters:
-    """Sums kept on the device between two log intervals."""
-
-    def __init__(self, accelerator: Accelerator) -> None:
-        self._accelerator = accelerator
-        self._sums: torch.Tensor | None = None
-        self._steps = 0
-        self.grad_norm: torch.Tensor | float | None = None
-
-    def add(self, sums: torch.Tensor, *, is_new_step: bool) -> None:
-        """Adds one micro-batch's sums."""
-        self._steps += is_new_step
-        self._sums = sums if self._sums is None else self._sums + sums
-
-    def totals(self) -> dict[str, Any] | None:
-        """Sums since the last `read`, over all processes: plain data; None for nothing.
-
-        Every process must call it; waits for the device.
-        """
-        if self._sums is None:
-            return None
-        sums = self._sums
-        if self._accelerator.num_processes > 1:
-            sums = self._accelerator.reduce(sums, reduction="sum")  # makes a new tensor
-        return {"sums": sums.tolist(), "steps": self._steps}
-
-    def restore(self, totals: Mapping[str, Any] | None) -> None:
-        """Goes on from `totals`, so that what is read next is what it would have been without a stop between."""
-        self._sums, self._steps = None, 0
-        if totals is not None:
-            sums = torch.tensor(totals["sums"], device=self._accelerator.device)
-            self._sums, self._steps = sums * float(self._accelerator.is_main_process), int(totals["steps"])
-
-    def read(self) -> dict[str, float]:
-        """Metrics since the last call, over all processes (every process must call it); waits for the device.
-
-        Keys: loss (nats a weighted token, mean of the steps), masked_accuracy in [0, 1], masked_accuracy_q1 ... q4 by
-        quarter of the mask ratio (where there were tokens), grad_norm (of the last step, before clipping).
-        """
-        totals = self.totals()
-        if totals is None:
-            return {}
-        values = totals["sums"]
-        right, hidden = values[2 : 2 + NUM_BUCKETS], values[2 + NUM_BUCKETS :]
-        metrics = {"loss": values[0] / totals["steps"]}
-        metrics["masked_accuracy"] = sum(right) / max(sum(hidden), 1.0)
-        for number in range(NUM_BUCKETS):
-            if hidden[number]:
-                metrics[f"masked_accuracy_q{number + 1}"] = right[number] / hidden[number]
-        if self.grad_norm is not None:
-            metrics["grad_norm"] = float(self.grad_norm)
-        self._sums, self._steps = None, 0
-        return metrics

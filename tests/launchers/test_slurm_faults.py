@@ -55,15 +55,17 @@ resources:
   b: {partition: lowc}
   total_a: {partition: lowc}
 """
+#: Read here, as no test sees the caller's MASKGIT_ variables.
+SEED = int(os.environ.get("MASKGIT_FAULT_SEED", "1"))
 #: Faults of a hundred; time limits come by themselves, from the slow items.
 HUNDRED = {"oom": 22, "node": 10, "disk": 8, "requeue": 15, "cancel": 15, "ctld": 6, "mlflow": 6, "submission": 8}
 SLOW_ITEMS = {100: 10, 10: 1}
 
 
-@pytest.fixture
+@pytest.fixture  # KillWait as SLURM has it, so that a job script can requeue on a loaded machine too
 def faulty(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     made = new_cluster(f"/tmp/mgf{os.getpid()}", 40025 + os.getpid() % 200 * 50, NODES="6", CPUS="3", ACCT="0",
-                       OVERRIDES=";".join(("PreemptMode=REQUEUE", *PARTITIONS)))  # fmt: skip
+                       OVERRIDES=";".join(("PreemptMode=REQUEUE", "KillWait=30", *PARTITIONS)))  # fmt: skip
     monkeypatch.setenv("SLURM_CONF", str(made.folder / "slurm.conf"))
     yield made
     made.script("stop.sh")
@@ -215,7 +217,6 @@ def is_idle() -> bool:
 
 @pytest.mark.parametrize("share", [100, 10], ids=["hundred", "ten"])
 def test_faults_change_nothing(faulty: Cluster, small_store: Path, lab: Run, tmp_path: Path, share: int) -> None:
-    seed = int(os.environ.get("MASKGIT_FAULT_SEED", "1"))
     items = 80 * share // 100
     conf = tmp_path / "conf"
     (conf / "experiment").mkdir(parents=True)
@@ -240,7 +241,7 @@ def test_faults_change_nothing(faulty: Cluster, small_store: Path, lab: Run, tmp
               "resources.a.timeout_min=1", "launcher.signal_s=15", "launcher.max_idle_restarts=20",
               "launcher.exclude_after=0", "tracking.ship=false"]  # fmt: skip
     with Server(tmp_path / "mlflow") as server:
-        faults = Faults(seed, faulty, small_store, server, submit)
+        faults = Faults(SEED, faulty, small_store, server, submit)
         began = time.time()
         for _ in range(3 * share // 100):  # killed before anything was released
             faults.one("submission")
@@ -259,7 +260,7 @@ def test_faults_change_nothing(faulty: Cluster, small_store: Path, lab: Run, tmp
             time.sleep(faults.random.uniform(0.2, 1.0))
         faults.join()
         wait_until(is_idle, 3600)
-        report(faults, wanted, small_store, time.time() - began, seed)
+        report(faults, wanted, small_store, time.time() - began, SEED)
         explain_missing(wanted, small_store)
         follower.send_signal(signal.SIGTERM)
         with suppress(subprocess.TimeoutExpired):

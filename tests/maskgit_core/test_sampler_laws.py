@@ -16,6 +16,7 @@ from maskgit_core import rng
 from maskgit_core.decoding import Decoder, Guidance, draw_tokens
 from maskgit_core.errors import ConfigError
 from maskgit_core.guidance import guidance_scale
+from maskgit_core.layers.critic import Critic
 from maskgit_core.masking import SCHEDULES
 from maskgit_core.models.prenorm import Model
 from maskgit_core.samplers.halton import halton_cells
@@ -25,11 +26,26 @@ GRID = (4, 5)
 
 
 def built(name: str, **options: Any) -> Any:
-    """The sampler of a file; an option that it does not have leaves the test out."""
+    """The sampler of a file; an option that it does not have leaves the test out.
+
+    One that asks for a critic is given an untrained one: the laws hold for whatever it says.
+    """
     cls = importlib.import_module(f"maskgit_core.samplers.{name}").Sampler
     if absent := options.keys() - inspect.signature(cls.__init__).parameters.keys():
         pytest.skip(f"{name} has no {', '.join(sorted(absent))}")
-    return cls(**options)
+    sampler = cls(**options)
+    if cls.needs_critic:
+        plain = sampler.sample
+        object.__setattr__(sampler, "sample", lambda m, *a, **k: plain(m, *a, **{"critic": judge_of(m), **k}))
+    return sampler
+
+
+def judge_of(model: Any) -> Critic:
+    """An untrained critic whose trunk is the model."""
+    torch.manual_seed(1)
+    critic = Critic(model, is_frozen=True).eval()
+    torch.nn.init.normal_(critic.weight)
+    return critic
 
 
 def remasks(name: str) -> bool:

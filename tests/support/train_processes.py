@@ -1,7 +1,8 @@
 """Runs the stage `train` in real processes, as a launcher would, some of which are killed or told to stop.
 
 `python train_processes.py PLAN.json`: torch is imported once, then each launch of the plan forks its processes.
-A launch is {"folder", "number", "world", "tokens", "model", "values", "kill_at", "term_at"}: `kill_at` is [step,
+A launch is {"folder", "number", "world", "tokens", "model", "values", "kill_at", "term_at"}; with "critic_of", the
+folder of a finished training, it is a critic of that model that is trained (stage `train_critic`): `kill_at` is [step,
 "before" or "after"] at which rank 0 kills itself with SIGKILL, `term_at` a step before which every rank gets SIGTERM,
 `signal_after` [seconds, signal] for all ranks, at whatever they are then.
 Exit codes of all processes are printed as a list per launch.
@@ -25,7 +26,8 @@ from stage_calls import call
 from experiments.config.specs import Input, ModelSpec
 from experiments.running.attempt import Attempt, Stopped
 from experiments.running.signals import StopFlag
-from experiments.stages import train
+from experiments.stages import train, train_critic
+from experiments.store.documents import Request
 from maskgit_core.training.trainer import Trainer
 
 
@@ -50,9 +52,13 @@ def one_process(launch: dict[str, Any], rank: int) -> int:
     Trainer.train_step = watched
     stop = StopFlag.installed()
     attempt = Attempt(Path(launch["folder"]), launch["number"], rank=rank, world_size=launch["world"], stop=stop)
-    model = ModelSpec(launch["model"].pop("name"), launch["model"])
+    tokens, model = tokens_input(launch["tokens"]), ModelSpec(launch["model"].pop("name"), launch["model"])
     try:
-        call(train, attempt, tokens=tokens_input(launch["tokens"]), model=model, **launch["values"])
+        if "critic_of" in launch:
+            generator = Input("train", "model", Path(launch["critic_of"]), "e" * 64, {}, {})
+            call(train_critic, attempt, model=generator, tokens=tokens, **launch["values"])
+        else:
+            call(train, attempt, tokens=tokens, model=model, **launch["values"])
     except Stopped as stopped:
         return 75 if stopped.requeue else 143
     finally:
@@ -63,6 +69,9 @@ def one_process(launch: dict[str, Any], rank: int) -> int:
 
 
 def run(launch: dict[str, Any]) -> list[int]:
+    module = "experiments.stages.train"  # a kept checkpoint's request is made from that of its training
+    request = Request(fingerprint="f" * 64, stage="train", module=module, version=1, kind="model", config={})
+    request.create(Path(launch["folder"]))
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -10,10 +10,13 @@ import struct
 import subprocess
 import sys
 import termios
+import time
 from pathlib import Path
 
 import pytest
 from conftest import LAB, ROOT
+
+from tools.screenshots.terminal import Terminal
 
 SLOW = ["experiment=chain", "numbers.count=4", "numbers.pause_s=1.1", "tracking.ship=false", "--config-dir", str(LAB)]
 
@@ -46,6 +49,34 @@ def test_a_running_step_has_one_live_line_that_is_gone_at_the_end(store: Path) -
     assert "\x1b[?25h" in seen, "the cursor is back"
     after = seen.rpartition("\x1b[?25h")[2]
     assert "numbers: largest = 3" in after and "maskgit ui chain" in after and "/4 numbers" not in after
+
+
+def test_watching_redraws_one_screen_and_ends_with_the_run(store: Path) -> None:
+    command = [sys.executable, "-m", "experiments.cli"]
+    kept = {**os.environ, "PYTHONPATH": str(ROOT), "MASKGIT_STORE": str(store)}
+    with subprocess.Popen([*command, "run", *SLOW, "numbers.pause_s=2"], cwd=store.parent, env=kept,
+                          stdout=subprocess.DEVNULL) as run:  # fmt: skip
+        until = time.monotonic() + 120
+        while not list(store.glob("pipelines/*.json")):
+            assert time.monotonic() < until and run.poll() is None
+            time.sleep(0.1)
+        places = {"PYTHONPATH": str(ROOT), "MASKGIT_STORE": str(store)}
+        watch, other = (
+            Terminal([*command, "status", "chain", "--watch"], store.parent, places, size)
+            for size in ((60, 5), (100, 20))
+        )
+        try:
+            assert other.wait(lambda text: "steps: 1 running" in text, 120), other.text()
+            other.close()
+            assert other.process.returncode == 0 and "error" not in other.text(), "Ctrl-C is how watching ends"
+            assert watch.wait(lambda text: "numbers" in text and "running" in text and "more" in text, 120)
+            lines = watch.text().splitlines()
+            assert lines[0].startswith("chain  (") and "more lines" in lines[-1] and len(lines) == 4, lines
+            assert watch.wait(lambda text: "2 done" in text, 120), watch.text()
+            assert watch.process.wait(60) == 0
+        finally:
+            watch.close()
+        assert run.wait(120) == 0
 
 
 def test_no_line_is_wider_than_a_narrow_terminal(store: Path) -> None:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from local_hub import local_hub
+
+from tools.local_hub import local_hub
 
 TINY = ["experiment=quickstart", "launcher=inline", "tracking.ship=false", "toy=true"]
 LOADED = """

@@ -9,6 +9,7 @@ import pytest
 from conftest import LAB
 
 from experiments.commands import parse_arguments
+from experiments.config.points import plan_configs
 from experiments.planning.pipeline import build
 from maskgit_core.errors import ConfigError
 
@@ -33,6 +34,14 @@ def refused(*overrides: str, **kwargs: Any) -> str:
         ("lr=1e-4", "lr: changes no step of this pipeline (another key decides, or none takes it); write "),
         ("lr=1e-4,1e-3", "train_tokenizer.lr or train.lr"),
         ("num_train_steps=5", "train.num_train_steps"),
+        (
+            "batch_size=4",
+            "batch_size: would change other steps alone, since train_tokenizer and train set it in their own",
+        ),
+        ("batch_size=4,8", "write STEP.batch_size: train_tokenizer.batch_size or "),
+        ("train.num_train_steps=" + "9" * 4300, "99999... (4300 digits) is out of range; numbers have at most 64 bits"),
+        ("train.lr=1" + "0" * 400, "(401 digits) is out of range"),
+        ("train.seed=9223372036854775808", "train.seed: 9223372036854775808 is out of range"),
         ("name=tiny", "name: changes no step"),
         ("resources.edit.ranks=2", "resources.edit.ranks: changes no step"),
         ("edit.region=left", "edit.region: changes no step"),
@@ -61,13 +70,32 @@ def test_a_key_at_its_default_or_in_force_is_accepted() -> None:
     plain = graph()
     assert list(graph("train.label_drop=0.1").nodes) == list(plain.nodes)
     assert list(graph("train.log_every=3", "resources.train.ranks=2").nodes) == list(plain.nodes)
-    assert list(graph("batch_size=4").nodes) == list(plain.nodes)  # how samples are drawn; nothing else takes it
+    assert list(graph("cache_tokens.batch_size=4").nodes) == list(plain.nodes)  # how it runs, not what it makes
 
 
 def test_a_step_without_its_users_leaves_no_unknown_key() -> None:
     steps = ("evaluate", "reference_statistics", "eval_tokenizer", "report")
     left = graph(*(f"~pipeline.steps.{step}" for step in steps))
     assert "train" in {node.name for node in left.nodes.values()} and len(left.nodes) == 5
+
+
+def test_one_value_of_a_key_that_the_experiment_sweeps_takes_the_place_of_its_values() -> None:
+    """It was ignored: the sweep's own values won."""
+    points, configs = plan_configs(["experiment=quickstart_guidance", "sampler.guidance_scale=2"])
+    assert [c["sampler"]["guidance_scale"] for c in configs] == [2, 2]
+    assert points == [{"sampler.choice_temperature": 2.0}, {"sampler.choice_temperature": 6.0}]
+    points, configs = plan_configs(
+        ["experiment=quickstart_guidance", "sampler.guidance_scale=2", "sampler.choice_temperature=4"]
+    )
+    assert points == [{}] and configs[0]["sampler"]["choice_temperature"] == 4
+
+
+def test_the_store_is_an_option_of_every_command() -> None:
+    """`maskgit run NAME --store DIR` was refused, though all other commands take it."""
+    assert parse_arguments("run", ["quickstart", "--store", "/a b/it's"]).overrides[-1] == "paths.store='/a b/it\\'s'"
+    asked = [*parse_arguments("plan", ["--store", "/a b/it's", "quickstart", "train.lr=0.1"]).overrides]
+    _, (config,) = plan_configs(asked)
+    assert config["paths"]["store"] == "/a b/it's" and config["train"]["lr"] == 0.1
 
 
 def test_a_glob_sweeps_over_the_files_of_a_group() -> None:

@@ -105,7 +105,7 @@ def test_the_command_writes_the_page_and_names_experiments(tmp_path: Path) -> No
 
 @pytest.mark.skipif(not __import__("shutil").which("chromium"), reason="needs Chromium")
 def test_it_is_drawn_in_a_browser(tmp_path: Path) -> None:
-    from browser import DRIVER, Browser
+    from tools.screenshots.browser import DRIVER, Browser
 
     if DRIVER is None:
         pytest.skip("needs chromedriver")

@@ -52,6 +52,15 @@ def test_the_number_stands_between_floor_and_ceiling(tmp_path):
     assert "ceiling: an untrained model" in text and "the tokenizer's reconstructions" in text
 
 
+def test_without_a_ceiling_the_number_does_not_stand_at_the_red_end(tmp_path):
+    store = TrackedStore(tmp_path / "store")
+    scored(store, "evaluate", "scores", [row for row in ROWS if row[1] != "untrained model"])
+    placed = numbers.placed(inputs(store)[0])
+    assert placed.bar == "open" and placed.marks[-1].value == "30"
+    assert [round(m.at) for m in placed.marks] == [0, 33, 67]
+    assert "No untrained model was scored" in placed.sentence
+
+
 def test_the_page_says_why_two_floors_differ_and_explains_a_protocol_once(tmp_path):
     store = TrackedStore(tmp_path / "store")
     scored(

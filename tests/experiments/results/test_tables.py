@@ -103,6 +103,7 @@ def test_every_format_carries_value_difference_run_and_commit(tmp_path, store):
         assert "c" * 12 in text and "Somebody et al." in text, name
     assert "6.18 / 6.30 ± 0.14 (+0.12)" in made["md"]
     assert r"6.18 / 6.30 $\pm$ 0.14 (+0.12)" in made["tex"] and r"\toprule" in made["tex"]
+    assert r"\ifdim\wd0>\linewidth\resizebox{\linewidth}{!}{\usebox0}" in made["tex"], "no wider than its column"
     rows = list(csv.DictReader(io.StringIO(made["csv"])))
     assert (
         float(rows[0]["reproduced"]) == pytest.approx(6.3) and rows[0]["seeds"] == "2" and rows[1]["reproduced"] == ""

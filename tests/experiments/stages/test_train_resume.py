@@ -28,7 +28,7 @@ from maskgit_core.errors import WeightsError
 from maskgit_core.shards.format import Layout
 from maskgit_core.shards.writer import Samples, write_manifest, write_shard
 from maskgit_core.training.checkpoints import list_checkpoints, load_checkpoint, load_tensors, save_tensors
-from maskgit_core.training.health import DivergedError
+from maskgit_core.training.meters import DivergedError
 from maskgit_core.training.trainer import Trainer
 
 DRIVER = TESTS / "support" / "train_processes.py"

@@ -31,7 +31,7 @@ from maskgit_core.images.views import Views
 from maskgit_core.shards.format import Layout
 from maskgit_core.shards.writer import Samples, write_manifest, write_shard
 from maskgit_core.training.checkpoints import load_tensors, save_tensors
-from maskgit_core.training.health import DivergedError
+from maskgit_core.training.meters import DivergedError
 
 MODEL = {"name": "prenorm", "dim": 16, "num_layers": 2, "num_heads": 2, "dropout": 0.1}
 VALUES: dict[str, Any] = {

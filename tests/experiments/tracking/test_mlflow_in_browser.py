@@ -4,12 +4,12 @@ import os
 import shutil
 
 import pytest
-from browser import CHROMIUM, DRIVER, Browser
 from conftest import LAB
 from mlflow_server import empty_database, free_port
 
 from experiments.tracking import server
 from experiments.tracking.pages import runs_page
+from tools.screenshots.browser import CHROMIUM, DRIVER, Browser
 
 pytestmark = pytest.mark.chromium
 RATES = [0.01, 0.03, 0.1, 0.3, 0.7, 0.9]

@@ -88,7 +88,7 @@ def test_stopped_anywhere_it_goes_on_bit_for_bit(setting, tmp_path):
                 assert torch.equal(a, b), f"cut at {cut}: {name}"
 
 
-DIVIDED = ("normalised", "gradient", "lfq", "adversarial", "accumulated", "muon")
+DIVIDED = ("normalised", "gradient", "lfq", "fsq", "adversarial", "accumulated", "muon")
 
 
 def one_step(setting, path, step, rank=0, processes=1):
@@ -145,6 +145,14 @@ def test_lfq_entropies_are_those_of_all_codes_listed():
     sure, spread = bit_entropies(latents, 0.7)
     assert float(sure) == pytest.approx(float(torch.special.entr(probabilities).sum(1).mean()), rel=1e-5)
     assert float(spread) == pytest.approx(float(torch.special.entr(probabilities.mean(0)).sum()), rel=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.01])
+def test_lfq_entropies_of_sure_latents_have_a_gradient(temperature):
+    latents = torch.tensor([[9.0, -30.0, 0.1, 5.0]] * 8, requires_grad=True)  # codes without probability in float32
+    sure, spread = bit_entropies(latents, temperature)
+    (sure - spread).backward()
+    assert latents.grad is not None and bool(latents.grad.isfinite().all())
 
 
 def test_adaptive_weight_is_the_ratio_of_gradient_norms():

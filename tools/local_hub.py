@@ -1,7 +1,13 @@
-"""A server on this machine that speaks the part of the Hugging Face hub's API that sends and fetches repositories."""
+"""A server on this machine that speaks the part of the Hugging Face hub's API that sends and fetches repositories.
+
+    python -m tools.local_hub            then HF_ENDPOINT=http://127.0.0.1:8999 HF_TOKEN=any maskgit push ...
+
+For trying `maskgit push` without an account; repositories are kept in memory until Ctrl-C.
+"""
 
 from __future__ import annotations
 
+import argparse
 import base64
 import contextlib
 import hashlib
@@ -92,13 +98,26 @@ class LocalHub(BaseHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def local_hub() -> Iterator[tuple[str, dict[str, dict[str, bytes]]]]:
+def local_hub(port: int = 0) -> Iterator[tuple[str, dict[str, dict[str, bytes]]]]:
     """The address of a fresh hub and its repositories: name -> file -> content."""
     handler = type("Handler", (LocalHub,), {"repositories": {}, "private": {}, "protocol_version": "HTTP/1.1"})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server = ThreadingHTTPServer(("127.0.0.1", port), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield f"http://127.0.0.1:{server.server_address[1]}", handler.repositories
     finally:
         server.shutdown()
         server.server_close()
+
+
+def main() -> None:
+    """Serves until Ctrl-C."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--port", type=int, default=8999)
+    with contextlib.suppress(KeyboardInterrupt), local_hub(parser.parse_args().port) as (address, _):
+        print(f"HF_ENDPOINT={address}", flush=True)
+        threading.Event().wait()
+
+
+if __name__ == "__main__":
+    main()
