@@ -34,7 +34,7 @@ exit codes: 0 done (or submitted), 1 trials are left, 2 the request is wrong
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Overrides, `--plan`, `--status`, `--all`, `--json`, `--cancel`, `--store`."""
+    """Overrides, `--plan`, `--status`, `--all`, `--json`, `--cancel`."""
     request_arguments(parser)
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--plan", action="store_true", help="say what would be searched, and at which cost")
@@ -42,9 +42,6 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--cancel", action="store_true", help="end its workers; what trials have made is kept")
     parser.add_argument("--all", action="store_true", help="with --status: every trial")
     parser.add_argument("--json", action="store_true", help="with --status: machine-readable output")
-    parser.add_argument(
-        "--store", type=Path, help="with --status, --cancel: the store (default: MASKGIT_STORE or ./runs)"
-    )
 
 
 def main(args: argparse.Namespace) -> int:
@@ -78,10 +75,10 @@ def _of_earlier(args: argparse.Namespace) -> int:
     from experiments.store.find import default_store
     from maskgit_core.errors import ConfigError
 
-    named = [text.removeprefix("experiment=") for text in args.overrides]
+    named = [text.removeprefix("experiment=") for text in args.overrides if not text.startswith("paths.store=")]
     if len(named) > 1 or any("=" in text for text in named):
         raise ConfigError(f"search: {' '.join(args.overrides)}: name one experiment, or a folder of <store>/searches")
-    store = args.store.expanduser().absolute() if args.store else default_store()
+    store = Path(args.asked_store).expanduser().absolute() if args.asked_store else default_store()
     folders = find(store, named[0] if named else None)
     if args.cancel and (len(folders) > 1 or not named):
         raise ConfigError(f"search: --cancel: which one? [{', '.join(folder.name for folder in folders)}]")
