@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -89,6 +91,12 @@ def test_points_of_one_old_code_stay_until_a_new_one_joins_them(tmp_path, reques
     assert main(["run", *more, "--reuse-old-code"]) == 0
     (record,) = [r for r in records(store) if len(r.items) == 4]
     assert common_tags(record)["mixed_code"] == "train"
+    assert main(["sync", "--store", str(store)]) == 0
+    with closing(sqlite3.connect(f"file:{store / 'mlflow.db'}?mode=ro", uri=True)) as database:
+        tags = "SELECT runs.name, value FROM tags JOIN runs USING (run_uuid) WHERE key = ?"
+        old = dict(database.execute(tags, ("old_code",)))
+        mixed = {name.split()[0] for name, _ in database.execute(tags, ("mixed_code",))}
+    assert old == {f"train[seed={n}]": "toylab.stages.descent" for n in (0, 1, 2)} and "rates" in mixed
 
 
 def test_tables_and_comparisons_say_so(tmp_path, request_, capsys):
