@@ -60,6 +60,7 @@ def explain(error: OSError, path: Path) -> ArtifactError:
         errno.EACCES: "no permission to write here; choose a folder you can write to (for a run: paths.store)",
         errno.EPERM: "not permitted to write here; choose a folder you can write to (for a run: paths.store)",
         errno.ENOTDIR: "a part of this path is a file, not a folder; choose another folder (for a run: paths.store)",
+        errno.EISDIR: "is a folder where a file belongs; move it away and run the same command again",
         errno.EEXIST: "is a file, not a folder; choose another folder (for a run: paths.store)",
     }
     failed = f"the disk or network file system failed ({error.strerror}); run the same command again once it is well"
@@ -91,7 +92,13 @@ def read_json(path: Path) -> Any | None:
     """The JSON in `path`, or None where there is no such file or it is not (yet) whole."""
     try:
         return json.loads(path.read_text())
-    except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):  # also numbers of 5,000 digits
+    except (
+        FileNotFoundError,
+        NotADirectoryError,
+        IsADirectoryError,
+        ValueError,
+        RecursionError,
+    ):  # also numbers of 5,000 digits
         return None
 
 

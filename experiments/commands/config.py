@@ -25,6 +25,7 @@ def main(args: argparse.Namespace) -> int:
     from experiments.config.checker import Checker
     from experiments.config.compose import groups, to_yaml
     from experiments.config.points import plan_configs
+    from experiments.config.settings import without_password
 
     dirs = config_dirs(args)
     points, resolved = plan_configs(args.overrides, dirs)
@@ -35,7 +36,7 @@ def main(args: argparse.Namespace) -> int:
             print(f"--- # {point}")
         if args.checked:
             shown = {r.name: {**r.config, **r.content, **r.weights} for r in requests.values()}
-            print(to_yaml(shown), end="")
+            print(without_password(to_yaml(shown)), end="")
         else:
-            print(to_yaml(config), end="")
+            print(without_password(to_yaml(config)), end="")
     return 0

@@ -13,8 +13,9 @@ if TYPE_CHECKING:
 
 HELP = "check that a step (or the whole store) is undamaged"
 EPILOG = """\
-Reads every document of the steps and of the store's runs and compares each output with its manifest; --deep hashes
-every byte, also of files whose size and time are what they were. Exit code 1 where something is damaged.
+Reads every document and journal of the steps, the records of the store's runs, and compares each output with its
+manifest; --deep hashes every byte, also of files whose size and time are what they were, and compares the points in the
+store's mlflow.db with the journals. Exit code 1 where something is damaged.
 examples:
   maskgit verify                       the whole store, quickly
   maskgit verify quickstart/train --deep
@@ -34,7 +35,8 @@ def main(args: argparse.Namespace) -> int:
     """Prints what is damaged, one line each."""
     from experiments.store.find import default_store, select
     from experiments.store.step_folder import Store
-    from experiments.store.upkeep.repair import damage, repair_records, repair_steps
+    from experiments.store.upkeep.repair import changed_journals, damage, repair_records, repair_steps
+    from experiments.tracking.database_check import unlike_journals
 
     store = Store(args.store.expanduser().absolute() if args.store else default_store())
     steps = [store.root / s.folder for s in select(args.step, store.root).steps] if args.step else list(store.steps())
@@ -46,7 +48,8 @@ def main(args: argparse.Namespace) -> int:
     problems = [str(error) for error in broken]
     for folder in steps:
         damaged = [str(error) for error in damage(folder)]
-        problems += damaged or _outputs(folder, args.deep)
+        problems += damaged or [*_outputs(folder, args.deep), *changed_journals(folder)]
+    problems += unlike_journals(store.root) if args.deep and not args.step else []
     for problem in problems:
         print(problem, file=sys.stderr)
     print(f"{len(steps)} steps: {f'{len(problems)} problems' if problems else 'no damage found'}")

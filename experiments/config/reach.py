@@ -1,4 +1,4 @@
-"""Refuses keys of the command line or of a sweep that no step of the pipeline takes: they would change nothing."""
+"""Refuses keys of the command line or of a sweep that do nothing, or not what their name says."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from maskgit_core.errors import ConfigError, DataError
 #: A value that no option allows or means: where a key reaches a step, this is refused or changes the request.
 PROBE = "\x00 no value of this key"
 #: Parts of a config that are not values of steps; other code checks them.
-_NOT_OF_STEPS = ("paths", "tracking", "notify", "launcher", "plugins", "sweep", "description", "pipeline", "protocol",
-                 "further_protocols", "toy")  # fmt: skip
+_NOT_OF_STEPS = ("paths", "tracking", "notify", "launcher", "plugins", "sweep", "search", "description", "pipeline",
+                 "protocol", "further_protocols", "toy")  # fmt: skip
 
 
 def refuse_unreaching(
@@ -21,7 +21,7 @@ def refuse_unreaching(
     checker: Checker,
     requests: Mapping[str, StepRequest],
 ) -> None:
-    """Refuses the first key that changes no step.
+    """Refuses the first key that changes no step, or passes by a step that takes it because its block has a value.
 
     Args:
         keys: dotted, as typed or swept.
@@ -38,6 +38,25 @@ def refuse_unreaching(
             raise ConfigError(
                 f"{key}: changes no step of this pipeline (another key decides, or none takes it); {what}"
             )
+        if hidden := _set_in_blocks(key, probed(key), requests):
+            raise ConfigError(
+                f"{key}: would change other steps alone, since {' and '.join(hidden)} set it in their own blocks; "
+                f"write STEP.{key}: {' or '.join(f'{step}.{key}' for step in requests if _takes(requests[step], key))}"
+            )
+
+
+def _takes(request: StepRequest, key: str) -> bool:
+    return any(key in values for values in (request.config, request.execution, request.content, request.weights))
+
+
+def _set_in_blocks(key: str, config: Options, requests: Mapping[str, StepRequest]) -> list[str]:
+    """Steps that take a bare key but whose own block, or their stage's, has another value for it."""
+    blocks = {step: (config.get(step), config.get(request.stage)) for step, request in requests.items()}
+    return [
+        step
+        for step, request in requests.items()
+        if _takes(request, key) and any(isinstance(block, Mapping) and key in block for block in blocks[step])
+    ]
 
 
 def _reaches(key: str, probed: Callable[[str], Options], checker: Checker, requests: Mapping[str, StepRequest]) -> bool:

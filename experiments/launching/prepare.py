@@ -77,7 +77,7 @@ def mend(graph: Graph, store: Store) -> list[str]:
     for node in graph.nodes.values():
         if node.maker is None and node.folder.is_dir():
             lines += _other_request(node)
-            if lines:
+            if not (node.folder / Request.FILE).exists():
                 write_request(node, graph, store)
     return lines
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
@@ -12,7 +13,10 @@ from experiments.config.specs import SPECS, Input
 from experiments.store.documents import Launch, Manifest, Request
 from experiments.store.step_folder import check_outputs
 from experiments.store.typed_json import Options
+from experiments.store.upkeep.repair import changed_outputs
 from maskgit_core.errors import ArtifactError
+
+MAX_HASHED_BYTES = 4 * 1024**3
 
 
 def load_inputs(store: Path, request: Request, launch: Launch) -> dict[str, list[Input]]:
@@ -49,6 +53,23 @@ def load_inputs(store: Path, request: Request, launch: Launch) -> dict[str, list
 def input_manifests(inputs: Mapping[str, list[Input]]) -> dict[str, str]:
     """fingerprint -> manifest digest of every input, as they are now."""
     return {i.fingerprint: Manifest.needed(i.folder).digest for entries in inputs.values() for i in entries}
+
+
+def changed_input(inputs: Mapping[str, list[Input]]) -> str | None:
+    """The first input file that is not what its manifest says, hashed whatever its size and time say; None: none.
+
+    At most `MAX_HASHED_BYTES` are looked at: it is asked only once a stage has crashed.
+    """
+    left = MAX_HASHED_BYTES
+    for folder in dict.fromkeys(i.folder for entries in inputs.values() for i in entries):
+        manifest = Manifest.needed(folder)
+        outputs = {}
+        for name, output in sorted(manifest.outputs.items(), key=lambda entry: entry[1].size):
+            if output.size <= left:
+                outputs[name], left = output, left - output.size
+        if problems := changed_outputs(folder, replace(manifest, outputs=outputs)):
+            return problems[0]
+    return None
 
 
 def arguments(request: Request, launch: Launch, inputs: Mapping[str, list[Input]]) -> dict[str, object]:

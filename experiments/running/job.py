@@ -22,14 +22,15 @@ from experiments.config.specs import Input
 from experiments.console import duration
 from experiments.monitoring.queue import job_alive
 from experiments.running.attempt import Attempt, Stopped, SupersededError, wait_for_file
-from experiments.running.binding import arguments, input_manifests, load_inputs
+from experiments.running.binding import arguments, changed_input, input_manifests, load_inputs
 from experiments.running.signals import StopFlag
 from experiments.running.system_metrics import peak_memory_gb, system_metrics
 from experiments.store import provenance
 from experiments.store.claims import SILENT_S, Claim, JobAlive
 from experiments.store.code_digests import loaded_science
 from experiments.store.documents import AttemptRecord, Digests, End, Launch, Manifest, Record, Refusal, Request, Start
-from experiments.store.paths import StepFolder
+from experiments.store.journal import journal_sum
+from experiments.store.paths import AttemptFolder, StepFolder
 from experiments.store.step_folder import finish, is_current, new_attempt, retire
 from experiments.store.typed_json import plain
 from experiments.tracking.live import Forwarder
@@ -98,6 +99,9 @@ class Job:
             return _code(error)
         except Stopped as stopped:
             return CONTINUE if stopped.requeue else STOPPED
+        except Exception:
+            self.claim.release()  # a process that lives on (inline, a test) must not be waited for
+            raise
         forwarder = Forwarder.start(self.folder, launch) if self.rank == 0 and self.forwards else None
         try:
             with self.claim.kept_alive() if self.rank == 0 else contextlib.nullcontext():
@@ -186,9 +190,7 @@ class Job:
                 self._publish(attempt, request, launch, digests, started, peak_memory_gb(metrics))
             return DONE
         except Stopped as stopped:
-            return self._ended(
-                attempt, "stopped", "asked to stop; state saved", CONTINUE if stopped.requeue else STOPPED
-            )
+            return self._ended(attempt, "stopped", stopped.reason, CONTINUE if stopped.requeue else STOPPED)
         except SupersededError as error:
             say(f"error: {error}")
             return FAILED
@@ -201,13 +203,15 @@ class Job:
         except KeyboardInterrupt:
             return self._ended(attempt, "stopped", "interrupted", STOPPED)
         except Exception as error:
-            return self._crashed(attempt, error)
+            return self._crashed(attempt, error, inputs)
 
-    def _crashed(self, attempt: Attempt, error: Exception) -> int:
-        if (told := disk_trouble(error, self.folder)) is not None:
+    def _crashed(self, attempt: Attempt, error: Exception, inputs: Inputs) -> int:
+        told, trace = disk_trouble(error, self.folder), traceback.format_exc()
+        if told is None and (changed := changed_input(inputs)) is not None:
+            told = ArtifactError(f"{changed}; restore the file, or run again with --redo and that step's name")
+        if told is not None:
             say(f"error: {told}")
-            return self._ended(attempt, "failed", str(told), _code(told))
-        trace = traceback.format_exc()
+            return self._ended(attempt, "failed", str(told), _code(told), trace)
         say(trace)
         return self._ended(attempt, "failed", _one_line(error), FAILED, trace)
 
@@ -254,9 +258,7 @@ class Job:
             machine=provenance.machine(),
             started=started,
             ended=manifest.time,
-            attempts=tuple(
-                AttemptRecord(number=a.number, start=Start.read(a.path), end=End.read(a.path)) for a in attempts
-            ),
+            attempts=tuple(_attempt_record(a) for a in attempts),
             notes=attempt.notes,
             digest=manifest.digest,
         )
@@ -281,6 +283,11 @@ class Job:
                 Refusal(reason=str(error), time=time.time()).write(self.folder)
             except ArtifactError:
                 return
+
+
+def _attempt_record(attempt: AttemptFolder) -> AttemptRecord:
+    start, end = Start.read(attempt.path), End.read(attempt.path)
+    return AttemptRecord(number=attempt.number, start=start, end=end, journal=journal_sum(attempt.journal))
 
 
 def say(text: str, stream: TextIO | None = None) -> None:

@@ -258,12 +258,21 @@ class End(Document):
 
 
 @dataclass(frozen=True, kw_only=True)
+class JournalSum:
+    """How long a journal was when its step was finished, and the sha256 of so many bytes."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class AttemptRecord:
     """An attempt in a record."""
 
     number: int
     start: Start | None = None
     end: End | None = None
+    journal: JournalSum | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True, kw_only=True)

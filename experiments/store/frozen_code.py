@@ -26,9 +26,6 @@ from maskgit_core.files import explain
 
 _LEFT_OUT = ("tests/", "docs/", ".github/", ".ci/")
 _PACKAGES = ("maskgit_core", "experiments", "launchers", "conf")
-#: Names of files that may hold passwords or keys; they are never copied into a store.
-SECRETS = ("secrets.*", "*secret*.y*ml", "*credential*", "*.pem", "*.key", ".netrc", ".env", ".env.*",
-           "id_rsa*", "id_ed25519*", ".pgpass", ".my.cnf")  # fmt: skip
 _UNTRACKED_LIMIT = 1_000_000  # bytes; larger untracked files are no source code
 
 
@@ -70,7 +67,7 @@ def freeze(store: Path, plugins: Sequence[str] = (), root: Path = provenance.ROO
 
 def looks_secret(name: str) -> bool:
     """True for files that by their name hold passwords or keys."""
-    return any(fnmatch(Path(name).name.lower(), pattern) for pattern in SECRETS)
+    return any(fnmatch(Path(name).name.lower(), pattern) for pattern in provenance.SECRETS)
 
 
 def _project_files(root: Path) -> Iterator[tuple[str, Path]]:

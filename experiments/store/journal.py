@@ -6,8 +6,13 @@ hung disk never stops training. Standard library only: jobs import this file, an
 
 Lines of `journal.jsonl`, in the order they were logged:
 
-    {"step": 100, "time": 1790000000000, "metrics": {"loss": 2.5, "lr": 0.0001}}      time in ms since 1970, UTC
-    {"resumed_at": 80, "time": 1790000000500}       points from step 80 on, logged before this line, no longer count
+    {"step": 100, "time": 1790000000000, "metrics": {"loss": 2.5, "lr": 0.0001}, "crc": "0c4e21a7"}
+    {"resumed_at": 80, "time": 1790000000500, "crc": "91d5b2c0"}
+
+Times are milliseconds since 1970, UTC. `resumed_at` says that points from its step on, logged before this line, no
+longer count. `crc` is the CRC-32 (hex) of all that stands before it in its line; a line that does not fit it is left
+out and named by `verify` and `sync`; lines of version 0.1 have none. Once a step is finished its record also
+holds the sha256 of the whole file (`JournalSum`).
 
 Values that JSON has no number for are the strings "NaN", "Infinity" and "-Infinity".
 """
@@ -17,18 +22,20 @@ from __future__ import annotations
 import atexit
 import contextlib
 import gc
+import hashlib
 import json
 import math
 import os
 import sys
 import threading
 import time
+import zlib
 from collections import deque
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from experiments.store.documents import Start
+from experiments.store.documents import JournalSum, Start
 from experiments.store.paths import StepFolder
 
 #: Metrics under this prefix describe the machine; their step is seconds since the step's first attempt began, so a
@@ -38,6 +45,8 @@ FLUSH_EVERY_S = 1.0
 SYNC_EVERY_S = 5.0
 #: Lines kept in memory while the disk refuses them; beyond it the oldest are dropped (about 200 MB).
 MAX_WAITING_LINES = 1_000_000
+#: Stands before a line's checksum.
+CRC = ', "crc": "'
 
 
 class Point(NamedTuple):
@@ -172,9 +181,14 @@ def _open(path: Path) -> tuple[int, bool]:
 
 def _encode(step: int, milliseconds: int, values: Mapping[str, float] | None) -> str:
     if values is None:
-        return json.dumps({"resumed_at": step, "time": milliseconds}) + "\n"
+        return _checked({"resumed_at": step, "time": milliseconds})
     metrics = {name: value if math.isfinite(value) else _special(value) for name, value in values.items()}
-    return json.dumps({"step": step, "time": milliseconds, "metrics": metrics}) + "\n"
+    return _checked({"step": step, "time": milliseconds, "metrics": metrics})
+
+
+def _checked(entry: Mapping[str, object]) -> str:
+    text = json.dumps(entry)[:-1]  # ASCII
+    return f'{text}{CRC}{zlib.crc32(text.encode()):08x}"}}\n'
 
 
 def _special(value: float) -> str:
@@ -198,7 +212,7 @@ def read_lines(path: Path, offset: int = 0) -> tuple[list[Line], int]:
         with open(path, "rb") as file:
             file.seek(offset)
             data = file.read()
-    except (FileNotFoundError, NotADirectoryError):
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         return [], offset
     lines = []
     for raw in data[: data.rfind(b"\n") + 1].splitlines(keepends=True):
@@ -208,7 +222,15 @@ def read_lines(path: Path, offset: int = 0) -> tuple[list[Line], int]:
     return lines, offset
 
 
+def _fits(raw: bytes) -> bool:
+    """Whether a line is what was written, as far as its checksum can tell."""
+    at = raw.rfind(CRC.encode())
+    return at < 0 or raw[at + len(CRC) :] == b'%08x"}\n' % zlib.crc32(raw[:at])
+
+
 def _decode(raw: bytes) -> Line | None:
+    if not _fits(raw):
+        return None
     try:
         entry = json.loads(raw)
         if "resumed_at" in entry:
@@ -217,6 +239,27 @@ def _decode(raw: bytes) -> Line | None:
         return Line(int(entry["step"]), int(entry["time"]), metrics, False)
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
         return None
+
+
+def journal_sum(path: Path) -> JournalSum:
+    """Size and sha256 of a journal as it is now; of none those of an empty file."""
+    data = path.read_bytes() if path.is_file() else b""
+    return JournalSum(size=len(data), sha256=hashlib.sha256(data).hexdigest())
+
+
+def journal_problem(path: Path, known: JournalSum | None = None) -> str | None:
+    """What is wrong with a journal; a line that a kill has torn at its end is not.
+
+    Args:
+        known: what its step's record says of it. What a process left over on a lost node has added since is no damage.
+    """
+    data = path.read_bytes() if path.is_file() else b""
+    for number, raw in enumerate(data[: data.rfind(b"\n") + 1].splitlines(keepends=True), 1):
+        if _decode(raw) is None:
+            return f"{path}: line {number} is damaged; its points are left out"
+    if known is not None and hashlib.sha256(data[: known.size]).hexdigest() != known.sha256:
+        return f"{path}: was changed after its step finished ({len(data)} bytes, then {known.size}); restore the file"
+    return None
 
 
 def started(journal: Path) -> float | None:

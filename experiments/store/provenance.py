@@ -18,6 +18,9 @@ from maskgit_core.files import sha256_of
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ("maskgit_core", "experiments", "launchers", "conf")
+#: Names of files that may hold passwords or keys; neither they nor their differences are copied into a store.
+SECRETS = ("secrets.*", "*secret*.y*ml", "*credential*", "*.pem", "*.key", ".netrc", ".env", ".env.*",
+           "id_rsa*", "id_ed25519*", ".pgpass", ".my.cnf")  # fmt: skip
 PACKAGES = ("maskgit-experiments",
             "torch", "torchvision", "numpy", "hydra-core", "submitit", "mlflow", "accelerate", "einops", "webdataset",
             "torchmetrics", "huggingface_hub", "safetensors", "pillow")  # fmt: skip
@@ -46,7 +49,8 @@ def code_state() -> Code:
     if _git("ls-files", "--error-unmatch", str(Path(__file__).relative_to(ROOT))) is None:
         return Code(source_sha256=source_digest())  # installed: a repository around it tracks other files
     commit = _git("rev-parse", "HEAD")
-    difference = _git("diff", "HEAD", "--", "*.py", "*.yaml", "*.toml") or ""
+    without = [f":(exclude,icase,glob)**/{pattern}" for pattern in SECRETS]
+    difference = _git("diff", "HEAD", "--", "*.py", "*.yaml", "*.toml", *without) or ""
     return Code(
         commit=commit.strip() if commit else None,
         dirty=bool(difference.strip()),

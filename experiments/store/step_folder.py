@@ -223,3 +223,17 @@ def retire(folder: Path, manifest: Manifest) -> None:
         shutil.rmtree(target, ignore_errors=True)
         step.parts.rename(target)
     step.files.unlink(missing_ok=True)
+
+
+def reinstate(folder: Path) -> bool:
+    """Makes a result that `retire` set aside the step's again, where no attempt was begun since; whether it did."""
+    step = StepFolder(folder)
+    attempts = list(step.attempts())
+    if not attempts or not attempts[-1].set_aside or step.manifest.exists():
+        return False
+    own = attempts[-1].path
+    if (own / "parts").is_dir() and not step.parts.exists():
+        (own / "parts").rename(step.parts)
+    link_files(folder, attempts[-1].number)
+    (own / Manifest.FILE).rename(step.manifest)  # the mark comes last: killed in between, the step is simply not done
+    return True

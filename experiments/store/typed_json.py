@@ -45,10 +45,17 @@ def load(path: Path) -> object:
         FileNotFoundError, NotADirectoryError: there is no such file.
         MalformedError: it is not one whole JSON value in UTF-8 with finite numbers, or larger than `MAX_BYTES`.
     """
-    with open(path, "rb") as file:
-        if os.fstat(file.fileno()).st_size > MAX_BYTES:
-            raise MalformedError(f"has more than {MAX_BYTES} bytes")
-        data = file.read()  # a limit given here would be allocated each time
+    try:
+        with open(path, "rb") as file:
+            if os.fstat(file.fileno()).st_size > MAX_BYTES:
+                raise MalformedError(f"has more than {MAX_BYTES} bytes")
+            data = file.read()  # a limit given here would be allocated each time
+    except IsADirectoryError:
+        raise MalformedError("is a folder, not a file") from None
+    except FileNotFoundError:
+        if path.is_symlink():
+            raise MalformedError("is a link to nothing") from None
+        raise
     try:
         return json.loads(data.decode(), parse_constant=_refuse_constant, parse_float=_finite)
     except RecursionError:

@@ -27,7 +27,7 @@ from experiments.tracking.address import ShipReport, knock, modules_set_apart, t
 from experiments.tracking.embedded import embedded_lock, prepare_database
 from experiments.tracking.points import first_points, last_points
 from experiments.tracking.presentation import digest_of, dress, short_uid
-from experiments.tracking.runs import Run, read_runs
+from experiments.tracking.runs import Run, damaged_journals, read_runs
 from maskgit_core.errors import TrackingError
 from maskgit_core.files import read_json, write_for_group, write_json
 
@@ -94,7 +94,8 @@ def ship(
                 break
         if target.shown and whole and pipelines is None:
             dress(target.client, target.experiment_ids(), runs, target._run_ids)
-    report.touched = len({uid for uid, _ in target.shown})
+    report.touched = len(touched := {uid for uid, _ in target.shown})
+    report.problems += damaged_journals([run for run in runs if run.uid in touched])
     return report
 
 

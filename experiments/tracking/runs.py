@@ -20,6 +20,7 @@ from experiments.store.records import PipelineRecord, PipelineStep, effective_co
 from experiments.store.records import pipelines as executions
 from experiments.store.step_folder import Status, status
 from experiments.store.typed_json import plain
+from experiments.store.upkeep.repair import changed_journals
 from experiments.tracking import run_facts
 from experiments.tracking.params import asked_params
 from experiments.tracking.run_facts import milliseconds
@@ -113,6 +114,12 @@ def read_runs(
             shown.append(parent if len(looked) == len(kept) else _still_running(parent))
             shown += [r for r in runs if steps is None or r.name in steps]
     return shown
+
+
+def damaged_journals(runs: Sequence[Run]) -> list[str]:
+    """What is wrong with the journals of these runs' steps, one line for each."""
+    folders = sorted({path.parents[2] for run in runs for path in run.journals})
+    return [problem for folder in folders for problem in changed_journals(folder)]
 
 
 def _still_running(parent: Run) -> Run:

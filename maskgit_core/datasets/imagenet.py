@@ -63,7 +63,7 @@ class Dataset:
         root: Content[str | list[str]],
         split: Literal["train", "val"] = "train",
         image_size: Annotated[int, Range(8, 4096)] = 256,
-        crop: Literal["adm", "center", "none", "random_resized", "adm_random"] = "adm",
+        crop: Literal["adm", "adm_fast", "center", "none", "random_resized", "adm_random"] = "adm",
         partial: bool = False,
         crop_seed: Annotated[int, Range(0, None), Neutral(0)] = 0,
         crop_scale: Annotated[tuple[float, float], Neutral((0.8, 1.0))] = (0.8, 1.0),

@@ -13,7 +13,7 @@ from maskgit_core.errors import DataError
 if TYPE_CHECKING:
     import numpy as np
 
-Crop = Literal["adm", "center", "none", "random_resized", "adm_random"]
+Crop = Literal["adm", "adm_fast", "center", "none", "random_resized", "adm_random"]
 #: Crops that are drawn for each picture and tell their box.
 RANDOM_CROPS = ("random_resized", "adm_random")
 #: Left, top, width, height in pixels.
@@ -27,33 +27,38 @@ def resize(image: np.ndarray, size: int, filter_name: str = "bicubic") -> np.nda
 
 def crop(image: np.ndarray, size: int, kind: Crop, filter_name: str = "bicubic") -> np.ndarray:
     """Square picture of side `size` (`none`: resized without a crop, losing the aspect ratio where not square)."""
-    if kind == "adm":
-        return adm_center_crop(image, size)
+    if kind in ("adm", "adm_fast"):
+        return adm_center_crop(image, size, is_fast=kind == "adm_fast")
     if kind == "center":
         return center_crop(image, size, filter_name)
     return resize(image, size, filter_name) if image.shape[:2] != (size, size) else image
 
 
-def adm_center_crop(image: np.ndarray, size: int) -> np.ndarray:
+def adm_center_crop(image: np.ndarray, size: int, is_fast: bool = False) -> np.ndarray:
     """ADM's centre crop (Dhariwal and Nichol 2021, guided-diffusion's image_datasets): the crop behind published FIDs.
 
     The picture is halved with the box filter while its shorter side is at least twice `size`, then scaled with the
     bicubic filter until the shorter side is `size`, then cut in the middle (rounded down).
+
+    Args:
+        is_fast: the bicubic filter is PyTorch's instead of PIL's, which rounds some values to a neighbouring level:
+            another transform with a name of its own (`adm_fast`), not for published protocols.
     """
-    image = _adm_shorter_side(image, size)
+    image = _adm_shorter_side(image, size, is_fast)
     height, width = image.shape[:2]
     top, left = (height - size) // 2, (width - size) // 2
     return image[top : top + size, left : left + size]
 
 
-def _adm_shorter_side(image: np.ndarray, side: int) -> np.ndarray:
+def _adm_shorter_side(image: np.ndarray, side: int, is_fast: bool = False) -> np.ndarray:
     """The picture with its shorter side at `side`: halvings with the box filter, then the bicubic filter."""
     height, width = image.shape[:2]
     while min(height, width) >= 2 * side:
         width, height = width // 2, height // 2
         image = _resize(image, (width, height), "box")
     scale = side / min(height, width)
-    return _resize(image, (round(width * scale), round(height * scale)), "bicubic")
+    width, height = round(width * scale), round(height * scale)
+    return _fast_bicubic(image, width, height) if is_fast else _resize(image, (width, height), "bicubic")
 
 
 def adm_random_crop(
@@ -190,3 +195,15 @@ def _resize(image: np.ndarray, width_height: tuple[int, int], filter_name: str) 
     if (image.shape[1], image.shape[0]) == width_height:
         return image
     return from_pil(to_pil(image).resize(width_height, Image.Resampling[filter_name.upper()]))
+
+
+def _fast_bicubic(image: np.ndarray, width: int, height: int) -> np.ndarray:
+    """PyTorch's bicubic filter on 8-bit values, with antialiasing as PIL has it."""
+    import numpy as np
+    import torch
+
+    if image.shape[:2] == (height, width):
+        return image
+    pixels_1CHW = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
+    resized = torch.nn.functional.interpolate(pixels_1CHW, (height, width), mode="bicubic", antialias=True)
+    return np.ascontiguousarray(resized[0].permute(1, 2, 0).numpy())

@@ -10,11 +10,12 @@ import contextlib
 import re
 import ssl
 import threading
+import time
 import urllib.error
 import urllib.request
 from http.client import HTTPException
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 from urllib.parse import urlsplit
 
 from maskgit_core.errors import DataError
@@ -22,6 +23,8 @@ from maskgit_core.errors import DataError
 SCHEMES = ("http", "https", "s3", "gs", "hf", "file")
 #: Without a byte for so long, a server counts as hanging.
 STALL_S = 60.0
+#: Fewer bytes than this in that time are none.
+FEW_BYTES = 1024
 _SAFE = re.compile(r"[A-Za-z0-9._~:/@%+=,?&-]*")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
 
@@ -58,8 +61,9 @@ class Fetched:
     def __init__(self, url: str, stall_s: float = STALL_S) -> None:
         self.url, self._stall_s = url, stall_s
         self._scheme = check_address(url)
-        self._file: IO[bytes] | Any = None
+        self._file: Any = None  # a stream, or the pipe of a program
         self._hung = False
+        self._since, self._came = 0.0, 0  # a stretch of reading, and the bytes that came in it
 
     def __enter__(self) -> Fetched:
         try:
@@ -79,7 +83,7 @@ class Fetched:
 
     def read(self, size: int) -> bytes:
         """Bytes, up to `size`, in one go where the file has them."""
-        pieces = []
+        pieces, self._since, self._came = [], time.monotonic(), 0
         try:
             while size > 0 and (piece := self._read_some(min(size, 1 << 20))):
                 pieces.append(piece)
@@ -92,7 +96,8 @@ class Fetched:
     def _read_some(self, size: int) -> bytes:
         process = getattr(self._file, "proc", None)
         if process is None:
-            data: bytes = self._file.read(size)
+            data: bytes = self._file.read1(size)
+            self._count(len(data))
             return data
         watchdog = threading.Timer(self._stall_s, self._end, [process])
         watchdog.start()
@@ -103,6 +108,14 @@ class Fetched:
         if self._hung:
             raise TimeoutError(f"no byte came for {self._stall_s:.0f} s")
         return data
+
+    def _count(self, size: int) -> None:
+        """Takes a server that sends a byte now and then for one that hangs."""
+        self._came += size
+        if time.monotonic() - self._since > self._stall_s:
+            if 0 < self._came < FEW_BYTES:
+                raise TimeoutError(f"only {self._came} bytes came in {self._stall_s:.0f} s")
+            self._since, self._came = time.monotonic(), 0
 
     def _end(self, process: Any) -> None:
         """Ends the shell and what it started, whose end of the pipe would stay open."""

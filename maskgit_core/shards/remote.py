@@ -31,6 +31,7 @@ from maskgit_core.shards.reader import check_manifest
 from maskgit_core.shards.writer import MANIFEST
 
 MAX_MANIFEST_BYTES = 256 * 1024 * 1024
+FIRST_STALL_S = 15.0  # whoever waits for the first answer is a person
 
 
 class RemoteShards:
@@ -166,7 +167,7 @@ class RemoteShards:
 
     def _read_manifest(self) -> dict[str, Any]:
         url = f"{self.url}/{MANIFEST}"
-        with Fetched(url) as stream:
+        with Fetched(url, FIRST_STALL_S) as stream:
             text = stream.read(MAX_MANIFEST_BYTES + 1)
         if len(text) > MAX_MANIFEST_BYTES:
             raise DataError(f"{url}: has more than {MAX_MANIFEST_BYTES} bytes, so it is no manifest of token shards")

@@ -28,6 +28,8 @@ from maskgit_core.training.masked import NUM_BUCKETS, MaskedBatch
 from maskgit_core.training.meters import Meters
 from maskgit_core.training.recipe import Ema, MaskedRecipe, Recipe, ema_decay_at, learning_rate, make_optimizer
 
+#: Logits that exist at once, by default: half a gigabyte of them.
+MOST_LOGITS = 2**27
 PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 
 
@@ -88,26 +90,42 @@ class TokenLoss(nn.Module):
     """The model with its loss in one module, so that a distributed wrapper sees a single forward.
 
     `accuracy` names the share of right answers that its sums hold.
+
+    Args:
+        rows: logits of so many tokens exist at once; the others' are computed again in the backward pass. None: as many
+            as make `MOST_LOGITS` numbers, so that a large codebook does not decide how much memory a training needs.
     """
 
     accuracy = "masked_accuracy"
 
-    def __init__(self, model: Any, label_smoothing: float) -> None:
+    def __init__(self, model: Any, label_smoothing: float, rows: int | None = None) -> None:
         super().__init__()
         self.model, self.label_smoothing = model, label_smoothing
+        self.rows = rows or max(1024, MOST_LOGITS // int(model.codebook_size))
 
     def forward(self, batch: MaskedBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """(loss, sums): this process's part of the global mean loss, and what the meters add up: (2 + 2 * buckets,)."""
         features_BLD = self.model.features(batch.inputs_BL, batch.labels_B)
-        logits_MK = self.model.logits(features_BLD.flatten(0, 1).index_select(0, batch.places_M))
-        losses_M = token_cross_entropy(logits_MK, batch.targets_M, self.label_smoothing)
+        features_MD = features_BLD.flatten(0, 1).index_select(0, batch.places_M)
+        if len(features_MD) <= self.rows:
+            losses_M, found_M = self._of(features_MD, batch.targets_M)
+        else:
+            pairs = zip(features_MD.split(self.rows), batch.targets_M.split(self.rows), strict=True)
+            parts = [checkpoint(self._of, *pair, use_reentrant=False, preserve_rng_state=False) for pair in pairs]
+            losses_M, found_M = (torch.cat(part) for part in zip(*parts, strict=True))
         loss = weighted_mean(losses_M, batch.weights_M, batch.total_weight)
         with torch.no_grad():
-            right_M = (logits_MK.argmax(-1) == batch.targets_M).float() * batch.hidden_M
+            right_M = found_M.float() * batch.hidden_M
             by_bucket = torch.zeros(2, NUM_BUCKETS, device=right_M.device)
             by_bucket.index_add_(1, batch.buckets_M, torch.stack([right_M, batch.hidden_M]))
             sums = torch.cat([loss.detach()[None], loss.new_ones(1), by_bucket.flatten()])
         return loss, sums
+
+    def _of(self, features_MD: torch.Tensor, targets_M: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(losses_M, whether the likeliest token is the right one: bool (M,))."""
+        logits_MK = self.model.logits(features_MD)
+        found_M = logits_MK.detach().argmax(-1) == targets_M
+        return token_cross_entropy(logits_MK, targets_M, self.label_smoothing), found_M
 
 
 class Trainer:

@@ -1,4 +1,4 @@
-"""The attacks of `tools/fuzz` and `tools/mutated_requests`: a few by default, all of them in `make drills`.
+"""The attacks of `tools/fuzz` and `tools/mutated_requests`: a tenth by default, all of them in `make drills`.
 
 Each is a program with a seed and a count that prints every wrong outcome and ends with 1 where there was one; many
 mutations share one process. Their last full counts are in `docs/drills_solid.txt`.
@@ -22,7 +22,7 @@ from maskgit_core.images.tar_index import Member, read_member
 from tools import mutated_requests
 from tools.fuzz import hostile_inputs, store_files
 
-#: Attack -> its arguments in full. The first two of each also run by default, with fewer.
+#: Attack -> its arguments in full.
 FULL = {
     "kills": ("--count", "100"),
     "faults": ("--count", "100"),
@@ -44,7 +44,7 @@ def drill(name: str, *arguments: str) -> None:
 
 
 def test_kills():
-    drill("kills", "--count", "8", "--kinds", "4", "--seed", "11")
+    drill("kills", "--count", "10", "--seed", "11")
 
 
 @needs_compiler
@@ -52,8 +52,17 @@ def test_faults():
     drill("faults", "--count", "10", "--kinds", "6", "--seed", "11")
 
 
+def test_crowd():
+    drill("crowd", "--count", "10", "--rounds", "1", "--seed", "11")
+
+
+@needs_root
+def test_users():
+    drill("users", "--umask", "077", "--turns", "5")
+
+
 def test_mutated_requests(monkeypatch, capsys):
-    arguments = ["--overrides", "30", "--files", "8", "--layouts", "0", "--seed", "11"]
+    arguments = ["--overrides", "100", "--files", "20", "--layouts", "0", "--seed", "11"]
     monkeypatch.setattr(sys, "argv", ["mutated_requests", *arguments])
     assert mutated_requests.main() == 0, capsys.readouterr().out
 
@@ -84,7 +93,7 @@ def test_a_toys_note_that_is_no_text(tmp_path):
 
 
 def test_mutated_store(capsys):
-    assert store_files.run("chain", 14, 11) == 0, capsys.readouterr().out
+    assert store_files.run("chain", 50, 11) == 0, capsys.readouterr().out
 
 
 # -- in full ----------------------------------------------------------------------------------------------------------

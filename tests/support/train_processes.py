@@ -27,6 +27,7 @@ from experiments.config.specs import Input, ModelSpec
 from experiments.running.attempt import Attempt, Stopped
 from experiments.running.signals import StopFlag
 from experiments.stages import train, train_critic
+from experiments.store.documents import Request
 from maskgit_core.training.trainer import Trainer
 
 
@@ -68,6 +69,9 @@ def one_process(launch: dict[str, Any], rank: int) -> int:
 
 
 def run(launch: dict[str, Any]) -> list[int]:
+    module = "experiments.stages.train"  # a kept checkpoint's request is made from that of its training
+    request = Request(fingerprint="f" * 64, stage="train", module=module, version=1, kind="model", config={})
+    request.create(Path(launch["folder"]))
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

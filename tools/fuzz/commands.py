@@ -6,21 +6,24 @@ Nothing but imports may have happened in the process that forks: no threads, no 
 
 from __future__ import annotations
 
+import argparse
 import atexit
 import contextlib
 import copy
 import importlib
 import io
 import os
+import random
 import signal
 import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 ROOT = Path(__file__).resolve().parents[2]
 LAB = ROOT / "tests" / "toylab" / "conf"
@@ -211,3 +214,41 @@ def results(store: Path) -> dict[str, str]:
 def leftovers(store: Path) -> list[str]:
     """Temporary files that nobody needs any more."""
     return sorted(str(p.relative_to(store)) for p in store.rglob(".*") if p.is_file() and p.suffix == ".tmp")
+
+
+class Attackable(Protocol):
+    """What `attacked` repeats."""
+
+    def attack(self, name: str, draw: random.Random) -> tuple[str, list[str]]:
+        """One attack of this name: what became of it, in a word or two, and what went wrong."""
+
+
+def attacked(about: str, attacks: Sequence[str], drill: Callable[[Path], Attackable]) -> int:
+    """The command line of a drill: attacks in turn, each thing wrong, and how often what became of them; 1 if wrong.
+
+    Args:
+        about: the program's docstring.
+        attacks: their names; those that open MLflow's database come last.
+        drill: made in an empty folder, once everything is imported.
+    """
+    program = Path(sys.argv[0]).stem
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", choices=attacks, help="one of the attacks")
+    parser.add_argument("--kinds", type=int, default=len(attacks), help="only the first so many attacks")
+    args = parser.parse_args()
+    names = [args.only] if args.only else attacks[: args.kinds]
+    preload(*(HEAVY if {*names} & {"sync", "first ship"} else ()))
+    draw, counts = random.Random(args.seed), Counter[str]()
+    with tempfile.TemporaryDirectory() as place:
+        made = drill(Path(place))
+        for number in range(args.count):
+            name = names[number % len(names)]
+            became, wrong = made.attack(name, draw)
+            counts[became] += 1
+            counts["wrong"] += bool(wrong)
+            for line in wrong:
+                print(f"{number} {name}: {line}", flush=True)
+    print(f"{program}: seed {args.seed}, {args.count} attacks: {dict(sorted(counts.items()))}")
+    return 1 if counts["wrong"] else 0

@@ -9,7 +9,6 @@ finished step that is gone, a second command that does not end well, points that
 
 from __future__ import annotations
 
-import argparse
 import errno
 import os
 import random
@@ -20,7 +19,7 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-from tools.fuzz.commands import HEAVY, ROOT, Answer, forked, patience, preload, results
+from tools.fuzz.commands import ROOT, Answer, attacked, forked, patience, results
 from tools.fuzz.kills import Drill, manifests
 
 SOURCE = Path(__file__).with_name("faulty_disk.c")
@@ -61,7 +60,7 @@ class FaultDrill(Drill):
         return self.usual[name]
 
     def attack(self, name: str, draw: random.Random) -> tuple[str, list[str]]:
-        """One fault: what failed (empty where the command was over before), and what went wrong."""
+        """One fault: what failed (nothing where the command was over before), and what went wrong."""
         source, command = self.command(name)
         self.undisturbed(name)
         self.fresh(source)
@@ -85,7 +84,7 @@ class FaultDrill(Drill):
             wrong = [
                 f"{line} ({os.strerror(int(fault['FAULT_ERRNO']))} at {shown}, {len(happened)} times)" for line in wrong
             ]
-        return (happened[0].split()[0] if happened else ""), wrong
+        return (f"{happened[0].split()[0]} fault" if happened else "no fault"), wrong
 
     def believed(self, name: str, before: dict[str, str], when: str) -> list[str]:
         """Finished steps that are gone, and results that differ."""
@@ -112,12 +111,6 @@ class FaultDrill(Drill):
 
 def main() -> int:
     """Runs the attacks; 1 where something went wrong."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=100)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", choices=ATTACKS, help="one of the attacks")
-    parser.add_argument("--kinds", type=int, default=len(ATTACKS), help="only the first so many attacks")
-    args = parser.parse_args()
     if "FAULT_LIBRARY" not in os.environ:
         with tempfile.TemporaryDirectory() as place:
             library = compiled(Path(place))
@@ -127,20 +120,7 @@ def main() -> int:
                            "PYTHONPATH": str(ROOT)}  # fmt: skip
             call = [sys.executable, "-m", "tools.fuzz.faults", *sys.argv[1:]]
             return subprocess.run(call, env=environment, check=False).returncode
-    names = [args.only] if args.only else ATTACKS[: args.kinds]
-    preload(*(HEAVY if {*names} & {"sync", "first ship"} else ()))
-    draw, counts = random.Random(args.seed), Counter[str]()
-    with tempfile.TemporaryDirectory() as place:
-        drill = FaultDrill(Path(place))
-        for number in range(args.count):
-            name = names[number % len(names)]
-            call, wrong = drill.attack(name, draw)
-            counts[f"{call or 'no'} fault"] += 1
-            counts["wrong"] += bool(wrong)
-            for line in wrong:
-                print(f"{number} {name}: {line}", flush=True)
-    print(f"faults: seed {args.seed}, {args.count} commands: {dict(sorted(counts.items()))}")
-    return 1 if counts["wrong"] else 0
+    return attacked(__doc__, ATTACKS, FaultDrill)
 
 
 if __name__ == "__main__":

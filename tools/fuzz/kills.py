@@ -8,20 +8,17 @@ undisturbed one, a finished step that is gone, a point that MLflow has twice or 
 
 from __future__ import annotations
 
-import argparse
 import os
 import random
 import shutil
 import sqlite3
-import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable
 from contextlib import closing
 from functools import cached_property
 from pathlib import Path
 
-from tools.fuzz.commands import HEAVY, Fork, forked, leftovers, preload, request, results
+from tools.fuzz.commands import Fork, attacked, forked, leftovers, request, results
 
 ATTACKS = ("run", "gc", "adopt", "repair", "sync", "first ship")
 SLOW = ("numbers.count=12", "numbers.pause_s=0.01")
@@ -133,6 +130,16 @@ class Drill:
             )
         return results(self.store)
 
+    def attack(self, name: str, draw: random.Random) -> tuple[str, list[str]]:
+        """A kill of this command at a random moment; one that comes too late is tried again sooner."""
+        delay = draw.random() * self.undisturbed(name)
+        in_time, wrong = self.kill(name, delay)
+        for _ in range(4):  # it was over before: the machine is less busy than it was
+            if not in_time and not wrong:
+                delay /= 2
+                in_time, wrong = self.kill(name, delay)
+        return name if in_time else "too late", [f"after {delay:.3f} s: {line}" for line in wrong]
+
     def kill(self, name: str, delay: float) -> tuple[bool, list[str]]:
         """One attack: whether it came in time, and what went wrong."""
         source, command = self.command(name)
@@ -171,32 +178,7 @@ class Drill:
 
 def main() -> int:
     """Runs the attacks; 1 where something went wrong."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=100)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", choices=ATTACKS, help="one of the attacks")
-    parser.add_argument("--kinds", type=int, default=len(ATTACKS), help="only the first so many attacks")
-    args = parser.parse_args()
-    names = [args.only] if args.only else ATTACKS[: args.kinds]
-    preload(*(HEAVY if {*names} & {"sync", "first ship"} else ()))
-    draw, counts = random.Random(args.seed), Counter[str]()
-    with tempfile.TemporaryDirectory() as place:
-        drill = Drill(Path(place))
-        for number in range(args.count):
-            name = names[number % len(names)]
-            delay = draw.random() * drill.undisturbed(name)
-            in_time, wrong = drill.kill(name, delay)
-            for _ in range(4):  # it was over before: the machine is less busy than it was
-                if not in_time and not wrong:
-                    delay /= 2
-                    in_time, wrong = drill.kill(name, delay)
-            counts[name] += in_time
-            counts["too late"] += not in_time
-            counts["wrong"] += bool(wrong)
-            for line in wrong:
-                print(f"{number} {name} after {delay:.3f} s: {line}", flush=True)
-    print(f"kills: seed {args.seed}, {args.count} kills: {dict(counts)}")
-    return 1 if counts["wrong"] else 0
+    return attacked(__doc__, ATTACKS, Drill)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
 toy of two steps with its `mlflow.db`, `quickstart` the quickstart at toy size (token shards, safetensors, samples),
 `training` the same killed in its training, with checkpoints. For every mutation: `status`, `verify --deep`, `plan`,
 `gc`, `run`, `run --redo`, `run`, and `sync` where MLflow or a journal is meant. Wrong is: a traceback, more than 20 s,
-a step that is never done, a result that differs from the undisturbed one although no command has named the damage.
+a step that is never done, a result or a point in MLflow that differs although no command has named the damage.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tools.fuzz.commands import LAB, Answer, Fork, ask, composed_once
+from tools.fuzz.kills import points
 
 REQUEST = ["experiment=chain", "launcher=inline", "tracking.ship=false", "--config-dir", str(LAB)]
 
@@ -75,6 +76,12 @@ MUTATIONS: dict[str, Callable[[bytes, random.Random], bytes]] = {
     "without": _without,
     "latin": lambda data, rng: b"\xff\xfe" + data,
 }
+#: What may stand in a file's place, or nothing at all.
+PLACES: dict[str, Callable[[Path], object]] = {
+    "absent": lambda path: None,
+    "folder": lambda path: path.mkdir(),
+    "dangling link": lambda path: path.symlink_to("nowhere"),
+}
 
 
 class Target:
@@ -104,7 +111,9 @@ class Target:
         self._told(ask("run", *self.asked()))
         shutil.copytree(self.root, self.whole, symlinks=True)
         self.files = sorted(
-            p.relative_to(self.made) for p in self.made.rglob("*") if p.is_file() and not p.is_symlink()
+            p.relative_to(self.made)
+            for p in self.made.rglob("*")
+            if p.is_file() and not p.is_symlink() and ".toy" not in p.parts  # pictures: data, of which it was made
         )
 
     @property
@@ -143,10 +152,14 @@ class Target:
         shutil.copytree(self.made, self.root, symlinks=True)
         path = self.root / file
         before, info = path.read_bytes(), path.stat()
-        after = MUTATIONS[name](before, draw)
-        path.write_bytes(after)
-        if draw.random() < 0.5:
-            os.utime(path, ns=(info.st_atime_ns, info.st_mtime_ns))
+        after = MUTATIONS[name](before, draw) if name in MUTATIONS else None
+        if after is None:
+            path.unlink()
+            PLACES[name](path)
+        else:
+            path.write_bytes(after)
+            if draw.random() < 0.5:
+                os.utime(path, ns=(info.st_atime_ns, info.st_mtime_ns))
         answers = {"status": ask("status", *self.at()), "verify": ask("verify", "--deep", *self.at())}
         if file.name == "mlflow.db" or file.suffix == ".jsonl":
             answers["sync"] = ask("sync", *self.at())
@@ -155,6 +168,12 @@ class Target:
             answers["redo"] = ask("run", *self.asked(), "--redo", self.redone)
             answers["again"] = ask("run", *self.asked())
         return self._judged(file, answers, before == after)
+
+    def _right_points(self) -> bool:
+        if not (self.whole / "mlflow.db").is_file():
+            return True
+        found, right = points(self.root), points(self.whole)
+        return all(found.get(key) == value for key, value in right.items())
 
     def _judged(self, file: Path, answers: dict[str, Answer], same_bytes: bool) -> tuple[str, list[str]]:
         named = any(file.name in answer.text for answer in answers.values())
@@ -165,6 +184,8 @@ class Target:
         same = self.results() == digests(self.whole)
         if last.code == 0 and not same and not named:
             wrong.append("silently another result")
+        if "sync" in answers and not named and (self.root / "mlflow.db").is_file() and not self._right_points():
+            wrong.append("silently other points in MLflow")
         if last.code == 0 and (check := ask("verify", "--deep", *self.at())).code and file.name not in check.text:
             wrong.append(f"verify at last: {check.text[-300:]!r}")
         return ("named" if named else "harmless" if same_bytes or same else "other"), wrong
@@ -201,7 +222,7 @@ def run(store: str, count: int, seed: int) -> int:
         random.Random(seed).shuffle(order)
         for number in range(count):
             draw, file = random.Random(f"{seed}/{number}"), order[number % len(order)]
-            name = draw.choice(sorted(MUTATIONS))
+            name = draw.choice(sorted([*MUTATIONS, *PLACES]))
             kind, wrong = target.attack(file, name, draw)
             counts[kind] += 1
             counts["wrong"] += bool(wrong)

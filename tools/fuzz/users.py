@@ -21,6 +21,7 @@ from pathlib import Path
 from tools.fuzz.commands import ROOT, Answer, answered, request
 from tools.fuzz.crowd import executed_twice
 
+TURNS = 13  # commands of both users together
 UMASKS = (0o002, 0o022, 0o027, 0o077)
 GROUP, USERS = 60000, {"ada": 60001, "bob": 60002}
 
@@ -52,8 +53,8 @@ def closed(store: Path) -> list[str]:
     return found
 
 
-def attack(place: Path, umask: int) -> list[str]:
-    """All that two users do under one umask; what went wrong."""
+def attack(place: Path, umask: int, most: int = TURNS) -> list[str]:
+    """All that two users do under one umask (or the first `most` of it); what went wrong."""
     store = place / f"store-{umask:03o}"
     store.mkdir()
     os.chown(store, USERS["ada"], GROUP)
@@ -71,7 +72,8 @@ def attack(place: Path, umask: int) -> list[str]:
              ("bob", ["verify", "--deep", *at]), ("ada", ["status", *at]), ("bob", ["gc", "--drop", "chain", *at]),
              ("bob", ["gc", "--delete", "--yes", *at]), ("ada", ["run", *request(store, "chain")]),
              ("bob", ["sync", *at])]  # fmt: skip
-    for user, command in turns:
+    assert len(turns) == TURNS
+    for user, command in turns[:most]:
         answer = as_user(user, umask, homes[user], *command)
         shown = f"umask {umask:03o}, {user}: {' '.join(command[:2])}"
         wrong += [f"{shown}: {text}" for text in answer.wrong(60)]
@@ -85,6 +87,7 @@ def main() -> int:
     """Runs the attacks; 1 where something went wrong."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--umask", action="append", help="only this one (octal)")
+    parser.add_argument("--turns", type=int, default=TURNS, help="only the first so many commands")
     args = parser.parse_args()
     if os.getuid() != 0 or shutil.which("setpriv") is None:
         raise SystemExit("users: only root (with setpriv) can be two users")
@@ -92,11 +95,11 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         Path(name).chmod(0o755)
         for umask in masks:
-            wrong = attack(Path(name), umask)
+            wrong = attack(Path(name), umask, args.turns)
             bad += len(wrong)
             for line in wrong:
                 print(line, flush=True)
-    print(f"users: {len(masks)} umasks, 2 users, 13 commands each: {bad} wrong")
+    print(f"users: {len(masks)} umasks, 2 users, {args.turns} commands each: {bad} wrong")
     return 1 if bad else 0
 
 

@@ -94,6 +94,8 @@ def _sequence(hint: Hint, values: list[object], key: str) -> list[object]:
 
 
 def _scalar(hint: Hint, value: object, key: str) -> object:
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise ConfigError(f"{key}: {shortened(value)} is out of range; numbers have at most 64 bits")
     if hint.form == "bool" and isinstance(value, bool):
         return value
     if hint.form == "int" and isinstance(value, int | float) and not isinstance(value, bool):
@@ -106,6 +108,12 @@ def _scalar(hint: Hint, value: object, key: str) -> object:
     elif hint.form == "str" and isinstance(value, str):
         return value
     raise _mismatch(hint, value, key)
+
+
+def shortened(number: int) -> str:
+    """A number of any length, in a few characters."""
+    text = str(number)
+    return text if len(text) <= 24 else f"{text[:20]}... ({len(text)} digits)"
 
 
 def _reads_as_float(text: str) -> bool:

@@ -26,6 +26,7 @@ from experiments.store.documents import (
     Start,
     Submission,
 )
+from experiments.store.journal import journal_problem
 from experiments.store.paths import StepFolder
 from experiments.store.step_folder import Store, link_files
 from experiments.store.typed_json import DamagedError, Document
@@ -69,6 +70,14 @@ def changed_outputs(folder: Path, manifest: Manifest) -> list[str]:
     return problems
 
 
+def changed_journals(folder: Path) -> list[str]:
+    """Journals with damaged lines, or that differ from what the step's record says of them."""
+    record = _sound(Record, folder)
+    known = {a.number: a.journal for a in record.attempts} if record is not None else {}
+    found = (journal_problem(a.journal, known.get(a.number)) for a in StepFolder(folder).attempts())
+    return [problem for problem in found if problem is not None]
+
+
 def repair_steps(store: Store, folders: Iterable[Path]) -> list[str]:
     """Sets damaged documents of these steps aside and rebuilds what can be; one line each.
 
@@ -87,7 +96,7 @@ def repair_steps(store: Store, folders: Iterable[Path]) -> list[str]:
 
 def _repair(store: Store, folder: Path, problem: DamagedError) -> str:
     path = problem.path
-    text = path.read_bytes()[:10_000_000]
+    text = path.read_bytes()[:10_000_000] if path.is_file() else b""
     aside = path.with_name(f"{path.name}.damaged")
     try:
         os.replace(path, aside)

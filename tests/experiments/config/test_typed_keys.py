@@ -34,6 +34,14 @@ def refused(*overrides: str, **kwargs: Any) -> str:
         ("lr=1e-4", "lr: changes no step of this pipeline (another key decides, or none takes it); write "),
         ("lr=1e-4,1e-3", "train_tokenizer.lr or train.lr"),
         ("num_train_steps=5", "train.num_train_steps"),
+        (
+            "batch_size=4",
+            "batch_size: would change other steps alone, since train_tokenizer and train set it in their own",
+        ),
+        ("batch_size=4,8", "write STEP.batch_size: train_tokenizer.batch_size or "),
+        ("train.num_train_steps=" + "9" * 4300, "99999... (4300 digits) is out of range; numbers have at most 64 bits"),
+        ("train.lr=1" + "0" * 400, "(401 digits) is out of range"),
+        ("train.seed=9223372036854775808", "train.seed: 9223372036854775808 is out of range"),
         ("name=tiny", "name: changes no step"),
         ("resources.edit.ranks=2", "resources.edit.ranks: changes no step"),
         ("edit.region=left", "edit.region: changes no step"),
@@ -62,7 +70,7 @@ def test_a_key_at_its_default_or_in_force_is_accepted() -> None:
     plain = graph()
     assert list(graph("train.label_drop=0.1").nodes) == list(plain.nodes)
     assert list(graph("train.log_every=3", "resources.train.ranks=2").nodes) == list(plain.nodes)
-    assert list(graph("batch_size=4").nodes) == list(plain.nodes)  # how samples are drawn; nothing else takes it
+    assert list(graph("cache_tokens.batch_size=4").nodes) == list(plain.nodes)  # how it runs, not what it makes
 
 
 def test_a_step_without_its_users_leaves_no_unknown_key() -> None:

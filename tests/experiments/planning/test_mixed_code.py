@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,8 @@ from experiments.results.tables import fill, read_table
 from experiments.store.code_digests import unlike_code
 from experiments.store.records import records
 from experiments.tracking.run_facts import common_tags
+from launchers import inline
+from maskgit_core.errors import LaunchError
 
 OLD = {"sha256": "0" * 64, "code": "0" * 64}
 TABLE = """\
@@ -62,6 +66,21 @@ def test_a_sweep_that_would_mix_runs_its_changed_points_again(tmp_path, request_
     assert len(list(store.glob("descent/*/attempts/0002"))) == 1
 
 
+def test_a_run_that_ends_before_its_turn_gives_points_their_results_back(tmp_path, request_, monkeypatch):
+    store = tmp_path / "store"
+    grow_old(store, 1)
+    before = {path: path.read_bytes() for path in store.glob("*/*/manifest.json")}
+
+    def refuses(*args, **kwargs):
+        assert len(list(store.glob("descent/*/manifest.json"))) == 2, "set aside, so that its job runs"
+        raise LaunchError("nothing can be started here")
+
+    monkeypatch.setattr(inline.Launcher, "launch", refuses)
+    assert main(["run", *request_]) != 0
+    assert {path: path.read_bytes() for path in store.glob("*/*/manifest.json")} == before
+    assert all((path.parent / "files").is_dir() for path in before)
+
+
 def test_points_of_one_old_code_stay_until_a_new_one_joins_them(tmp_path, request_, capsys):
     store = tmp_path / "store"
     grow_old(store, 0, 1, 2)
@@ -72,6 +91,12 @@ def test_points_of_one_old_code_stay_until_a_new_one_joins_them(tmp_path, reques
     assert main(["run", *more, "--reuse-old-code"]) == 0
     (record,) = [r for r in records(store) if len(r.items) == 4]
     assert common_tags(record)["mixed_code"] == "train"
+    assert main(["sync", "--store", str(store)]) == 0
+    with closing(sqlite3.connect(f"file:{store / 'mlflow.db'}?mode=ro", uri=True)) as database:
+        tags = "SELECT runs.name, value FROM tags JOIN runs USING (run_uuid) WHERE key = ?"
+        old = dict(database.execute(tags, ("old_code",)))
+        mixed = {name.split()[0] for name, _ in database.execute(tags, ("mixed_code",))}
+    assert old == {f"train[seed={n}]": "toylab.stages.descent" for n in (0, 1, 2)} and "rates" in mixed
 
 
 def test_tables_and_comparisons_say_so(tmp_path, request_, capsys):

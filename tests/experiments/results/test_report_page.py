@@ -2,6 +2,7 @@
 
 import base64
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -68,10 +69,12 @@ def made(tmp_path, name="evaluate", evil="fine"):
     return inputs
 
 
-def written(tmp_path, inputs, **options) -> tuple[str, dict[str, bytes]]:
+def written(tmp_path, inputs, further=(), **options) -> tuple[str, dict[str, bytes]]:
     model, scores = inputs
     attempt = Attempt(tmp_path, 1)
-    report.run(attempt, scores=[scores], tokenizer_scores=[], samples=[], models=[model], tokenizers=[], **options)
+    report.run(
+        attempt, scores=[scores, *further], tokenizer_scores=[], samples=[], models=[model], tokenizers=[], **options
+    )
     attempt.close()
     files = {p.name: p.read_bytes() for p in sorted(attempt.files.iterdir())}
     return files["report.html"].decode(), files
@@ -142,3 +145,17 @@ def test_a_sweep_becomes_a_table_and_a_chart_with_its_front(tmp_path):
     assert page.count("evaluate [scale=") >= 4 and "fid over inception_score; dashed" in page
     assert (attempt.files / "sweep.png").read_bytes().startswith(b"\x89PNG")
     assert "sweep.svg" in attempt.notes.shown
+
+
+def test_scores_made_by_different_code_are_said_not_to_be_compared(tmp_path):
+    model, scores = made(tmp_path)
+    again = made(tmp_path / "again", name="evaluate_again", evil="other")[1]
+    page, _ = written(tmp_path / "same", [model, scores], further=[again])
+    assert "different code" not in page
+    for item, code in ((scores, "a"), (again, "b")):
+        record = Record.needed(item.folder)
+        science = {"maskgit_core.samplers.halton": {"sha256": code, "code": code * 64}}
+        replace(record, science_files=science).write(item.folder)
+    page, _ = written(tmp_path / "unlike", [model, scores], further=[again])
+    told = "Not to be compared: these scores were made by different code (maskgit_core.samplers.halton)."
+    assert told in " ".join(see(page).text)

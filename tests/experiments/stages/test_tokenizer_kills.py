@@ -42,6 +42,7 @@ def forked(folder: Path, number: int, pictures: DatasetSpec, kill_at: int | None
     if child:
         return child
     try:
+        os.nice(8)  # on a busy machine it would reach its end before whoever kills it has looked
         torch.set_num_threads(1)
         original = Trainer.train_step
 

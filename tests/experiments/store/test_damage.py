@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 from pathlib import Path
 
@@ -10,7 +11,9 @@ import pytest
 from conftest import LAB
 
 from experiments.cli import main
+from experiments.launching import prepare
 from experiments.store.documents import Manifest, Record, Request
+from experiments.store.journal import read_points
 from tools.fuzz.store_files import MUTATIONS
 
 pytestmark = pytest.mark.usefixtures("composed_once")
@@ -81,8 +84,6 @@ def test_a_damaged_request_is_rebuilt_from_the_record_or_the_config(store, ran, 
 
 
 def test_verify_finds_changes_that_kept_size_and_time(store, ran, capsys):
-    import os
-
     path = step(store, "numbers") / "files" / "numbers.json"
     info, text = path.stat(), path.read_text()
     path.write_text(text.replace("4.0", "7.0"))
@@ -144,3 +145,84 @@ def test_a_request_that_asks_for_something_else_is_named_and_rebuilt(store, ran,
     assert main(["run", *ran, "--redo", "numbers"]) == 0
     assert str(path) in capsys.readouterr().err and json.loads(path.read_text()) == json.loads(whole)
     assert Manifest.needed(step(store, "numbers")).digest == before
+
+
+def test_only_what_was_damaged_is_written_again(store, ran, monkeypatch):
+    """One damaged document made the requests of all later steps be written again (and synced to disk)."""
+    written = []
+    write = prepare.write_request
+    monkeypatch.setattr(prepare, "write_request", lambda node, *more: (written.append(node.name), write(node, *more)))
+    first, last = step(store, "numbers"), step(store, "total")
+    (first / "launch.json").write_text("[]")
+    assert main(["run", *ran]) == 0 and written == []
+    (last / Request.FILE).unlink()
+    assert main(["run", *ran]) == 0 and written == ["total"] and Request.needed(last)
+
+
+@pytest.mark.parametrize("change", ["a digit", "a bit", "the last line", "all"])
+def test_a_changed_journal_is_named(store, ran, capsys, change):
+    """Nothing told a changed curve from a right one, or one that had lost its end."""
+    path = step(store, "numbers") / "attempts" / "0001" / "journal.jsonl"
+    whole = path.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    changed = {
+        "a digit": whole.replace(b'"value": 3.0', b'"value": 8.0'),
+        "a bit": whole[:40] + bytes([whole[40] ^ 4]) + whole[41:],
+        "the last line": b"".join(lines[:-1]),
+        "all": b"",
+    }[change]
+    assert changed != whole and len(lines) > 3
+    path.write_bytes(changed)
+    at = ["--store", str(store)]
+    capsys.readouterr()
+    assert main(["verify", *at]) == 1 and str(path) in capsys.readouterr().err
+    assert main(["sync", *at]) == 1 and str(path) in capsys.readouterr().err
+    path.write_bytes(whole + b'{"step": 99, "ti')  # what a process on a lost node added since
+    assert main(["verify", *at]) == 0
+
+
+def test_a_curve_of_an_unfinished_step_has_no_damaged_point(store, ran, capsys):
+    path = step(store, "numbers") / "attempts" / "0001" / "journal.jsonl"
+    whole = path.read_bytes()
+    (path.parents[2] / Record.FILE).unlink()
+    path.write_bytes(whole.replace(b'"value": 3.0', b'"value": 8.0')[:-5])  # and its last line torn by a kill
+    assert [p.value for p in read_points(path.parents[2]) if p.metric == "value"] == [0.0, 1.0, 2.0]
+    capsys.readouterr()
+    assert main(["verify", "--store", str(store)]) == 1
+    assert "line 4 is damaged; its points are left out" in capsys.readouterr().err
+
+
+def test_a_step_that_crashes_over_a_changed_input_names_it(store, ran, capsys):
+    """Size and time were kept, so nothing had been noticed before the stage read it: a traceback about JSON."""
+    path = step(store, "numbers") / "files" / "numbers.json"
+    info = path.stat()
+    path.write_bytes(b"\xff" + path.read_bytes()[1:])
+    os.utime(path, ns=(info.st_atime_ns, info.st_mtime_ns))
+    capsys.readouterr()
+    assert main(["run", *ran, "--redo", "total"]) == 2
+    told = "".join(capsys.readouterr())
+    assert "Traceback" not in told and "numbers.json: does not match the sha256 in its manifest" in told
+
+
+@pytest.mark.parametrize("place", ["a folder", "a link to nothing"])
+def test_what_stands_in_a_documents_place_is_set_aside(store, ran, capsys, place):
+    """A link to nothing read as no done mark, so the step ran, could not be marked done, and ended with 0."""
+    path = step(store, "total") / Manifest.FILE
+    path.unlink()
+    path.mkdir() if place == "a folder" else path.symlink_to("nowhere")
+    assert main(["plan", *ran]) == 2 and main(["run", *ran]) == 0
+    assert f"is {place}" in capsys.readouterr().err and path.is_file()
+    assert main(["run", *ran]) == 0 and "nothing to do" in capsys.readouterr().out
+
+
+def test_a_folder_in_place_of_notes_about_inputs_is_named_and_nobody_waits(store, ran, capsys):
+    """It was a traceback that left the claim behind, for which this process then waited for ever."""
+    path = step(store, "total") / "made_from.json"
+    path.unlink()
+    path.mkdir()
+    capsys.readouterr()
+    for _ in range(2):
+        assert main(["run", *ran, "--redo", "total"]) == 2
+        assert f"{path}: is a folder where a file belongs" in one_line(capsys).replace("error: error: ", "error: ")
+    path.rmdir()
+    assert main(["run", *ran]) == 0

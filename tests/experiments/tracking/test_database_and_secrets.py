@@ -48,6 +48,30 @@ def test_a_half_made_or_damaged_database_is_set_aside_and_made_anew(store):
     assert ship(store.root).points == 20 and damage(path) is None
 
 
+@pytest.mark.parametrize(
+    ("statement", "told"),
+    [
+        ("UPDATE metrics SET value = 7.5 WHERE step = 3", "loss of"),
+        ("UPDATE metrics SET key = 'lost' WHERE step = 3", "no journal has it"),
+        ("UPDATE latest_metrics SET value = 7.5", "is none of its points"),
+        ("DELETE FROM metrics WHERE step < 5", "5 points of"),
+    ],
+)
+def test_points_of_the_database_that_are_not_the_journals_are_found(store, capsys, statement, told):
+    """SQLite has no checksums: a flipped bit in a value was a wrong number that nothing named."""
+    ship(store.root)
+    at = ["verify", "--deep", "--store", str(store.root)]
+    assert main(at) == 0
+    with sqlite3.connect(store.root / "mlflow.db") as database:
+        database.execute(statement)
+    capsys.readouterr()
+    assert main(at) == 1
+    error = capsys.readouterr().err
+    assert told in error and "maskgit sync makes it anew" in error and error.count("\n") == 1
+    (store.root / "mlflow.db").unlink()
+    assert main(["sync", "--store", str(store.root)]) == 0 and main(at) == 0
+
+
 def test_a_transaction_that_a_kill_cut_is_rolled_back_not_taken_for_damage(tmp_path):
     """A killed `sync` leaves SQLite's journal beside a half-written database; what people noted in it must stay."""
     path = tmp_path / "mlflow.db"
@@ -105,6 +129,9 @@ def test_a_password_in_an_address_is_refused_and_never_printed(tmp_path, capsys)
         assert main([verb, *arguments, f"tracking.uri={URI}"]) == 2
         text = "".join(capsys.readouterr())
         assert PASSWORD not in text and "MLFLOW_TRACKING_PASSWORD" in text and text.count("\n") == 1
+    assert main(["config", "experiment=chain", f"tracking.uri={URI}", "--config-dir", str(LAB)]) == 0
+    shown = "".join(capsys.readouterr())
+    assert PASSWORD not in shown and "uri: http://ada:***@tracker.example:5000" in shown
     for verb in ("sync", "ui"):
         assert main([verb, "--store", str(tmp_path), "--uri", f"postgresql://a:{PASSWORD}@h/db"]) == 2
         assert PASSWORD not in "".join(capsys.readouterr())

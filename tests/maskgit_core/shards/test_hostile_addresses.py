@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import http.server
+import ssl
+import subprocess
 import sys
 import threading
 import time
@@ -13,7 +15,6 @@ import pytest
 
 from maskgit_core.errors import DataError
 from maskgit_core.shards import fetching, remote
-from maskgit_core.shards.fetching import Fetched
 from maskgit_core.shards.remote import RemoteShards
 
 
@@ -40,6 +41,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.end_headers()
         elif kind == "hang":
             time.sleep(5)
+        elif kind == "drip":
+            self.send_response(200)
+            self.end_headers()
+            for _ in range(50):
+                self.wfile.write(b" ")
+                time.sleep(0.1)
         elif kind == "large":
             self.send_response(200)
             self.end_headers()
@@ -65,17 +72,35 @@ def server() -> Iterator[str]:
         running.shutdown()
 
 
-@pytest.mark.parametrize("kind", ["redirect", "hang", "large", "deep", "error"])
+@pytest.mark.parametrize("kind", ["redirect", "hang", "drip", "large", "deep", "error"])
 def test_misbehaving_servers_end_in_one_line(
     server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     monkeypatch.setattr(remote, "MAX_MANIFEST_BYTES", 4096 if kind == "large" else 1 << 20)
-    monkeypatch.setattr(Fetched.__init__, "__defaults__", (0.5,))
+    monkeypatch.setattr(remote, "FIRST_STALL_S", 0.5)
     began = time.monotonic()
     with pytest.raises(DataError) as caught:
         RemoteShards(f"{server}/{kind}", tmp_path)
     assert "\n" not in str(caught.value) and str(caught.value).startswith(server)
     assert time.monotonic() - began < 4
+
+
+def test_what_is_wrong_with_a_secure_connection_is_one_line(server: str, tmp_path: Path) -> None:
+    """A server without TLS, and one whose certificate nobody vouches for."""
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    options = ["-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=localhost"]
+    subprocess.run(["openssl", "req", *options, "-keyout", key, "-out", certificate], check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
+        running.socket = context.wrap_socket(running.socket, server_side=True)
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        unsigned = f"https://127.0.0.1:{running.server_port}"
+        for address in (server.replace("http:", "https:"), unsigned):
+            with pytest.raises(DataError, match="SSL") as caught:
+                RemoteShards(f"{address}/x", tmp_path)
+            assert "\n" not in str(caught.value) and str(caught.value).startswith(address)
+        running.shutdown()
 
 
 def test_a_program_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import torch
 from test_compiled_training import CLASSES, NAMES, K, L, batches, recipe
 
 from maskgit_core.training.masked import Masker
-from maskgit_core.training.trainer import Trainer
+from maskgit_core.training.trainer import TokenLoss, Trainer
 
 
 def trained(name: str, recompute: bool) -> tuple[dict[str, torch.Tensor], int]:
@@ -43,3 +43,33 @@ def test_weights_are_the_same_bits_and_less_is_kept(name):
     again, kept = trained(name, recompute=True)
     assert all(torch.equal(weights[key], again[key]) for key in weights)
     assert kept < whole / 2, f"{kept:,} of {whole:,} bytes"
+
+
+def test_logits_of_a_large_codebook_are_made_a_part_at_a_time():
+    """The same loss, meters and gradients but for rounding, and no whole array of logits is kept."""
+    torch.manual_seed(0)
+    size = 8192
+    facts = {"codebook_size": size, "num_tokens": L, "num_classes": CLASSES}
+    model: Any = import_module("maskgit_core.models.prenorm").Model(
+        **facts, dim=32, num_layers=1, num_heads=4, dropout=0.0
+    )
+    [piece] = Masker(recipe("fp32"), size, CLASSES).split(next(batches()), 1)
+    found, kept = [], []
+    for rows in (None, 10):
+        loss_of, largest = TokenLoss(model, 0.1, rows), 0
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            nonlocal largest
+            largest = max(largest, tensor.numel())
+            return tensor
+
+        model.zero_grad()
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss, sums = loss_of(piece)
+        loss.backward()
+        found.append([sums, *(parameter.grad.clone() for parameter in model.parameters())])
+        kept.append(largest)
+    for one, other in zip(*found, strict=True):
+        assert torch.allclose(one, other, atol=1e-6)
+    count = len(piece.places_M)
+    assert count > 20 and kept[0] >= count * size and kept[1] < count * size

@@ -88,7 +88,7 @@ def test_stopped_anywhere_it_goes_on_bit_for_bit(setting, tmp_path):
                 assert torch.equal(a, b), f"cut at {cut}: {name}"
 
 
-DIVIDED = ("normalised", "gradient", "lfq", "adversarial", "accumulated", "muon")
+DIVIDED = ("normalised", "gradient", "lfq", "fsq", "adversarial", "accumulated", "muon")
 
 
 def one_step(setting, path, step, rank=0, processes=1):
