@@ -93,6 +93,7 @@ def figure(table: Sequence[dict[str, Any]]) -> Any:
     with mpl.rc_context(SETTINGS):
         drawn = Figure(figsize=(8.2, 5.4), layout="constrained")
         FigureCanvasAgg(drawn)
+        labelled = set[str]()
         for axis, (column, title) in zip(drawn.subplots(2, 2).flat, TITLES.items(), strict=True):
             for shift, losses in enumerate(LOSSES):
                 for place, quantizer in enumerate(QUANTIZERS):
@@ -100,7 +101,8 @@ def figure(table: Sequence[dict[str, Any]]) -> Any:
                     values = [float(row[column]) for row in here]
                     if not values:
                         continue
-                    x, label = place + 0.22 * (shift - 1), losses if place == 0 else None
+                    x, label = place + 0.22 * (shift - 1), None if losses in labelled else losses
+                    labelled.add(losses)
                     axis.plot([x] * len(values), values, "o", ms=3, alpha=0.6, color=f"C{shift}")
                     mean = statistics.fmean(values)
                     axis.plot([x - 0.08, x + 0.08], [mean, mean], "-", lw=1.8, color=f"C{shift}", label=label)

@@ -191,9 +191,7 @@ class Job:
                 self._publish(attempt, request, launch, digests, started, peak_memory_gb(metrics))
             return DONE
         except Stopped as stopped:
-            return self._ended(
-                attempt, "stopped", "asked to stop; state saved", CONTINUE if stopped.requeue else STOPPED
-            )
+            return self._ended(attempt, "stopped", stopped.reason, CONTINUE if stopped.requeue else STOPPED)
         except SupersededError as error:
             say(f"error: {error}")
             return FAILED
