@@ -22,6 +22,7 @@ from launchers.calls import (
 )
 from launchers.machine import count_cores, find_gpus
 from launchers.processes import CallProcesses
+from launchers.stop_requests import StopRequests
 from maskgit_core.errors import LaunchError
 
 _POLL_S = 0.05
@@ -188,10 +189,13 @@ def _stop_requests() -> Iterator[list[int]]:
 
     def remember(number: int, frame: FrameType | None) -> None:
         requests.append(number)
+        if isinstance(outer := before[number], StopRequests):  # of a call that launches calls itself
+            outer.note(number)
 
-    before = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
+    before: dict[int, object] = {}
+    before |= {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield requests
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, handler)  # type: ignore[arg-type]

@@ -46,6 +46,7 @@ FLOORS: dict[str, int] = {
     "experiments.training": 11,
     "experiments.evaluation": 11,
     "experiments.reporting": 11,
+    "experiments.searching": 11,
     "experiments.stages": 12,
     "experiments.commands": 13,
     "experiments": 14,

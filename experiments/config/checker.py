@@ -24,7 +24,7 @@ from maskgit_core.models import first_name
 
 RESERVED = (
     *("name", "description", "pipeline", "resources", "launcher"),
-    *("paths", "tracking", "notify", "plugins", "sweep", "toy", "found"),
+    *("paths", "tracking", "notify", "plugins", "sweep", "search", "toy", "found"),
 )
 
 

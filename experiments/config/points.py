@@ -31,8 +31,10 @@ class Points(NamedTuple):
     first_with: Callable[[str, object], Block]  # the first point's config with another value of a key
 
 
-def read_points(asked: configs.Overrides, config_dirs: Sequence[Path]) -> Points:
-    """The points of a parsed command line."""
+def read_points(
+    asked: configs.Overrides, config_dirs: Sequence[Path], given: Sequence[sweeps.Point] | None = None
+) -> Points:
+    """The points of a parsed command line, or `given` ones in the place of its sweep."""
     if asked.choice("experiment") is None:
         names = ", ".join(configs.group_names("experiment", config_dirs))
         raise ConfigError(f"experiment: missing; add experiment=NAME, one of [{names}]")
@@ -58,9 +60,11 @@ def read_points(asked: configs.Overrides, config_dirs: Sequence[Path]) -> Points
     block = first.get("sweep")
     if isinstance(block, str):
         block = sweeps.read_file(block, [configs.CONF, *config_dirs])
-    points = sweeps.expand(block, asked.sweeps)
+    points = sweeps.expand(block, asked.sweeps) if given is None else list(given)
     typed = {key: (value,) for key, value in (*asked.choices, *asked.values) if any(key in p for p in points)}
-    if typed:  # what is typed is meant: one value of a key that the experiment sweeps takes the place of its values
+    if (
+        typed and given is None
+    ):  # what is typed is meant: one value of a key that is swept takes the place of its values
         points = sweeps.expand(block, [*asked.sweeps, *typed.items()])
         points = [{key: value for key, value in point.items() if key not in typed} for point in points]
     if is_toy := toy.is_asked(first):

@@ -11,8 +11,8 @@ from maskgit_core.errors import ConfigError, DataError
 #: A value that no option allows or means: where a key reaches a step, this is refused or changes the request.
 PROBE = "\x00 no value of this key"
 #: Parts of a config that are not values of steps; other code checks them.
-_NOT_OF_STEPS = ("paths", "tracking", "notify", "launcher", "plugins", "sweep", "description", "pipeline", "protocol",
-                 "further_protocols", "toy")  # fmt: skip
+_NOT_OF_STEPS = ("paths", "tracking", "notify", "launcher", "plugins", "sweep", "search", "description", "pipeline",
+                 "protocol", "further_protocols", "toy")  # fmt: skip
 
 
 def refuse_unreaching(

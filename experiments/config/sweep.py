@@ -52,7 +52,17 @@ def expand(sweep: Options | None, axes: Sequence[tuple[str, tuple[object, ...]]]
     if not kept:
         raise ConfigError("sweep.exclude: leaves no point of the sweep; remove some of it")
     for key in kept[0]:
-        if key.split(".")[0] in ("paths", "launcher", "tracking", "notify", "plugins", "pipeline", "sweep", "toy"):
+        if key.split(".")[0] in (
+            "paths",
+            "launcher",
+            "tracking",
+            "notify",
+            "plugins",
+            "pipeline",
+            "sweep",
+            "search",
+            "toy",
+        ):
             raise ConfigError(f"{key}: cannot be swept; a sweep is over values of steps, run the command once for each")
     return [p for i, p in enumerate(kept) if p not in kept[:i]] if len(kept) < 2000 else kept
 

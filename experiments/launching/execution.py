@@ -53,7 +53,7 @@ def start(
         MaskgitError: it cannot be done; nothing runs or stays in a queue.
     """
     store = store_of(graph)
-    with _one_at_a_time(store) if launcher.is_detached else nullcontext():
+    with one_at_a_time(store) if launcher.is_detached else nullcontext():
         for line in mend(graph, store):
             print(coloured(f"warning: {line}", "yellow"), file=sys.stderr)
         whole = plan(graph, redo, with_queue=launcher.is_detached, reuse_old_code=reuse_old_code)
@@ -111,7 +111,7 @@ def _end(graph: Graph, store: Store, uid: str, todo: Sequence[Call], outcomes: M
     """Prints results, ships them and says what to type next; returns the exit code."""
     code = report(todo, outcomes)
     told_locally(uid, store.root, [call.key for call in todo if outcomes[call.key].state == "failed"])
-    _Shipper(store.root, graph).ship()
+    Shipper(store.root, graph).ship()
     if code in (0, 1):
         with suppress(OSError, ArtifactError):  # a failing disk has been told of
             next_commands(graph, store.root, [call.name for call in todo if outcomes[call.key].state == "failed"])
@@ -119,7 +119,7 @@ def _end(graph: Graph, store: Store, uid: str, todo: Sequence[Call], outcomes: M
 
 
 @contextmanager
-def _one_at_a_time(store: Store) -> Iterator[None]:
+def one_at_a_time(store: Store) -> Iterator[None]:
     """The store's submission lock, with what killed submissions left behind finished or undone."""
     store.check_writable()
     with submission_lock(store.root):
@@ -206,7 +206,7 @@ def _splits(request: StepRequest) -> list[dict[str, object]]:
     return [{}]
 
 
-class _Shipper:
+class Shipper:
     """Forwards journals to MLflow after the run (embedded store) or leaves that to the jobs (tracking server)."""
 
     def __init__(self, store: Path, graph: Graph) -> None:
@@ -220,7 +220,11 @@ class _Shipper:
         from experiments.tracking.mlflow_store import ship
         from experiments.tracking.windows import mirror
 
-        for send in (lambda: ship(self._store, self._tracking["uri"]), lambda: mirror(self._store)):
+        def send_journals() -> None:
+            for problem in ship(self._store, self._tracking["uri"]).problems:
+                print(f"warning: {problem}", file=sys.stderr)
+
+        for send in (send_journals, lambda: mirror(self._store)):
             try:
                 send()
             except MaskgitError as error:

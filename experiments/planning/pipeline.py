@@ -60,6 +60,7 @@ def build(
     fetch: Callable[[str], object] | None = None,
     part: Part | None = None,
     allow_absent: bool = False,
+    points: Sequence[sweeps.Point] | None = None,
 ) -> Graph:
     """The graph of `maskgit run ARGUMENTS`.
 
@@ -71,12 +72,13 @@ def build(
         fetch: brings published weights that are missing (`maskgit run`); None: nothing is downloaded.
         part: the steps asked for; None: all.
         allow_absent: weights that are nowhere to be had are listed in the graph instead of refused (`maskgit plan`).
+        points: values by dotted key, in the place of the sweep's (`maskgit search`).
 
     Raises:
         ConfigError, DataError, WeightsError: whatever is wrong with the request, before anything is written.
     """
     asked = configs.parse(arguments, config_dirs)
-    points, resolved, keys, first_with = read_points(asked, config_dirs)
+    points, resolved, keys, first_with = read_points(asked, config_dirs, points)
     settings = checked(resolved[0])
     store = Store(Path(settings["paths"].get("store", "runs")))
     checker = Checker(settings["plugins"], configs.groups(config_dirs))

@@ -29,9 +29,9 @@ T = TypeVar("T")
 class Stopped(BaseException):
     """A stage saved its state and ends early on request; `requeue` is true where it wants to be continued."""
 
-    def __init__(self, requeue: bool) -> None:
+    def __init__(self, requeue: bool, reason: str = "asked to stop; state saved") -> None:
         super().__init__("stopped on request")
-        self.requeue = requeue
+        self.requeue, self.reason = requeue, reason
 
 
 class SupersededError(ArtifactError):
@@ -178,6 +178,10 @@ class Attempt:
         A process that stops because another rank was asked to has no wish of its own: it wants to go on.
         """
         raise Stopped(self._stop.wants_requeue or not self._stop.is_set())
+
+    def pause(self, reason: str) -> NoReturn:
+        """Ends this attempt, saved, where its request says so; it does not come back by itself."""
+        raise Stopped(False, reason)
 
     def close(self) -> None:
         """Flushes the journal; called by the job, not by stages."""

@@ -159,13 +159,17 @@ def is_cancelled(store: Path, uid: str) -> bool:
 
 # -- configs ----------------------------------------------------------------------------------------------------------
 def step_params(entry: PipelineStep, request: Request | None) -> dict[str, str]:
-    """Own config (`train.lr`, `sampler.guidance_scale`) and the sweep's values from upstream, as text."""
+    """Own config (`train.lr`, `sampler.guidance_scale`) and the sweep's values from upstream, as text.
+
+    A kept checkpoint (`train@500`) has the config of its training, under that one's name.
+    """
     flat: dict[str, str] = {}
+    step = entry.step.partition("@")[0]
     for key, value in (request.config if request else {}).items():
         if isinstance(value, Mapping):
             _flatten(str(key), value, flat)
         else:
-            flat[f"{entry.step}.{key}"] = _text(value)
+            flat[f"{step}.{key}"] = _text(value)
     for key, value in entry.params.items():
         _flatten(str(key), value, flat)
     return flat

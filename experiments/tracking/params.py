@@ -21,7 +21,7 @@ def asked_params(entry: PipelineStep, request: Request | None) -> dict[str, str]
     if request is None:
         return every
     swept = step_params(entry, None)
-    left_out = set(_at_default(entry.step, request)) - swept.keys()
+    left_out = set(_at_default(entry.step.partition("@")[0], request)) - swept.keys()
     return {key: value for key, value in every.items() if key not in left_out}
 
 

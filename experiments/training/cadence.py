@@ -17,6 +17,7 @@ class Cadence:
         micro_batch_size: samples a process puts through at once; more are accumulated. None: its whole share.
         compile: whether each block is compiled; recompute: whether it is computed again backwards, to save memory.
         log_every, checkpoint_every: in optimizer steps; keep_last: checkpoints kept while training.
+        pause_at: the training ends there, saved, and goes on when it is run without; a search's trials do so.
         peak_tflops: rate of one device that utilisation is a share of; None: matrix products are timed.
     """
 
@@ -27,6 +28,7 @@ class Cadence:
     log_every: Annotated[Execution[int], Range(1)] = 50
     checkpoint_every: Annotated[Execution[int], Range(1)] = 1000
     keep_last: Annotated[Execution[int], Range(1)] = 2
+    pause_at: Annotated[Execution[int | None], Range(1)] = None
     peak_tflops: Annotated[Execution[float | None], Range(0.0, low_open=True)] = None
 
 

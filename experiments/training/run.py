@@ -241,7 +241,7 @@ class TrainingRun:
         progress = self.attempt.progress(self.recipe.num_train_steps, unit="step", label="train")
         progress.start_at(self.trainer.step)
         ready, cadence = ahead(steps, 2), self.cadence
-        while self.trainer.step < self.recipe.num_train_steps:
+        while self.trainer.step < min(self.recipe.num_train_steps, cadence.pause_at or self.recipe.num_train_steps):
             with clock.waiting():
                 pieces = next(ready)
             self.trainer.train_step(pieces)
@@ -254,9 +254,15 @@ class TrainingRun:
             if step % cadence.checkpoint_every == 0 or self._is_kept(step):
                 self.save()
             if not at_end and self.vote.agreed(self.attempt.should_stop, step):
-                self.save()
-                self.writer.wait()
+                self._put_down()
                 self.attempt.stop()
+        if self.trainer.step < self.recipe.num_train_steps:
+            self._put_down()
+            self.attempt.pause(f"paused at step {self.trainer.step}")
+
+    def _put_down(self) -> None:
+        self.save()
+        self.writer.wait()
 
     def _log(self, clock: Clock) -> dict[str, float]:
         """Logs the means since the last call; returns those that a line of the log shows."""

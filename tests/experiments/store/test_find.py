@@ -115,3 +115,13 @@ def test_cancel_and_logs_refuse_what_is_no_full_name_and_touch_nothing(
         assert refused.returncode == 2 and refused.stderr.startswith("error: "), (verb, text, refused)
     assert sorted((str(p), p.lstat().st_mtime_ns) for p in store.rglob("*")) == before
     assert maskgit("logs", digits[:6], "--store", str(store)).returncode == 0
+
+
+def test_a_kept_checkpoint_has_the_params_of_its_training() -> None:
+    """MLflow refuses a param named `train@500.lr`."""
+    from experiments.store.documents import Request
+    from experiments.store.records import PipelineStep, step_params
+
+    entry = PipelineStep(name="train@500", step="train@500", stage="train", kind="model", fingerprint="f", folder="x")
+    request = Request(fingerprint="f", stage="train", module="m", version=1, kind="model", config={"lr": 0.1})
+    assert step_params(entry, request) == {"train.lr": "0.1"}
