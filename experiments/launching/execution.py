@@ -220,7 +220,11 @@ class Shipper:
         from experiments.tracking.mlflow_store import ship
         from experiments.tracking.windows import mirror
 
-        for send in (lambda: ship(self._store, self._tracking["uri"]), lambda: mirror(self._store)):
+        def send_journals() -> None:
+            for problem in ship(self._store, self._tracking["uri"]).problems:
+                print(f"warning: {problem}", file=sys.stderr)
+
+        for send in (send_journals, lambda: mirror(self._store)):
             try:
                 send()
             except MaskgitError as error:

@@ -26,7 +26,7 @@ from experiments.running.binding import arguments, changed_input, input_manifest
 from experiments.running.signals import StopFlag
 from experiments.running.system_metrics import peak_memory_gb, system_metrics
 from experiments.store import provenance
-from experiments.store.claims import SILENT_S, Claim, JobAlive
+from experiments.store.claims import SILENT_S, Claim, JobAlive, is_alive
 from experiments.store.code_digests import loaded_science
 from experiments.store.documents import AttemptRecord, Digests, End, Launch, Manifest, Record, Refusal, Request, Start
 from experiments.store.journal import journal_sum
@@ -125,7 +125,8 @@ class Job:
             if self.stop.is_set():
                 raise Stopped(self.stop.wants_requeue)
             if not said:
-                say(f"{self.folder.name}: waiting for {owner.where()}, which is running it", sys.stdout)
+                gone = "" if is_alive(owner) else f"; should it be gone: maskgit unlock {self.folder}"
+                say(f"{self.folder.name}: waiting for {owner.where()}, which is running it{gone}", sys.stdout)
                 said = True
             if not silent and self.claim.silent_s() > SILENT_S:
                 since = duration(self.claim.silent_s())

@@ -20,6 +20,7 @@ from pathlib import Path
 SCIENCE = ("maskgit_core", "experiments.stages", "experiments.training", "experiments.evaluation",
            "experiments.running.components")  # fmt: skip
 ROOT = Path(__file__).resolve().parents[2]
+GONE = "0" * 64
 EARLIER = Path(__file__).with_name("earlier_code.json")
 
 
@@ -31,8 +32,15 @@ def file_digest(path: str) -> str:
 
 @cache
 def code_digest(path: str) -> str:
-    """sha256 (hex) of what a Python file does: its syntax tree less docstrings and imports; once per process."""
-    return hashlib.sha256(json.dumps(_plain(ast.parse(Path(path).read_bytes()))).encode()).hexdigest()
+    """sha256 (hex) of what a Python file does: its syntax tree less docstrings and imports; once per process.
+
+    Of a file that is no Python just now (somebody is editing it), that of its bytes.
+    """
+    try:
+        tree = ast.parse(Path(path).read_bytes())
+    except (SyntaxError, ValueError):
+        return file_digest(path)
+    return hashlib.sha256(json.dumps(_plain(tree)).encode()).hexdigest()
 
 
 def _plain(value: object) -> object:
@@ -51,12 +59,19 @@ _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 def loaded_science(plugins: Iterable[str] = ()) -> dict[str, dict[str, str]]:
-    """The loaded modules that decide results: `{name: {"sha256": of the file, "code": of what it does}}`."""
+    """The loaded modules that decide results: `{name: {"sha256": of the file, "code": of what it does}}`.
+
+    A file that went away while the step ran (another branch was checked out) has `GONE` for both: no reason to lose
+    hours of work at their end.
+    """
     science = {}
     for name, module in list(sys.modules.items()):
         path = getattr(module, "__file__", None)
         if path and name.startswith((*SCIENCE, *plugins)) and path.endswith(".py"):
-            science[name] = {"sha256": file_digest(path), "code": code_digest(path)}
+            try:
+                science[name] = {"sha256": file_digest(path), "code": code_digest(path)}
+            except FileNotFoundError:
+                science[name] = {"sha256": GONE, "code": GONE}
     return dict(sorted(science.items()))
 
 

@@ -2,9 +2,10 @@
 
 `python -m tools.fuzz.store_files [--store chain|quickstart|training] [--count 500] [--seed 0]`. `chain` is a finished
 toy of two steps with its `mlflow.db`, `quickstart` the quickstart at toy size (token shards, safetensors, samples),
-`training` the same killed in its training, with checkpoints. For every mutation: `status`, `verify --deep`, `plan`,
-`gc`, `run`, `run --redo`, `run`, and `sync` where MLflow or a journal is meant. Wrong is: a traceback, more than 20 s,
-a step that is never done, a result or a point in MLflow that differs although no command has named the damage.
+`training` the same killed in its training, with checkpoints. For every mutation: `status`, `verify --deep`, two others
+that read, `plan`, `gc`, `run`, `run --redo`, `run`, and `sync` where MLflow or a journal is meant. Wrong is: a
+traceback, more than 20 s, a step that is never done, a result or a point in MLflow that differs although no command has
+named the damage.
 """
 
 from __future__ import annotations
@@ -82,6 +83,9 @@ PLACES: dict[str, Callable[[Path], object]] = {
     "folder": lambda path: path.mkdir(),
     "dangling link": lambda path: path.symlink_to("nowhere"),
 }
+#: Further commands that read a store; two are asked at each mutation.
+READERS = (("status", "--json"), ("compare", "experiment=chain"), ("failures",), ("logs", "total"), ("doctor",),
+           ("reproduce", "total"), ("gc", "--drop", "nosuch"))  # fmt: skip
 
 
 class Target:
@@ -161,6 +165,8 @@ class Target:
             if draw.random() < 0.5:
                 os.utime(path, ns=(info.st_atime_ns, info.st_mtime_ns))
         answers = {"status": ask("status", *self.at()), "verify": ask("verify", "--deep", *self.at())}
+        for verb in draw.sample(READERS, 2):
+            answers[" ".join(verb)] = ask(*verb, *self.at())
         if file.name == "mlflow.db" or file.suffix == ".jsonl":
             answers["sync"] = ask("sync", *self.at())
         answers |= {"plan": ask("plan", *self.asked()), "gc": ask("gc", *self.at()), "run": ask("run", *self.asked())}

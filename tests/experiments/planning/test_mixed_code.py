@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import sys
+import types
 from contextlib import closing
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from experiments.results.results import collect
 from experiments.results.table_formats import FORMATS
 from experiments.results.tables import fill, read_table
 from experiments.store.code_digests import unlike_code
+from experiments.store.documents import Record
 from experiments.store.records import records
 from experiments.tracking.run_facts import common_tags
 from launchers import inline
@@ -120,3 +123,20 @@ def test_versions_of_a_module_are_told_apart_by_what_they_do():
     one = {"a": {"sha256": "1", "code": "x"}}
     two = {"a": {"sha256": "2", "code": "x"}, "b": {"sha256": "3", "code": "y"}}
     assert unlike_code([one, two]) == [] and unlike_code([one, {"a": OLD}]) == ["a"]
+
+
+@pytest.mark.parametrize("change", ["gone", "half edited"])
+def test_code_that_changes_while_a_step_runs_does_not_cost_its_result(tmp_path, monkeypatch, change):
+    """Another branch was checked out, or a file was saved half typed: hours of work crashed at their end."""
+    path = tmp_path / "written.py"
+    path.write_text("def f(:" if change == "half edited" else "")
+    if change == "gone":
+        path.unlink()
+    module = types.ModuleType("maskgit_core.written")
+    module.__file__ = str(path)
+    monkeypatch.setitem(sys.modules, "maskgit_core.written", module)
+    asked = ["experiment=chain", "launcher=inline", "tracking.ship=false", f"paths.store={tmp_path / 'store'}"]
+    assert main(["run", *asked, "--config-dir", str(LAB)]) == 0
+    (record,) = (Record.needed(path.parent) for path in (tmp_path / "store").glob("total/*/record.json"))
+    assert len(record.science_files["maskgit_core.written"]["code"]) == 64
+    assert main(["plan", *asked, "--config-dir", str(LAB)]) == 0

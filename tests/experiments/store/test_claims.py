@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,8 @@ import pytest
 from conftest import LAB
 
 from experiments.cli import main
+from experiments.running.attempt import Stopped
+from experiments.running.job import Job
 from experiments.store.claims import Claim, Owner, is_alive
 from experiments.store.typed_json import DamagedError
 
@@ -58,3 +61,20 @@ def test_the_holder_shows_that_it_lives(tmp_path: Path, monkeypatch):
             time.sleep(0.05)
     assert claim.silent_s() < 5
     claim.release()
+
+
+def test_whoever_waits_for_another_host_is_told_the_remedy_at_once(store: Path, capsys, monkeypatch):
+    """It was told after five minutes; a node that was lost never comes back."""
+    arguments = ["experiment=chain", f"paths.store={store}", "launcher=inline", "tracking.ship=false"]
+    arguments += ["--config-dir", str(LAB)]
+    assert main(["run", *arguments]) == 0
+    (step,) = store.glob("numbers/*")
+    replace(Owner.me(), host="gone-node").write(step)
+    job = Job(step)
+    monkeypatch.setattr(
+        "experiments.running.job.time.sleep", lambda seconds: setattr(job.stop, "signal", signal.SIGTERM)
+    )
+    with pytest.raises(Stopped):
+        job._begin({})
+    said = capsys.readouterr().out
+    assert "on gone-node" in said and f"should it be gone: maskgit unlock {step}" in said

@@ -159,6 +159,16 @@ def test_only_what_was_damaged_is_written_again(store, ran, monkeypatch):
     assert main(["run", *ran]) == 0 and written == ["total"] and Request.needed(last)
 
 
+def test_a_run_says_what_its_shipping_found(store, ran, capsys):
+    """A database that was set aside was named by `sync` alone."""
+    assert main(["sync", "--store", str(store)]) == 0
+    (store / "mlflow.db").write_bytes(b"no database")
+    asked = [word for word in ran if word != "tracking.ship=false"]
+    assert main(["run", *asked, "--redo", "total"]) == 0
+    told = capsys.readouterr().err
+    assert "mlflow.db: is damaged" in told and "set aside as" in told and "made anew from the store" in told
+
+
 @pytest.mark.parametrize("change", ["a digit", "a bit", "the last line", "all"])
 def test_a_changed_journal_is_named(store, ran, capsys, change):
     """Nothing told a changed curve from a right one, or one that had lost its end."""
