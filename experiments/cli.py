@@ -48,9 +48,12 @@ def parse(argv: Sequence[str]) -> tuple[str, argparse.Namespace]:
     from maskgit_core.errors import suggestion
 
     if argv and argv[0] in ("-V", "--version"):
-        from importlib.metadata import version
+        from importlib.metadata import PackageNotFoundError, version
 
-        print(f"maskgit {version('maskgit-experiments')}")
+        try:
+            print(f"maskgit {version('maskgit-experiments')}")
+        except PackageNotFoundError:
+            print("maskgit, not installed (a checkout on PYTHONPATH)")
         raise SystemExit(0)
     if not argv or argv[0] in ("-h", "--help"):
         overview().print_help()

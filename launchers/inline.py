@@ -122,7 +122,7 @@ class _Copied(io.TextIOBase):
 
     def flush(self) -> None:
         self._shown.flush()
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, ValueError):  # closed: Python 3.13 tells of it when it drops this stream
             self._kept.flush()
 
     def isatty(self) -> bool:

@@ -209,7 +209,7 @@ def _folder(source: str | Path) -> Path | None:
 
 
 def description(path: Path) -> Mapping[str, Any]:
-    """What `model.json`, `tokenizer.json` or `critic.json` says: name, module, options and facts.
+    """The content of `model.json`, `tokenizer.json` or `critic.json`: name, module, options and facts.
 
     Raises:
         ArtifactError: it is missing or something else.

@@ -10,6 +10,7 @@ commands is README.md's: a test holds each of them to stand there.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import platform
 import re
@@ -53,11 +54,12 @@ STEPS = (
     Step("Pictures of one's own", "The plan counts them and chooses sizes.",
          "maskgit plan own_images dataset.root=PATH"),
     Step("", "", "maskgit run  own_images dataset.root=PATH",
-         "train_tokenizer.num_train_steps=500 train.num_train_steps=500"),
+         "train_tokenizer.num_train_steps=500 train.num_train_steps=100 "
+         "resources.train.cpus_per_task=1 --until sample"),
     Step("A sampler of one's own", "The five files of [contributing](contributing.md#outside-the-tree) in a folder "
          "`mylab`: `__init__.py` and `samplers/__init__.py` (both empty), `samplers/centre_out.py`, "
          "`conf/sampler/centre_out.yaml`, `conf/experiment/garments.yaml`.",
-         "maskgit run experiment=garments --config-dir mylab/conf"),
+         "maskgit run experiment=garments --config-dir mylab/conf", "--until sample"),
     Step("To a hub and back", "A server on this machine that speaks the hub's API stands in for the hub; with an "
          "account of your own, leave out this command, and the variables of those that follow.",
          "python -m tools.local_hub", waits_for="HF_ENDPOINT"),
@@ -180,18 +182,18 @@ def _minutes(seconds: float) -> str:
 
 
 @contextmanager
-def fresh_clone(venv: Path | None, pictures: Path) -> Iterator[tuple[Hour, str]]:
-    """A clone of the last commit in a temporary folder, with pictures beside it."""
-    with tempfile.TemporaryDirectory() as name:
-        home = Path(name)
-        clone = home / "maskgit"
+def fresh_clone(venv: Path | None, pictures: Path, home: Path) -> Iterator[tuple[Hour, str]]:
+    """A clone of the last commit in `home`, with pictures beside it; one that is there goes on being used."""
+    clone = home / "maskgit"
+    is_new = not clone.exists()
+    if is_new:
         subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
-        hour = Hour(clone, home, home / "photos", venv)
-        said = copy_pictures(pictures, home / "photos")
-        try:
-            yield hour, said
-        finally:
-            hour.close()
+    hour = Hour(clone, home, home / "photos", venv if not (clone / ".venv").exists() else None)
+    said = copy_pictures(pictures, home / "photos")
+    try:
+        yield hour, said
+    finally:
+        hour.close()
 
 
 def page(told: Sequence[tuple[Step, str, str]], commit: str, pictures: str, set_up: str, hide: Sequence[str]) -> str:
@@ -226,26 +228,38 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pictures", type=Path, required=True, help="a folder of pictures")
     parser.add_argument("--venv", type=Path, help="use this environment in place of a new one")
-    parser.add_argument("--keep", type=Path, help="copy the store and the report here afterwards")
+    parser.add_argument("--home", type=Path, help="where the clone lies and stays; an interrupted hour goes on there")
     parser.add_argument("--out", type=Path, default=PAGE)
     args = parser.parse_args()
-    commit = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    if args.home is not None:
+        args.home.mkdir(parents=True, exist_ok=True)
+        record(args, args.home.resolve())
+    else:
+        with tempfile.TemporaryDirectory() as name:
+            record(args, Path(name).resolve())
+    print(f"wrote {args.out}")
+
+
+def record(args: argparse.Namespace, home: Path) -> None:
+    """Runs what `home/told.json` does not hold yet, and writes the page after every step."""
     set_up = ("The virtual environment was there already, so that `make demo` shows the walk alone; making it takes "
               "about 3 minutes." if args.venv else "`make demo` made the virtual environment first.")  # fmt: skip
-    told = []
-    with fresh_clone(args.venv, args.pictures) as (hour, pictures):
+    notes = home / "told.json"
+    told: dict[str, list[str]] = json.loads(notes.read_text()) if notes.exists() else {}
+    with fresh_clone(args.venv, args.pictures, home) as (hour, pictures):
         write_plugin(hour.clone)
         (hour.clone / "samples.py").write_text(LOADED)
+        commit = subprocess.run(
+            ["git", "rev-parse", "--short=12", "HEAD"], cwd=hour.clone, capture_output=True, text=True
+        )
         for step in STEPS:
-            print(f"first_hour: {step.command}", flush=True)
-            output, took = hour.run(step)
-            told.append((step, shortened(output), took))
-        home = hour.clone.parent
-        text = page(told, commit.stdout.strip(), pictures, set_up, [str(home), str(home.resolve())])
-        if args.keep:
-            shutil.copytree(hour.clone / "runs", args.keep, symlinks=True)
-    args.out.write_text(text)
-    print(f"wrote {args.out}")
+            if step.command not in told or step.waits_for:
+                print(f"first_hour: {step.command}", flush=True)
+                output, took = hour.run(step)
+                told[step.command] = [shortened(output), took]
+                notes.write_text(json.dumps(told, indent=1))
+            done = [(step, *told[step.command]) for step in STEPS if step.command in told]
+            args.out.write_text(page(done, commit.stdout.strip(), pictures, set_up, [str(home)]))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from experiments.console import number
+from experiments.monitoring.usage import step_hours
 from experiments.results import html
 from experiments.results.plots import Mark, curve_figure, panels, pareto_front, rendered, scatter_figure
 from experiments.results.results import Result, Spread, by_seed
@@ -32,6 +33,13 @@ class Side:
         for key in self.results[0].seeds:
             first[key] = ", ".join(dict.fromkeys(r.config.get(key, UNSET) for r in self.results))
         return first
+
+    @property
+    def hours(self) -> tuple[float, float]:
+        """Hours and GPU-hours of all attempts of its runs and of what they were made from, each step once."""
+        folders = {folder for result in self.results for folder in (result.folder, *result.upstream)}
+        spent = [step_hours(folder) for folder in sorted(folders)]
+        return sum(hours for hours, _ in spent), sum(gpu_hours for _, gpu_hours in spent)
 
 
 @dataclass(frozen=True)
@@ -134,7 +142,19 @@ def as_rows(comparison: Comparison) -> list[list[str]]:
     for row in comparison.metrics:
         cells = [_value(row.values.get(s.label)) for s in comparison.sides]
         rows.append([f"{row.title} [{row.protocol}]", *cells])
+    if hours := _hours(comparison):
+        rows.append(hours)
     return rows
+
+
+def _hours(comparison: Comparison) -> list[str]:
+    """The bill of each side: GPU-hours, or hours where no GPU was used; nothing where no times are known."""
+    spent = [side.hours for side in comparison.sides]
+    on_gpus = any(gpu_hours for _, gpu_hours in spent)
+    if not any(hours for hours, _ in spent):
+        return []
+    title = "GPU-hours, with all upstream" if on_gpus else "hours, with all upstream (no GPU)"
+    return [title, *(f"{gpu_hours if on_gpus else hours:.2f}" for hours, gpu_hours in spent)]
 
 
 def _value(spread: Spread | None) -> str:
@@ -147,7 +167,13 @@ def as_json(comparison: Comparison) -> dict[str, object]:
     """Plain data for scripts."""
     return {
         "sides": [
-            {"label": s.label, "runs": [r.run for r in s.results], "commits": sorted({r.commit for r in s.results})}
+            {
+                "label": s.label,
+                "runs": [r.run for r in s.results],
+                "commits": sorted({r.commit for r in s.results}),
+                "hours": s.hours[0],
+                "gpu_hours": s.hours[1],
+            }
             for s in comparison.sides
         ],
         "differing": {

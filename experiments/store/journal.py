@@ -248,7 +248,7 @@ def journal_sum(path: Path) -> JournalSum:
 
 
 def journal_problem(path: Path, known: JournalSum | None = None) -> str | None:
-    """What is wrong with a journal; a line that a kill has torn at its end is not.
+    """The fault of a journal, in words; a line that a kill has torn at its end is not.
 
     Args:
         known: what its step's record says of it. What a process left over on a lost node has added since is no damage.

@@ -29,7 +29,8 @@ def deep_link(base: str, experiment_id: str) -> str:
 
 def columns(runs: Sequence[Run]) -> list[str]:
     """MLflow's names of the columns worth showing: duration, scores, swept values, what differs between executions."""
-    scores = dict.fromkeys(p.metric for run in runs if run.kind in ("scores", "tokenizer_scores") for p in run.results)
+    kind = "scores" if any(run.kind == "scores" for run in runs) else "tokenizer_scores"
+    scores = dict.fromkeys(p.metric for run in runs if run.kind == kind for p in run.results)
     heads = dict.fromkeys(run.tags["headline"] for run in runs if run.kind == "scores" and "headline" in run.tags)
     first = [*heads, *(name for name in scores if name not in heads and "/" not in name)]
     swept = dict.fromkeys(key for run in runs for key in run.swept)

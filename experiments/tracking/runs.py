@@ -117,7 +117,7 @@ def read_runs(
 
 
 def damaged_journals(runs: Sequence[Run]) -> list[str]:
-    """What is wrong with the journals of these runs' steps, one line for each."""
+    """The faults of the journals of these runs' steps, one line for each."""
     folders = sorted({path.parents[2] for run in runs for path in run.journals})
     return [problem for folder in folders for problem in changed_journals(folder)]
 

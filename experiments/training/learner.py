@@ -1,4 +1,4 @@
-"""What a training trains: a transformer that fills in masks, or a critic of what one filled in."""
+"""The thing that a training trains: a transformer that fills in masks, or a critic of what one filled in."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Trunk = Literal["from_generator", "fresh", "generator"]
 
 @dataclass(frozen=True)
 class Learner:
-    """What a training trains.
+    """The thing that a training trains.
 
     Args:
         module: its parameters are trained and its weights published.

@@ -77,7 +77,7 @@ def _conv(before: int, after: int) -> nn.Sequential:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What decides the result; the fields are config keys of the stage `train_classifier`.
+    """All that decides the result; the fields are config keys of the stage `train_classifier`.
 
     Args:
         num_train_steps: optimizer steps.

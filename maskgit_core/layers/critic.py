@@ -62,7 +62,7 @@ class Critic(nn.Module):
 
     @torch.no_grad()
     def log_odds(self, tokens_BL: torch.Tensor, labels_B: torch.Tensor | None = None) -> torch.Tensor:
-        """What `forward` gives, float32, each sample's the same bits in any batch: (B, L)."""
+        """The values of `forward`, float32, each sample's the same bits in any batch: (B, L)."""
         count, length = tokens_BL.shape
         spare = max(0, -(-MIN_ROWS // length) - count)
         if spare:

@@ -1,4 +1,4 @@
-"""What the processes of one training exchange: sums, means, gathered latents, and whether to stop."""
+"""The exchange among the processes of one training: sums, means, gathered latents, and whether to stop."""
 
 from __future__ import annotations
 

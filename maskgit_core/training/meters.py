@@ -1,4 +1,4 @@
-"""What a training measures of itself, and the signs that it went wrong."""
+"""A training's measurements of itself, and the signs that it went wrong."""
 
 import math
 from collections.abc import Mapping

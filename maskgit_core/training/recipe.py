@@ -27,7 +27,7 @@ Precision = Literal["fp32", "bf16", "fp16"]
 
 @dataclass(frozen=True)
 class MaskedRecipe:
-    """What every training on masked tokens has; see `Recipe` and `CriticRecipe`.
+    """The keys that every training on masked tokens has; see `Recipe` and `CriticRecipe`.
 
     Args:
         num_train_steps: optimizer steps.

@@ -281,3 +281,13 @@ def test_requests_that_cannot_be_met_are_refused(work: Path) -> None:
     assert (outcome.state, outcome.exit_code) == ("failed", 2)
     log = (work / "logs/x.txt").read_text()
     assert "launched_work:no_such_function: no such function" in log and "Traceback" not in log
+
+
+def test_a_copy_of_the_output_is_dropped_without_a_word(tmp_path: Path) -> None:
+    """Python 3.13 flushes a stream that it drops, after the log was closed, and told of a ValueError."""
+    from launchers.inline import _Copied
+
+    with open(tmp_path / "shown", "w") as shown, open(tmp_path / "log", "w") as kept:
+        stream = _Copied(shown, kept)
+        kept.close()
+        stream.flush()

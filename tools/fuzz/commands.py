@@ -217,7 +217,7 @@ def leftovers(store: Path) -> list[str]:
 
 
 class Attackable(Protocol):
-    """What `attacked` repeats."""
+    """One round of `attacked`."""
 
     def attack(self, name: str, draw: random.Random) -> tuple[str, list[str]]:
         """One attack of this name: what became of it, in a word or two, and what went wrong."""

@@ -103,7 +103,7 @@ class Browser:
         return value
 
     def wait(self, holds, what: str, wait_s: float | None = None):
-        """What `holds()` returns once it is true; a page that is being redrawn (RuntimeError) is asked again."""
+        """The value of `holds()` once it is true; a page that is being redrawn (RuntimeError) is asked again."""
         deadline = min(self.until, time.monotonic() + (wait_s or self.wait_s))
         while True:
             trouble = ""

@@ -52,7 +52,7 @@ def shoot_all(store: Path, sweep: str, x: str, y: str, model: str, into: Path, f
             time.sleep(3)
             browser.screenshot(into / "mlflow_compare.png")
             base = page.split("/#")[0]
-            browser.open(f"{base}/#/models/{model}/versions/1")
+            browser.open(f"{base}/#/models/{model}/versions/1?workflowType=machine_learning")
             browser.wait_for_text(model, "fingerprint")
             time.sleep(2)
             browser.screenshot(into / "mlflow_model.png")

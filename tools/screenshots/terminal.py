@@ -61,7 +61,7 @@ class Terminal:
         return False
 
     def text(self) -> str:
-        """What the screen shows."""
+        """The text on the screen."""
         return "\n".join(line.rstrip() for line in self.screen.display).rstrip()
 
     def page(self) -> str:

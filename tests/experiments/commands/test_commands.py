@@ -153,3 +153,17 @@ def test_a_refused_step_says_so_once_with_any_launcher(lab: Any) -> None:
     for launcher in ("inline", "local"):
         done = lab("run", "experiment=chain", "numbers.fail=refuse", f"launcher={launcher}")
         assert done.returncode == 2 and done.stderr.count("numbers.txt: cannot be read") == 1, done.stderr
+
+
+def test_the_version_of_a_checkout_that_is_not_installed(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    from importlib import metadata
+
+    from experiments import cli
+
+    def missing(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", missing)
+    with pytest.raises(SystemExit):
+        cli.main(["--version"])
+    assert "not installed" in capsys.readouterr().out

@@ -186,3 +186,21 @@ def test_grouping_by_seed_keeps_everything_once(store):
     results = collect(store.root)
     groups = by_seed(results)
     assert sorted(r.run for g in groups for r in g) == sorted(r.run for r in results) and len(groups) == 3
+
+
+def test_the_last_row_is_the_bill_with_everything_upstream(store):
+    """A training on eight GPUs that took two attempts, and its evaluation; shared by nobody else."""
+    from maskgit_core.files import write_json
+
+    results = [r for r in collect(store.root) if r.name.startswith("evaluate[1.0")]
+    train = next(path for path in results[0].upstream)
+    for number, until in ((1, 1800.0), (2, 5400.0)):
+        own = store.attempt(train, number)
+        resources = {"ranks": 8, "gpus_per_task": 1}
+        write_json(own / "start.json", {"time": T0, "pipeline": "p", "attempt": number, "resources": resources})
+        write_json(own / "end.json", {"state": "stopped", "time": T0 + until})
+    store.done(train, 2, at=T0 + 5400.0)
+    rows = as_rows(compare(results, group_seeds=False))
+    assert rows[-1][0] == "GPU-hours, with all upstream"
+    bills = dict(zip(rows[0][1:], rows[-1][1:], strict=True))
+    assert sorted(bills.values(), key=float)[-1] == "16.00"
