@@ -6,7 +6,7 @@ import argparse
 import json
 
 from experiments.commands._request import config_dirs, part_arguments, part_of, request_arguments
-from experiments.planning.dot import dot
+from experiments.planning.dot import dot, mermaid
 from experiments.planning.plan_table import print_plan
 
 HELP = "what would run, and why; submits nothing"
@@ -21,13 +21,14 @@ examples:
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Overrides, parts of the DAG, `--redo`, `--sbatch`, `--dot`, `--json`."""
+    """Overrides, parts of the DAG, `--redo`, `--sbatch`, `--dot`, `--mermaid`, `--json`."""
     request_arguments(parser)
     part_arguments(parser)
     parser.add_argument("--redo", action="append", default=[], metavar="STEP", help="as if this step had to run again")
     parser.add_argument("--reuse-old-code", action="store_true", help="keep a sweep's points that older code made")
     parser.add_argument("--sbatch", action="store_true", help="print the job scripts (launcher=slurm)")
     parser.add_argument("--dot", action="store_true", help="the DAG for Graphviz: maskgit plan ... --dot | dot -Tsvg")
+    parser.add_argument("--mermaid", action="store_true", help="the DAG as a mermaid flowchart, for Markdown")
     parser.add_argument("--json", action="store_true", help="machine-readable output")
 
 
@@ -59,8 +60,8 @@ def main(args: argparse.Namespace) -> int:
         print(json.dumps({"experiment": graph.experiment, "steps": rows}, indent=2))
         return 0
     launcher = load_launcher(graph.settings["launcher"])
-    if args.dot:
-        print(*dot(planned), sep="\n")
+    if args.dot or args.mermaid:
+        print(*(mermaid if args.mermaid else dot)(planned), sep="\n")
         return 0
     if args.sbatch:
         print(*scripts(graph, planned, launcher), sep="\n")

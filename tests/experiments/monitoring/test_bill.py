@@ -45,3 +45,9 @@ def test_the_dag_as_a_graph(lab: Any) -> None:
     assert boxes == {step["fingerprint"][:12]: f"{step['name']}\nto run" for step in steps}
     arrows = [found.groups() for line in lines if (found := re.match(r'  "(\w+)" -> "(\w+)";', line))]
     assert len(arrows) == 2 and all(a in boxes and b in boxes for a, b in arrows)
+    lines = lab("plan", *asked, "--mermaid").stdout.splitlines()
+    boxes = {found[1]: found[2] for line in lines if (found := re.match(r'  s(\w+)\["(.*)"\]:::run$', line))}
+    assert lines[0] == "flowchart LR"
+    assert boxes == {step["fingerprint"][:12]: f"{step['name']}<br/>to run" for step in steps}
+    shown = [found.groups() for line in lines if (found := re.match(r"  s(\w+) --> s(\w+)$", line))]
+    assert shown == arrows
