@@ -186,8 +186,12 @@ def check_outputs(folder: Path, manifest: Manifest) -> None:
     remedy = "run again with --redo and this step's name, or restore the file"
     step = StepFolder(folder)
     files = step.attempt(manifest.attempt).files
-    if not step.files.exists() and files.is_dir():
-        link_files(folder, manifest.attempt)  # killed between the mark and the link
+    linked = step.files.is_dir() and (not step.files.is_symlink() or _same(step.files, files))
+    if not linked and files.is_dir():
+        try:
+            link_files(folder, manifest.attempt)  # killed between the mark and the link, or somebody changed it
+        except OSError as error:
+            raise explain(error, step.files) from error
     for name, known in manifest.outputs.items():
         path = files / name
         try:
@@ -201,6 +205,12 @@ def check_outputs(folder: Path, manifest: Manifest) -> None:
             )
         if info.st_mtime_ns != known.mtime_ns and sha256_of(path) != known.sha256:
             raise ArtifactError(f"{path}: does not match the sha256 in its manifest; it was changed; {remedy}")
+
+
+def _same(one: Path, other: Path) -> bool:
+    with contextlib.suppress(OSError):
+        return one.samefile(other)
+    return False
 
 
 def is_current(folder: Path, inputs: Mapping[str, str]) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 from pathlib import Path
 
 import pytest
@@ -236,3 +237,17 @@ def test_a_folder_in_place_of_notes_about_inputs_is_named_and_nobody_waits(store
         assert f"{path}: is a folder where a file belongs" in one_line(capsys).replace("error: error: ", "error: ")
     path.rmdir()
     assert main(["run", *ran]) == 0
+
+
+@pytest.mark.parametrize("place", ["a file", "a link to another attempt"])
+def test_the_link_to_the_outputs_always_leads_to_those_of_the_done_mark(store, ran, place):
+    """A step that read its input through a changed link crashed, or silently read an attempt that was set aside."""
+    files = step(store, "numbers") / "files"
+    other = files.parent / "attempts" / "0009"
+    shutil.copytree(files.parent / "attempts" / "0001" / "files", other / "files")
+    (other / "files" / "numbers.json").write_text("[100.0]")
+    files.unlink()
+    files.write_text("x") if place == "a file" else files.symlink_to("attempts/0009/files")
+    before = Manifest.needed(step(store, "total")).digest
+    assert main(["run", *ran, "--redo", "total"]) == 0
+    assert Manifest.needed(step(store, "total")).digest == before and os.readlink(files) == "attempts/0001/files"
