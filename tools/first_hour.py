@@ -142,7 +142,8 @@ class Hour:
         bin_dir = clone / ".venv" / "bin"
         keep = {k: v for k, v in os.environ.items() if not k.startswith(("MASKGIT_", "PYTHON", "VIRTUAL_ENV"))}
         self.environment = {**keep, "PATH": f"{bin_dir}:{os.environ['PATH']}", "HF_HOME": str(home / "hf"),
-                            "HF_HUB_DISABLE_XET": "1", "NO_COLOR": "1", "COLUMNS": "120"}  # fmt: skip
+                            "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+                            "NO_COLOR": "1", "COLUMNS": "120"}  # fmt: skip
         if venv is not None:
             borrow(venv.absolute(), clone)
 

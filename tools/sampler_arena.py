@@ -3,7 +3,8 @@
     python -m tools.sampler_arena [--store DIR] [--folder docs]
 
 Reads the finished cells of `sampler_arena` (and of `context_reuse`, where it was run) in a store and writes
-`sampler_arena.csv`, `sampler_arena.png` and `sampler_arena_strips.png`; the tables are printed.
+`sampler_arena.csv`, `sampler_arena.png` and `sampler_arena_strips.png`; those of `token_critic` go into
+`token_critic.csv`. The tables are printed.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from maskgit_core.decoding import Guidance
 from maskgit_core.errors import ArtifactError
 from maskgit_core.files import sha256_of, write_bytes
 
-EXPERIMENT, REUSE = "sampler_arena", "context_reuse"
+EXPERIMENT, REUSE, CRITIC = "sampler_arena", "context_reuse", "token_critic"
 SCORE = "fd_efficientnet_lite0"
 STRIP = 10  # pictures of a strip: one of each class
 
@@ -90,13 +91,14 @@ def _cell(result: Result) -> Cell:
 
 
 def evaluations(name: str, options: dict[str, Any]) -> int:
-    """Evaluations of the model for an image: one a step, two at steps with guidance."""
+    """Evaluations for an image: one a step, two at steps with guidance, and one of a critic after each but the last."""
     sampler = SamplerSpec(name, options).build()
     keys = ("scale", "schedule", "power", "start", "end")
     guidance = Guidance(*(getattr(sampler, f"guidance_{key}") for key in keys))
     half = torch.tensor([0.5])
     steps = range(sampler.num_steps)
-    return sum(1 + (float(guidance.at(step, sampler.num_steps, half)) != 1.0) for step in steps)
+    judged = (sampler.num_steps - 1) * sampler.needs_critic
+    return judged + sum(1 + (float(guidance.at(step, sampler.num_steps, half)) != 1.0) for step in steps)
 
 
 def as_csv(found: Sequence[Cell]) -> str:
@@ -156,6 +158,15 @@ def reuse_table(found: Sequence[Cell]) -> str:
         lines.append(
             f"| {name} | {Spread.of([c.fd for c in same]).fixed(1)} | {speeds[every].fixed(1)} | {ratio:.2f} |"
         )
+    return "\n".join(lines)
+
+
+def critic_table(found: Sequence[Cell]) -> str:
+    """Distance and CPU time of each sampler at each number of evaluations."""
+    lines = ["| sampler | steps | evaluations | FD | CPU ms an image |", "|---|---:|---:|---:|---:|"]
+    for (name, steps), same in grouped(found, lambda c: (c.name, c.num_steps)).items():
+        score, speed = (Spread.of([getattr(c, key) for c in same]) for key in ("fd", "cpu_ms_per_image"))
+        lines.append(f"| {name} | {steps} | {same[0].evaluations} | {score.fixed(1)} | {speed.fixed(1)} |")
     return "\n".join(lines)
 
 
@@ -220,15 +231,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--folder", type=Path, default=Path("docs"))
     asked = parser.parse_args(arguments)
     store = asked.store.expanduser().absolute()
-    found, reused = cells(store, EXPERIMENT), cells(store, REUSE)
-    if not found:
+    found, reused, judged = (cells(store, name) for name in (EXPERIMENT, REUSE, CRITIC))
+    if judged:
+        write_bytes(asked.folder / "token_critic.csv", as_csv(judged).encode())
+        print(critic_table(judged))
+    if not found and not judged:
         raise ArtifactError(f"{store}: holds no finished cell; first run: maskgit run experiment={EXPERIMENT}")
+    if found:
+        write_arena(found, reused, asked.folder)
+
+
+def write_arena(found: list[Cell], reused: list[Cell], folder: Path) -> None:
+    """Writes the arena's files and prints its tables."""
     last = max(cell.num_steps for cell in found)
     ends = {name: Spread.of([c.fd for c in same]).mean for name, same in by_name(found, last).items()}
     found = sorted(found, key=lambda c: (ends.get(c.name, float("inf")), c.name, c.num_steps, c.seed))
-    write_bytes(asked.folder / "sampler_arena.csv", as_csv([*found, *reused]).encode())
-    write_bytes(asked.folder / "sampler_arena.png", rendered(figure(found), "png"))
-    write_bytes(asked.folder / "sampler_arena_strips.png", rendered(strips(found), "png"))
+    write_bytes(folder / "sampler_arena.csv", as_csv([*found, *reused]).encode())
+    write_bytes(folder / "sampler_arena.png", rendered(figure(found), "png"))
+    write_bytes(folder / "sampler_arena_strips.png", rendered(strips(found), "png"))
     print(table(found))
     if reused:
         print("\n" + reuse_table(reused))

@@ -32,7 +32,9 @@ def refuse_unreaching(
         ConfigError: names the key and the keys of that name which steps do take.
     """
     for key in dict.fromkeys(keys):
-        if key.partition(".")[0] not in _NOT_OF_STEPS and not _reaches(key, probed, checker, requests):
+        if key.partition(".")[0] in _NOT_OF_STEPS:
+            continue
+        if not _reaches(key, probed, checker, requests):
             near = _same_name(key, requests)
             what = f"write {' or '.join(near)}" if near else "remove it"
             raise ConfigError(
