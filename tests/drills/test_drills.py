@@ -56,6 +56,7 @@ def test_crowd():
     drill("crowd", "--count", "10", "--rounds", "1", "--seed", "11")
 
 
+@pytest.mark.slow
 @needs_root
 def test_users():
     drill("users", "--umask", "077", "--turns", "5")
