@@ -60,9 +60,14 @@ class Cell:
 
 
 def cells(store: Path, experiment: str) -> list[Cell]:
-    """The cells of the newest execution's number of images, in the order of the sweep."""
+    """The cells of the newest execution's number of images, in the order of the sweep; of equal ones the newest."""
     found = [_cell(result) for result in collect(store, ("scores",), experiment)]
-    return [cell for cell in found if cell.num_images == found[0].num_images]
+    newest: dict[tuple[object, ...], Cell] = {}
+    for cell in found:
+        key = (cell.sampler, cell.guidance, cell.num_steps, cell.full_every, cell.seed)
+        if cell.num_images == found[0].num_images:
+            newest.setdefault(key, cell)
+    return list(newest.values())
 
 
 def _cell(result: Result) -> Cell:

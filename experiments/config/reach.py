@@ -40,7 +40,7 @@ def refuse_unreaching(
             raise ConfigError(
                 f"{key}: changes no step of this pipeline (another key decides, or none takes it); {what}"
             )
-        if hidden := _set_in_blocks(key, probed(key), requests):
+        if "." not in key and (hidden := _set_in_blocks(key, probed, requests)):
             raise ConfigError(
                 f"{key}: would change other steps alone, since {' and '.join(hidden)} set it in their own blocks; "
                 f"write STEP.{key}: {' or '.join(f'{step}.{key}' for step in requests if _takes(requests[step], key))}"
@@ -51,8 +51,12 @@ def _takes(request: StepRequest, key: str) -> bool:
     return any(key in values for values in (request.config, request.execution, request.content, request.weights))
 
 
-def _set_in_blocks(key: str, config: Options, requests: Mapping[str, StepRequest]) -> list[str]:
+def _set_in_blocks(key: str, probed: Callable[[str], Options], requests: Mapping[str, StepRequest]) -> list[str]:
     """Steps that take a bare key but whose own block, or their stage's, has another value for it."""
+    try:
+        config = probed(key)
+    except (ConfigError, DataError):  # it decides what else there is
+        return []
     blocks = {step: (config.get(step), config.get(request.stage)) for step, request in requests.items()}
     return [
         step

@@ -12,6 +12,7 @@ import maskgit_core.samplers
 from maskgit_core import rng
 from maskgit_core.decoding import MIN_ROWS, Decoder, Guidance
 from maskgit_core.errors import ConfigError
+from maskgit_core.layers.critic import Critic
 from maskgit_core.layers.reuse import ContextReuse
 
 MODELS, SAMPLERS = (
@@ -36,8 +37,9 @@ def made(name: str, num_layers: int) -> Any:
 
 def drawn(name: str, model: Any, rows: slice = slice(None), **options: Any) -> torch.Tensor:
     sampler = importlib.import_module(f"maskgit_core.samplers.{name}").Sampler(num_steps=7, **options)
+    critic = Critic(model, is_frozen=True).eval() if sampler.needs_critic else None
     grid = (4, 5) if getattr(model, "splits", 1) == 1 else (2, 5, 2)
-    tokens: torch.Tensor = sampler.sample(model, LABELS[rows], grid=grid, seeds_B=SEEDS[rows])
+    tokens: torch.Tensor = sampler.sample(model, LABELS[rows], grid=grid, seeds_B=SEEDS[rows], critic=critic)
     return tokens
 
 
