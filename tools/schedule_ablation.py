@@ -8,21 +8,18 @@ Reads the finished runs of `schedule_ablation_fashion` in a store and writes `sc
 
 from __future__ import annotations
 
-import argparse
-import csv
-import io
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.results.plots import SETTINGS, rendered
+from experiments.results.plots import SETTINGS
 from experiments.results.results import Result, collect
 from experiments.store.documents import Manifest
-from experiments.store.find import default_store
 from experiments.store.journal import read_points
 from maskgit_core.errors import ArtifactError
-from maskgit_core.files import sha256_of, write_bytes
+from maskgit_core.files import sha256_of
+from tools.ablation_files import write
 
 EXPERIMENT = "schedule_ablation_fashion"
 #: From most to least masked while training.
@@ -61,15 +58,6 @@ def _row(result: Result) -> dict[str, Any]:
     return {**row, "commit": result.commit[:12]}
 
 
-def as_csv(table: Sequence[dict[str, Any]]) -> str:
-    """The rows with a header."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(table)
-    return text.getvalue()
-
-
 def figure(table: Sequence[dict[str, Any]]) -> Any:
     """Mean over the seeds with a dot a seed: distance of samples and held-out likelihood by schedule."""
     import matplotlib as mpl
@@ -98,14 +86,7 @@ def figure(table: Sequence[dict[str, Any]]) -> Any:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Writes both files."""
-    parser = argparse.ArgumentParser(description="the ablation of mask schedules as a CSV file and a chart")
-    parser.add_argument("--store", type=Path, default=default_store())
-    parser.add_argument("--folder", type=Path, default=Path("docs"))
-    asked = parser.parse_args(arguments)
-    table = rows(asked.store.expanduser().absolute())
-    write_bytes(asked.folder / "schedule_ablation.csv", as_csv(table).encode())
-    write_bytes(asked.folder / "schedule_ablation.png", rendered(figure(table), "png"))
-    print(f"wrote {len(table)} runs to {asked.folder}/schedule_ablation.csv and .png")
+    write("schedule_ablation", "the ablation of mask schedules", COLUMNS, rows, figure, arguments)
 
 
 if __name__ == "__main__":

@@ -198,11 +198,12 @@ def pipeline_record(graph: Graph, planned: Sequence[PlannedStep], store: Store, 
         code=provenance.code_state().brief(),
         settings=graph.settings,
         items=tuple(PipelineItem(params=i.params, label=label(i.params), steps=i.steps) for i in graph.items),
-        steps=tuple(_step_entry(step, store) for step in planned),
+        steps=tuple(step_entry(step, store.root) for step in planned),
     )
 
 
-def _step_entry(step: PlannedStep, store: Store) -> PipelineStep:
+def step_entry(step: PlannedStep, root: Path) -> PipelineStep:
+    """A planned step as the record of an execution in the store at `root` has it."""
     node = step.node
     return PipelineStep(
         name=node.name,
@@ -210,7 +211,7 @@ def _step_entry(step: PlannedStep, store: Store) -> PipelineStep:
         stage=node.request.stage,
         kind=node.request.kind,
         fingerprint=node.fingerprint,
-        folder=os.path.relpath(node.folder, store.root),
+        folder=os.path.relpath(node.folder, root),
         params=node.params,
         needs=tuple(node.upstream),
         action=step.action,

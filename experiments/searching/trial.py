@@ -11,14 +11,14 @@ from typing import TypeAlias
 
 from experiments.config.sweep import label
 from experiments.launching.calls import calls
-from experiments.launching.prepare import link_experiment, write_launch, write_request
+from experiments.launching.prepare import link_experiment, step_entry, write_launch, write_request
 from experiments.launching.submission import plan
 from experiments.launching.telling import LAST_LINES, refusal
 from experiments.planning.graph import Graph, Item, store_of
 from experiments.planning.plan import PlannedStep
 from experiments.searching.request import PAUSE_AT, SearchRecord, closure
 from experiments.store.documents import Manifest
-from experiments.store.records import PipelineItem, PipelineRecord, PipelineStep
+from experiments.store.records import PipelineItem, PipelineRecord
 from experiments.store.scores import named_values, read_scores
 from experiments.store.step_folder import last_end
 from launchers.calls import DISK_FULL, Call, LauncherProtocol, Outcome
@@ -184,22 +184,7 @@ def add_to_record(store: Path, trial: Trial, rungs: Collection[int]) -> None:
         names = {name: print_ for name, print_ in item.steps.items() if print_ in reached}
         items.append(PipelineItem(params=item.params, label=label(item.params), steps=names))
         for print_ in (p for p in trial.graph.nodes if p in reached):
-            steps.setdefault(print_, _entry(planned[print_], store))
+            entry = step_entry(planned[print_], store)
+            steps.setdefault(print_, replace(entry, action="done" if entry.action == "done" else "run", old_code=()))
     if len(items) > len(record.items):
         replace(record, items=tuple(items), steps=tuple(steps.values())).save(store)
-
-
-def _entry(step: PlannedStep, store: Path) -> PipelineStep:
-    node = step.node
-    return PipelineStep(
-        name=node.name,
-        step=node.request.name,
-        stage=node.request.stage,
-        kind=node.request.kind,
-        fingerprint=node.fingerprint,
-        folder=os.path.relpath(node.folder, store),
-        params=node.params,
-        needs=tuple(node.upstream),
-        action="done" if step.action == "done" else "run",
-        reason=step.reason,
-    )

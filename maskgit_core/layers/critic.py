@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-#: As in `maskgit_core/decoding.py`: products of fewer rows sum in another order on CPUs.
-MIN_ROWS = 64
+from maskgit_core.decoding import MIN_ROWS
+from maskgit_core.layers.transformer import block_width
 
 
 class Critic(nn.Module):
@@ -30,7 +30,7 @@ class Critic(nn.Module):
     def __init__(self, trunk: Any, is_frozen: bool = False) -> None:
         super().__init__()
         self.is_frozen, self.trunk = is_frozen, trunk.requires_grad_(not is_frozen)
-        width = next(p.shape[1] for p in trunk.blocks[0].parameters() if p.dim() == 2)
+        width = block_width(trunk)
         self.norm = nn.LayerNorm(width)
         self.weight = nn.Parameter(torch.zeros(width))
         self.bias = nn.Parameter(torch.zeros(()))

@@ -4,6 +4,7 @@ Shapes: B batch, L tokens, D width, H heads, d width of a head.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -47,3 +48,8 @@ def through_blocks(
         return features_BLD[:, -length:]
     features_MD: torch.Tensor = blocks[-1](x_BLD, F.pad(wanted_BL, (x_BLD.shape[1] - length, 0)))
     return features_MD
+
+
+def block_width(model: Any) -> int:
+    """D, the width of the rows that a transformer's blocks take: the inputs of its first matrix."""
+    return int(next(p.shape[1] for p in model.blocks[0].parameters() if p.dim() == 2))

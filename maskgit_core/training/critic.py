@@ -13,7 +13,8 @@ from maskgit_core import rng
 from maskgit_core.decoding import draw_tokens
 from maskgit_core.layers.critic import Critic
 from maskgit_core.losses import weighted_mean
-from maskgit_core.training.masked import NUM_BUCKETS, MaskedBatch
+from maskgit_core.training.masked import MaskedBatch
+from maskgit_core.training.meters import meter_sums
 
 
 class CriticLoss(nn.Module):
@@ -53,9 +54,5 @@ class CriticLoss(nn.Module):
         odds_M = self.critic(tokens_BL, batch.labels_B).flatten()
         losses_M = F.binary_cross_entropy_with_logits(odds_M.float(), batch.hidden_M, reduction="none")
         loss = weighted_mean(losses_M, batch.weights_M, batch.total_weight)
-        with torch.no_grad():
-            right_M = ((odds_M > 0) == masked_BL.flatten()).float()
-            by_bucket = torch.zeros(2, NUM_BUCKETS, device=right_M.device)
-            by_bucket.index_add_(1, batch.buckets_M, torch.stack([right_M, torch.ones_like(right_M)]))
-            sums = torch.cat([loss.detach()[None], loss.new_ones(1), by_bucket.flatten()])
-        return loss, sums
+        right_M = ((odds_M > 0) == masked_BL.flatten()).float()
+        return loss, meter_sums(loss, right_M, torch.ones_like(right_M), batch.buckets_M)

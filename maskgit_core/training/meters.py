@@ -34,6 +34,22 @@ def check_health(loss: float, grad_norm: float, step: int, num_choices: int) -> 
     )
 
 
+@torch.no_grad()
+def meter_sums(
+    loss: torch.Tensor, right_M: torch.Tensor, counted_M: torch.Tensor, buckets_M: torch.Tensor
+) -> torch.Tensor:
+    """What `Meters` adds up of a micro-batch: (2 + 2 * buckets,).
+
+    Args:
+        loss: its part of the step's.
+        right_M, counted_M: float32, right answers and those that count, of M tokens.
+        buckets_M: int64 quarter of the mask ratio.
+    """
+    by_bucket = torch.zeros(2, NUM_BUCKETS, device=right_M.device)
+    by_bucket.index_add_(1, buckets_M, torch.stack([right_M, counted_M]))
+    return torch.cat([loss.detach()[None], loss.new_ones(1), by_bucket.flatten()])
+
+
 class Meters:
     """Sums kept on the device between two log intervals."""
 

@@ -24,8 +24,8 @@ from maskgit_core.layers.dropout import per_sample, replayed
 from maskgit_core.losses import token_cross_entropy, weighted_mean
 from maskgit_core.refusals import check_batch
 from maskgit_core.training.checkpoints import load_strictly, select
-from maskgit_core.training.masked import NUM_BUCKETS, MaskedBatch
-from maskgit_core.training.meters import Meters
+from maskgit_core.training.masked import MaskedBatch
+from maskgit_core.training.meters import Meters, meter_sums
 from maskgit_core.training.recipe import Ema, MaskedRecipe, Recipe, ema_decay_at, learning_rate, make_optimizer
 
 #: Logits that exist at once, by default: half a gigabyte of them.
@@ -114,12 +114,7 @@ class TokenLoss(nn.Module):
             parts = [checkpoint(self._of, *pair, use_reentrant=False, preserve_rng_state=False) for pair in pairs]
             losses_M, found_M = (torch.cat(part) for part in zip(*parts, strict=True))
         loss = weighted_mean(losses_M, batch.weights_M, batch.total_weight)
-        with torch.no_grad():
-            right_M = found_M.float() * batch.hidden_M
-            by_bucket = torch.zeros(2, NUM_BUCKETS, device=right_M.device)
-            by_bucket.index_add_(1, batch.buckets_M, torch.stack([right_M, batch.hidden_M]))
-            sums = torch.cat([loss.detach()[None], loss.new_ones(1), by_bucket.flatten()])
-        return loss, sums
+        return loss, meter_sums(loss, found_M.float() * batch.hidden_M, batch.hidden_M, batch.buckets_M)
 
     def _of(self, features_MD: torch.Tensor, targets_M: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(losses_M, whether the likeliest token is the right one: bool (M,))."""

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from maskgit_core.layers.transformer import block_width
+
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -22,8 +24,7 @@ def operations_per_token(model: Any) -> float:
     attention. Embeddings cost nothing and logits are computed at masked places only: neither is counted.
     """
     weights = sum(parameter.numel() for block in model.blocks for parameter in block.parameters())
-    width = next(p.shape[1] for p in model.blocks[0].parameters() if p.dim() == 2)
-    return float(6 * weights + 12 * model.num_tokens * width * len(model.blocks))
+    return float(6 * weights + 12 * model.num_tokens * block_width(model) * len(model.blocks))
 
 
 @cache

@@ -6,7 +6,8 @@ from conftest import ROOT
 
 from experiments.config.points import plan_configs
 from experiments.results.tables import read_table
-from tools.tokenizer_ablation import COLUMNS, EXPERIMENT, LOSSES, QUANTIZERS, SCORES, as_csv, figure
+from tools.ablation_files import as_csv
+from tools.tokenizer_ablation import COLUMNS, EXPERIMENT, LOSSES, QUANTIZERS, SCORES, figure
 
 RUNS, PAGE = ROOT / "docs" / "tokenizer_ablation.csv", ROOT / "docs" / "tokenizer_ablation.md"
 DIGITS = {"psnr": 2, "fd_reconstructions": 1, "codes_used": 2, "code_perplexity": 0, "fd_samples": 1}
@@ -23,7 +24,7 @@ def test_there_is_a_committed_run_for_every_point_of_a_seed() -> None:
     assert found == [(q, losses, "0") for q in QUANTIZERS for losses in LOSSES] and len(points) == len(found)
     assert list(committed()[0]) == list(COLUMNS) and set(SCORES) < set(COLUMNS)
     assert len({row["tokenizer_sha256"] for row in committed()}) == len(found), "each trained a tokenizer of its own"
-    assert as_csv(committed()) == RUNS.read_text() and len(figure(committed()).axes) == 4
+    assert as_csv(committed(), COLUMNS) == RUNS.read_text() and len(figure(committed()).axes) == 4
 
 
 def test_the_pages_table_is_made_from_the_committed_runs() -> None:

@@ -16,7 +16,8 @@ from small_fashion import write_small_fashion
 from experiments.config.points import plan_configs
 from experiments.results.tables import fill, read_table
 from maskgit_core.masking import SCHEDULES
-from tools.schedule_ablation import COLUMNS, EXPERIMENT, NLL, as_csv, figure, rows
+from tools.ablation_files import as_csv
+from tools.schedule_ablation import COLUMNS, EXPERIMENT, NLL, figure, rows
 
 RUNS = ROOT / "docs" / "schedule_ablation.csv"
 PAGE = ROOT / "docs" / "schedule_ablation.md"
@@ -83,7 +84,7 @@ def corner(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_corner_run_again_gives_rows_table_and_chart(corner: Path) -> None:
     found = rows(corner)
     assert [(row["schedule"], row["seed"]) for row in found] == [("cosine", 0), ("log", 0)]
-    assert as_csv(found).splitlines()[0] == ",".join(COLUMNS) and figure(found) is not None
+    assert as_csv(found, COLUMNS).splitlines()[0] == ",".join(COLUMNS) and figure(found) is not None
     filled = fill(read_table(EXPERIMENT), corner)
     cells = {row.name: cells["fd"] for row, cells in zip(filled.table.rows, filled.cells, strict=True)}
     assert cells["Cosine"].reproduced is not None and cells["Logarithmic"].reproduced is not None
