@@ -38,7 +38,7 @@ def check_health(loss: float, grad_norm: float, step: int, num_choices: int) -> 
 def meter_sums(
     loss: torch.Tensor, right_M: torch.Tensor, counted_M: torch.Tensor, buckets_M: torch.Tensor
 ) -> torch.Tensor:
-    """What `Meters` adds up of a micro-batch: (2 + 2 * buckets,).
+    """The sums that `Meters` adds up over micro-batches: (2 + 2 * buckets,).
 
     Args:
         loss: its part of the step's.
