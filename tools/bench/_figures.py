@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from importlib.metadata import version
 from statistics import median
 
 Measured = float | Sequence[float] | None
@@ -26,6 +27,11 @@ def budget(name: str, measured: float | None, limit: float, unit: str, note: str
     """Prints a number beside the most it may be; no peer, so no ratio."""
     line = {"name": name, "measured": _shown(measured), "limit": limit, "unit": unit, "note": note}
     print(json.dumps(line), flush=True)
+
+
+def named(package: str) -> str:
+    """A peer with its installed version, as notes name it."""
+    return f"{package} {version(package)}"
 
 
 def _middle(values: Measured) -> float | None:
