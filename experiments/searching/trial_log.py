@@ -108,7 +108,7 @@ def cut_torn_line(path: Path) -> int:
 
 
 def journal_damage(path: Path) -> DamagedError | None:
-    """What is wrong with a journal, if anything is."""
+    """The damage of a journal, if there is any."""
     try:
         for _ in read(path):
             pass
