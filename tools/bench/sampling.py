@@ -19,8 +19,7 @@ import torch
 from maskgit_core import rng
 from maskgit_core.models.prenorm import Model
 from maskgit_core.samplers.confidence import Sampler
-from tools.bench._figures import figure
-from tools.bench._original import original
+from tools.bench._figures import figure, original
 from tools.bench.training import FACTS, SIZE, Original, cpu_seconds
 
 STEPS, SCALE, CHOICE, ROUNDS = 8, 3.0, 4.5, 5

@@ -30,8 +30,7 @@ from maskgit_core.batches.tokens import Batches
 from maskgit_core.shards.format import Layout
 from maskgit_core.shards.reader import TokenShards
 from maskgit_core.shards.writer import Samples, write_manifest, write_shard
-from tools.bench._figures import figure, named
-from tools.bench._original import original
+from tools.bench._figures import figure, named, original
 
 BATCH, VARIANTS, GRID, CODEBOOK = 256, 2, (16, 16), 1024
 

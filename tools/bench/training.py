@@ -28,8 +28,7 @@ from maskgit_core.shards.writer import Samples, write_manifest, write_shard
 from maskgit_core.training.masked import Masker, masked_steps
 from maskgit_core.training.recipe import Precision, Recipe
 from maskgit_core.training.trainer import Trainer
-from tools.bench._figures import budget, figure
-from tools.bench._original import original
+from tools.bench._figures import budget, figure, original
 
 SIZE = {"dim": 256, "num_layers": 4, "num_heads": 8}
 FACTS = {"codebook_size": 1024, "num_tokens": 256, "num_classes": 1000}
