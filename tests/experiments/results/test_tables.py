@@ -243,6 +243,8 @@ GOLDEN = {
     ("maskbit_tokenizers", "MaskBit (18 bits)", "fid"): 1.16,
     ("titok", "TiTok-S-128", "fid"): 1.97,
     ("titok_tokenizers", "TiTok-SL-256 VQ", "rfid"): 1.03,
+    ("voken_tokenizers", "Open-MAGVIT2", "fid"): 1.17,
+    ("voken_tokenizers", "IBQ 262144", "fid"): 1.00,
     ("halton_v1", "512 x 512", "fid"): 7.26,
 }
 

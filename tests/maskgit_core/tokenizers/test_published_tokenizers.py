@@ -25,9 +25,10 @@ from maskgit_core.weights import published
 HERE = Path(__file__).parent
 LAYOUTS = HERE.parents[2] / "maskgit_core" / "weights" / "layouts"
 GOLDENS = json.loads((HERE / "goldens" / "tokenizers.json").read_text())
-MODULES = {"maskgit_vqgan": "maskgit_vqgan", "amused": "amused"}
+MODULES = {"maskgit": "maskgit_vqgan", "open": "open_magvit2"}
 #: Default runs compare one file of each family; the others differ in the codebook or the number of levels.
-QUICK = ("maskgit_vqgan", "taming_f16_1024", "llamagen_ds8", "amused", "maskbit_10bit", "maskbit_vqgan_plus_12bit")
+QUICK = ("maskgit_vqgan", "taming_f16_1024", "llamagen_ds8", "amused", "maskbit_10bit", "maskbit_vqgan_plus_12bit",
+         "open_magvit2_128", "ibq_1024")  # fmt: skip
 QUICK_LARGE = ("titok_s128",)  # takes images of 256 pixels only
 
 
@@ -45,12 +46,14 @@ def save_as_published(name: str, tensors: dict[str, torch.Tensor], path: Path) -
     if name == "amused":
         save_file(tensors, path)
     else:
-        key = {"taming": "state_dict", "llamagen": "model"}.get(name.partition("_")[0])
+        lightning = dict.fromkeys(("taming", "open", "ibq"), "state_dict")
+        key = {**lightning, "llamagen": "model"}.get(name.partition("_")[0])
         torch.save({key: tensors, "epoch": 1} if key else tensors, path)
 
 
 def tokenizer_class(name: str):
-    return importlib.import_module(f"maskgit_core.tokenizers.{MODULES.get(name, name.partition('_')[0])}").Tokenizer
+    family = name.partition("_")[0]
+    return importlib.import_module(f"maskgit_core.tokenizers.{MODULES.get(family, family)}").Tokenizer
 
 
 @pytest.fixture(autouse=True)
@@ -107,7 +110,7 @@ def test_other_layouts_are_refused_by_the_first_key(tmp_path):
         assert text.startswith(f"{bad}: ") and words in text and "\n" not in text
     torch.save(tensors, bad)
     assert build(weights=str(bad)).codebook_size == 1024
-    for family in ("taming", "llamagen", "amused", "maskbit", "titok"):
+    for family in ("taming", "llamagen", "amused", "maskbit", "titok", "open_magvit2", "ibq"):
         with pytest.raises(WeightsError, match="belong to another model"):
             tokenizer_class(family)(weights=str(bad))
 
