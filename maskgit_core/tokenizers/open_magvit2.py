@@ -80,7 +80,8 @@ class Tokenizer(nn.Module):
                 f"image size: found {size}x{size}, one token; tokenizer open_magvit2 takes two tokens and more; "
                 f"set dataset.image_size to {2 * size} or more"
             )
-        bits_BDhw = bits_of(tokens_Bhw, self.num_bits).permute(0, 3, 1, 2).contiguous()
+        # channels stay last in memory, as in the published decoder: convolutions then sum in its order
+        bits_BDhw = bits_of(tokens_Bhw, self.num_bits).permute(0, 3, 1, 2)
         images_BCHW: Tensor = self.decoder(bits_BDhw.to(self.decoder.conv_out.weight.dtype))
         return images_BCHW
 
