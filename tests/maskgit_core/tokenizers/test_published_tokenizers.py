@@ -12,6 +12,7 @@ import importlib
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -157,6 +158,40 @@ def test_ways_to_the_nearest_code_agree(distance):
     codes = torch.from_numpy(weight_recipe.raw_uniform("codes", 64 * 8, 0)).view(64, 8)
     wanted = (latents[:, None].double() - codes.double()).square().sum(2).argmin(1)
     assert torch.equal(nearest(latents, codes, distance), wanted)
+
+
+def test_moving_averages_take_the_place_of_the_weights():
+    from maskgit_core.weights.averages import published_averages
+
+    module = torch.nn.Sequential(torch.nn.Linear(2, 3))
+    plain = {"0.weight": torch.zeros(3, 2), "0.bias": torch.zeros(3)}
+    averages = {"model_ema.0weight": torch.ones(3, 2), "model_ema.0bias": torch.ones(3)}
+    for tensors, wanted in ((plain | averages, 1.0), (plain, 0.0)):
+        published.fill(module, tensors, "file", **published_averages(module, tensors))
+        assert all(bool((value == wanted).all()) for value in module.state_dict().values())
+    for absent in ("model_ema.0bias", "0.weight"):
+        tensors = {name: value for name, value in (plain | averages).items() if name != absent}
+        with pytest.raises(WeightsError, match=f"^file: lacks {absent} "):
+            published.fill(module, tensors, "file", **published_averages(module, tensors))
+
+
+def test_the_code_of_the_largest_product_and_of_equal_ones_the_first(monkeypatch):
+    from maskgit_core.tokenizers import ibq
+
+    latents = torch.from_numpy(weight_recipe.raw_uniform("latents", 50 * 8, 0)).view(50, 8)
+    codes = torch.from_numpy(weight_recipe.raw_uniform("codes", 64 * 8, 0)).view(64, 8)
+    wanted = (latents.double() @ codes.double().T).argmax(1)
+    assert torch.equal(ibq.likeliest(latents, codes), wanted)
+    monkeypatch.setattr(ibq, "SCORES_AT_ONCE", 200)
+    assert torch.equal(ibq.likeliest(latents, torch.cat([codes, codes])), wanted)
+
+
+def test_a_picture_of_one_token_has_no_deviation():
+    from maskgit_core.tokenizers.open_magvit2 import Tokenizer
+
+    network = SimpleNamespace(downsample_factor=16)
+    with pytest.raises(DataError, match=r"^image size: found 16x16, one token; .* set dataset.image_size to 32"):
+        Tokenizer.decode(network, torch.zeros(1, 1, 1, dtype=torch.long))
 
 
 def test_recipe_gives_the_same_numbers_everywhere():
