@@ -1,8 +1,8 @@
 """Commands that are carried out on another machine (`launcher.ssh`, `--on`): this code is sent there and runs there.
 
 One OpenSSH connection (`launchers.ssh`) serves all commands. The code goes into `<store>/code/<digest>` of the other
-machine, as any frozen copy, unless it is there; plugins, the folders of `--config-dir` and a sweep's file go into a copy
-of their own. Nothing of this machine's environment is sent but the width of the terminal and the wish for no colours.
+machine, as any frozen copy, unless it is there; plugins, the folders of `--config-dir` and a sweep's file go into a
+copy of their own. Nothing of this environment is sent but the width of the terminal and the wish for no colours.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ EPILOG = """\
 examples:
   maskgit logs train                 the newest log of the step `train`
   maskgit logs quickstart/train -f   follow it
+  maskgit logs train -f --on mysite  of a run on another machine, over ssh
   maskgit logs train --rank 1        another process of the step
   maskgit logs quickstart/3          the third row of `maskgit status quickstart`
 """

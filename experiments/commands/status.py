@@ -26,6 +26,7 @@ examples:
   maskgit status --json              for scripts
   maskgit status quickstart --html dag.html --watch   a page with the DAG, curves and pictures, kept up to date
   maskgit status quickstart --usage  what its jobs asked for and what they used
+  maskgit status quickstart --on mysite    over ssh, where conf/launcher/mysite.yaml has ssh: me@login
 """
 REFRESH_S = 5  # a page that is watched loads itself again
 FOLD_ABOVE = 60  # rows
