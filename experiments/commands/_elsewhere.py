@@ -133,7 +133,7 @@ def carry_out(place: Destination, name: str, args: argparse.Namespace, parser: a
                 print(page)
         return ended
     ended = far.run()
-    if name == "run" and ended == 0:
+    if name == "run" and ended == 0 and args.voice != "quiet":
         print(f"that was on {place.site.host}; status, logs, cancel, retry, failures, report: with --on {place.name}")
     return ended
 

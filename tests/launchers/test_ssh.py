@@ -21,6 +21,7 @@ from ssh_server import Server
 
 from experiments.commands import parse_arguments, parser_of
 from experiments.commands._elsewhere import options_of
+from experiments.launching.calls import load_launcher
 from launchers.ssh import Site, private_folder
 from maskgit_core.errors import ConfigError, LaunchError
 
@@ -92,6 +93,7 @@ def test_commands_go_there_over_one_connection(
     assert (server.store / "code" / record / "experiments" / "cli.py").is_file(), "steps ran the code that was sent"
 
 
+@pytest.mark.slow
 def test_a_failed_step_is_exit_code_1(server: Server, maskgit: Run) -> None:
     conf = server.launcher()
     done = maskgit(*CHAIN, *conf, "numbers.fail=crash")
@@ -100,6 +102,7 @@ def test_a_failed_step_is_exit_code_1(server: Server, maskgit: Run) -> None:
     assert "nothing of it is finished" in refused(maskgit("report", "chain", *ON, *conf))
 
 
+@pytest.mark.slow
 def test_ctrl_c_reaches_the_far_side_and_logs_stream(server: Server, tmp_path: Path, maskgit: Run) -> None:
     conf = server.launcher()
     run = start(tmp_path, *CHAIN, *conf, "numbers.count=2000", "numbers.pause_s=0.05", start_new_session=True)
@@ -114,6 +117,7 @@ def test_ctrl_c_reaches_the_far_side_and_logs_stream(server: Server, tmp_path: P
     assert maskgit(*CHAIN, *conf, "numbers.count=20").returncode == 0
 
 
+@pytest.mark.slow
 def test_a_lost_connection_does_no_harm(server: Server, tmp_path: Path, maskgit: Run) -> None:
     conf = server.launcher()
     asked = [*CHAIN, *conf, "numbers.count=60", "numbers.pause_s=0.05"]
@@ -128,6 +132,7 @@ def test_a_lost_connection_does_no_harm(server: Server, tmp_path: Path, maskgit:
     assert len(list(server.store.glob("numbers/*/attempts/*"))) == 2 and server.logins() == 2
 
 
+@pytest.mark.slow
 def test_a_terminal_is_passed_through(server: Server, tmp_path: Path, maskgit: Run) -> None:
     conf = server.launcher()
     assert maskgit(*CHAIN, *conf).returncode == 0
@@ -184,6 +189,13 @@ def test_a_wrong_site_is_refused(value: object, said: str) -> None:
     with pytest.raises(ConfigError, match=r"launcher\.ssh") as refusal:
         Site.read(value)
     assert said in str(refusal.value)
+
+
+def test_nothing_of_another_machine_is_run_here() -> None:
+    for name in ("local", "slurm"):
+        assert load_launcher({"name": name, "ssh": None})
+        with pytest.raises(ConfigError, match=r"launcher\.ssh: this command runs here alone"):
+            load_launcher({"name": name, "ssh": "me@login"})
 
 
 def test_the_folder_of_sockets_is_private_and_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
