@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
@@ -73,6 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from experiments.commands.completion import answer
 
         answer(os.environ.get("COMP_LINE", ""))
+    unraisable, sys.unraisablehook = sys.unraisablehook, _interrupt_again
     try:
         name, args = parse(sys.argv[1:] if argv is None else argv)
         if name in MAY_GO_ELSEWHERE or getattr(args, "on", None):
@@ -94,6 +97,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         if os.environ.get("MASKGIT_DEBUG"):
             raise
         return _refuse(str(explain(error, Path(str(error.filename or "disk")))))
+    finally:
+        sys.unraisablehook = unraisable
+
+
+def _interrupt_again(told: sys.UnraisableHookArgs) -> None:
+    """Ctrl-C in a callback of the garbage collector, where Python would only print it, comes once more."""
+    if told.exc_type is KeyboardInterrupt:
+        again = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT))
+        again.daemon = True
+        again.start()
+    else:
+        sys.__unraisablehook__(told)
 
 
 def _refuse(text: str, code: int = 2) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -88,18 +89,30 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} has no canonical JSON form")
 
 
+def open_file(path: Path) -> io.BufferedReader:
+    """A regular file, opened for reading; what else stands in its place (a pipe, a device) is not waited for.
+
+    Raises:
+        IsADirectoryError: a folder, a pipe or a device. OSError: it cannot be opened.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return os.fdopen(descriptor, "rb")
+    os.close(descriptor)
+    raise IsADirectoryError(errno.EISDIR, "is no regular file", str(path))
+
+
 def read_json(path: Path) -> Any | None:
     """The JSON in `path`, or None where there is no such file or it is not (yet) whole."""
     try:
-        return json.loads(path.read_text())
-    except (
-        FileNotFoundError,
-        NotADirectoryError,
-        IsADirectoryError,
-        ValueError,
-        RecursionError,
-    ):  # also numbers of 5,000 digits
-        return None
+        with open_file(path) as file:
+            return json.loads(file.read().decode())
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, RecursionError):
+        return None  # ValueError: also numbers of 5,000 digits
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return None
+        raise
 
 
 def publish(
@@ -228,7 +241,7 @@ def process_start(pid: int) -> int | None:
 
 def sha256_of(path: Path) -> str:
     """sha256 (hex) of a file's bytes."""
-    with open(path, "rb") as file:
+    with open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
+import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from conftest import mounted
 from PIL import Image
+
+from experiments import cli
 
 FOLDER_EXPERIMENT = """\
 # @package _global_
@@ -157,3 +163,23 @@ def test_a_disk_that_fills_up_under_a_step_costs_nothing_done(maskgit: Any, pict
     subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
     again = maskgit("run", *over(pictures, f"paths.store={store}"))
     assert again.returncode == 0, again.stderr
+
+
+def test_an_interrupt_inside_a_callback_of_the_garbage_collector_is_not_lost(monkeypatch, capsys):
+    """Python prints a KeyboardInterrupt that is raised there and goes on; a drill met one in SQLAlchemy's."""
+
+    def interrupted(name):
+        def work(args):
+            keep = type("Held", (), {})()
+            dropped = weakref.ref(keep, lambda reference: signal.raise_signal(signal.SIGINT))
+            del keep
+            assert dropped() is None
+            time.sleep(10)
+            return 0
+
+        return SimpleNamespace(main=work)
+
+    monkeypatch.setattr(cli, "import_module", interrupted)
+    began = time.monotonic()
+    assert cli.main(["status"]) == 130 and time.monotonic() - began < 5
+    assert capsys.readouterr().err == "error: interrupted; run the same command to go on\n"

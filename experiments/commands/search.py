@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from experiments.commands._request import config_dirs, on_arguments, request_arguments
@@ -74,6 +75,7 @@ def _of_earlier(args: argparse.Namespace) -> int:
     from experiments.searching.launch import cancel
     from experiments.searching.report import as_json, find, status_lines
     from experiments.store.find import default_store
+    from experiments.store.typed_json import DamagedError
     from maskgit_core.errors import ConfigError
 
     named = [text.removeprefix("experiment=") for text in args.overrides if not text.startswith("paths.store=")]
@@ -86,6 +88,11 @@ def _of_earlier(args: argparse.Namespace) -> int:
     for folder in folders:
         if args.cancel:
             print(*cancel(folder), sep="\n")
-        else:
+            continue
+        try:
             print(*([as_json(folder)] if args.json else status_lines(folder, args.all)), sep="\n")
+        except DamagedError as error:
+            if len(folders) == 1:
+                raise
+            print(f"warning: {error}", file=sys.stderr)
     return 0

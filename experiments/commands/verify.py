@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,9 +14,9 @@ if TYPE_CHECKING:
 
 HELP = "check that a step (or the whole store) is undamaged"
 EPILOG = """\
-Reads every document and journal of the steps, the records of the store's runs, and compares each output with its
-manifest; --deep hashes every byte, also of files whose size and time are what they were, and compares the points in the
-store's mlflow.db with the journals. Exit code 1 where something is damaged.
+Reads every document and journal of the steps, the records of the store's runs and searches, and compares each output
+with its manifest; --deep hashes every byte, also of files whose size and time are what they were, and compares the
+points in the store's mlflow.db with the journals. Exit code 1 where something is damaged.
 examples:
   maskgit verify                       the whole store, quickly
   maskgit verify quickstart/train --deep
@@ -57,16 +58,22 @@ def main(args: argparse.Namespace) -> int:
 
 
 def _damaged_records(store: Store) -> list[DamagedError]:
+    from experiments.searching.request import SearchRecord
+    from experiments.searching.trial_log import JOURNAL, journal_damage
     from experiments.store.records import PipelineRecord, pipelines
     from experiments.store.typed_json import DamagedError
 
     broken: list[DamagedError] = []
-    for path in pipelines(store.root):
+    searches = sorted(store.root.glob(f"searches/*/{SearchRecord.FILE}"))
+    load: Callable[[Path], object]
+    for load, path in [*((PipelineRecord.load, p) for p in pipelines(store.root)),
+                       *((SearchRecord.load, p) for p in searches)]:  # fmt: skip
         try:
-            PipelineRecord.load(path)
+            load(path)
         except DamagedError as error:
             broken.append(error)
-    return broken
+    journals = (journal_damage(path) for path in sorted(store.root.glob(f"searches/*/{JOURNAL}")))
+    return broken + [problem for problem in journals if problem is not None]
 
 
 def _outputs(folder: Path, deep: bool) -> list[str]:

@@ -13,8 +13,10 @@ from experiments.console import number, table
 from experiments.monitoring import queue
 from experiments.planning.plan import PlannedStep
 from experiments.searching.request import Asked, SearchRecord
-from experiments.searching.study import JOURNAL, Study, TrialView
+from experiments.searching.study import Study, TrialView
+from experiments.searching.trial_log import JOURNAL
 from experiments.store.claims import Claim
+from experiments.store.typed_json import DamagedError
 from maskgit_core.errors import ConfigError, unknown_name
 
 _SHOWN = 20
@@ -51,16 +53,21 @@ def find(store: Path, name: str | None) -> list[Path]:
     """
     known = sorted((store / "searches").glob(f"*/{SearchRecord.FILE}"), key=lambda path: path.stat().st_mtime)
     folders = [path.parent for path in known]
-    if name is None:
-        chosen = folders
-    else:
-        chosen = [f for f in folders if name in (f.name, SearchRecord.needed(f).experiment)]
+    chosen = folders if name is None else [f for f in folders if name in (f.name, _experiment(f))]
     if not chosen:
-        names = [SearchRecord.needed(f).experiment for f in folders]
+        names = [_experiment(f) for f in folders]
         if name is None or not names:
             raise ConfigError(f"search: none was started in {store}; maskgit search --help shows how")
         raise unknown_name("search", name, names, "search")
     return chosen
+
+
+def _experiment(folder: Path) -> str:
+    """The experiment of a search; as its folder has it where its record is damaged."""
+    try:
+        return SearchRecord.needed(folder).experiment
+    except DamagedError:
+        return folder.name.rpartition("-")[0]
 
 
 def status_lines(folder: Path, every: bool = False) -> list[str]:

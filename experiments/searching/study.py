@@ -7,30 +7,36 @@ any two lines loses nothing: whoever takes its trial over asks again.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import optuna
+from optuna.exceptions import DuplicatedStudyError
 from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+from optuna.storages.journal import BaseJournalBackend
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from experiments.config.search import Choice, Dimension, Interval, Search, Value
+from experiments.searching import trial_log
+from experiments.searching.trial_log import JOURNAL
 from experiments.store.claims import Claim, JobAlive
+from experiments.store.typed_json import Block
 
 State = Literal["running", "done", "pruned", "failed"]
-JOURNAL = "journal.log"
 _NAME = "search"
 _STATES: dict[TrialState, State] = {
     TrialState.COMPLETE: "done",
     TrialState.PRUNED: "pruned",
     TrialState.FAIL: "failed",
 }
+_DIRECTIONS = {"minimize": StudyDirection.MINIMIZE, "maximize": StudyDirection.MAXIMIZE}
 _TOLD: dict[State, TrialState] = {state: told for told, state in _STATES.items()}
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -56,46 +62,59 @@ class TrialView:
         return self.values[max(self.values)] if self.values else None
 
 
-class _Lock(JournalFileOpenLock):
+class _Lock:
     """A claim in a folder of its own; what a killed writer left of a line is cut off, so that the next one is whole."""
 
     def __init__(self, folder: Path, job_alive: JobAlive | None) -> None:
-        super().__init__(str(folder / JOURNAL))
         self._claim = Claim(folder / "lock", job_alive)
-        self._claim.folder.mkdir(parents=True, exist_ok=True)
         self._journal = folder / JOURNAL
+        self.last_crc = 0  # of the last line, while the lock is held
 
-    def acquire(self) -> bool:
+    def acquire(self) -> None:
+        self._claim.folder.mkdir(parents=True, exist_ok=True)
         pause = 0.002
         while self._claim.take() is not None:
             time.sleep(pause)
             pause = min(2 * pause, 0.5)
         try:
-            _cut_torn_line(self._journal)
+            self.last_crc = trial_log.cut_torn_line(self._journal)
         except BaseException:
             self._claim.release()
             raise
-        return True
 
     def release(self) -> None:
         self._claim.release()
 
 
-def _cut_torn_line(path: Path) -> None:
-    with open(path, "r+b") as file:
-        size = end = file.seek(0, os.SEEK_END)
-        while end > 0:
-            begin = max(0, end - 65536)
-            file.seek(begin)
-            at = file.read(end - begin).rfind(b"\n")
-            if at >= 0:
-                end = begin + at + 1
-                break
-            end = begin
-        if end < size:
-            file.truncate(end)
-            file.flush()
-            os.fsync(file.fileno())
+class _Backend(BaseJournalBackend):
+    """Optuna's journal in a file of lines with checksums."""
+
+    def __init__(self, folder: Path, job_alive: JobAlive | None) -> None:
+        self._path, self._lock = folder / JOURNAL, _Lock(folder, job_alive)
+        self._places = [trial_log.Place()]  # of each line that has been read, and of the next
+
+    def read_logs(self, log_number_from: int) -> Iterator[Block]:
+        start = self._places[min(log_number_from, len(self._places) - 1)]
+        for log, place in trial_log.read(self._path, start) if self._path.exists() else ():
+            if place.lines == len(self._places):
+                self._places.append(place)
+            if place.lines > log_number_from:
+                yield log
+
+    def append_logs(self, logs: list[Block]) -> None:
+        self._path.touch()
+        self._lock.acquire()
+        try:
+            crc, text = self._lock.last_crc, b""
+            for log in logs:
+                line, crc = trial_log.encode(log, crc)
+                text += line
+            with open(self._path, "ab") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+        finally:
+            self._lock.release()
 
 
 class Study:
@@ -104,15 +123,18 @@ class Study:
     Args:
         folder: the search's; its journal is made where it is missing.
         job_alive: asks the queue about a job id, where there is a queue.
+
+    Raises:
+        DamagedError: the journal is not what was written.
     """
 
     def __init__(self, folder: Path, search: Search, job_alive: JobAlive | None = None) -> None:
         self._search = search
-        backend = JournalFileBackend(str(folder / JOURNAL), lock_obj=_Lock(folder, job_alive))
-        self._storage = JournalStorage(backend)
-        self._study = optuna.create_study(
-            storage=self._storage, study_name=_NAME, direction=search.goal, load_if_exists=True
-        )
+        self._storage = JournalStorage(_Backend(folder, job_alive))
+        if not self._storage.get_all_studies():
+            with contextlib.suppress(DuplicatedStudyError):
+                self._storage.create_new_study([_DIRECTIONS[search.goal]], _NAME)
+        self._study = optuna.load_study(storage=self._storage, study_name=_NAME)
 
     def trials(self) -> list[TrialView]:
         """All trials, by number."""

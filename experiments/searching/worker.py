@@ -18,7 +18,7 @@ from types import FrameType
 from experiments.monitoring.queue import job_alive
 from experiments.running import advance
 from experiments.searching.request import SearchRecord, trials_graph
-from experiments.searching.study import JOURNAL, Study, TrialView
+from experiments.searching.study import Study, TrialView
 from experiments.searching.trial import (
     FailedTrialError,
     KilledStepError,
@@ -26,6 +26,7 @@ from experiments.searching.trial import (
     Trial,
     add_to_record,
 )
+from experiments.searching.trial_log import JOURNAL
 from experiments.store.claims import Claim, Owner
 from launchers.calls import CONTINUE, DISK_FULL, STOPPED, LauncherProtocol
 from launchers.inline import Launcher as InlineLauncher

@@ -6,14 +6,15 @@ the file and the remedy, and is never taken for an absent one.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 from experiments.store.claims import Owner
-from experiments.store.typed_json import OPTIONAL, Document, MalformedError, Options, fingerprint
+from experiments.store.typed_json import OPTIONAL, DamagedError, Document, MalformedError, Options, fingerprint
 from maskgit_core.files import sha256_of
 
 FORMAT = 1
@@ -162,6 +163,15 @@ class Manifest(Document):
     shown: tuple[str, ...] = ()
     datasets: tuple[DatasetUse, ...] = ()
     adopted_from: str | None = field(default=None, metadata=OPTIONAL)
+
+    @classmethod
+    def read(cls, folder: Path) -> Self | None:
+        """The manifest in a step's folder, or None; one of another step is damage, too."""
+        manifest = super().read(folder)
+        named = re.search(r"-([0-9a-f]{8,64})$", folder.name)
+        if manifest is not None and named is not None and not manifest.fingerprint.startswith(named[1]):
+            raise DamagedError(folder / cls.FILE, "belongs to another step", cls.REMEDY)
+        return manifest
 
     @classmethod
     def of_files(

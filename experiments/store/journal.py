@@ -37,6 +37,7 @@ from typing import NamedTuple
 
 from experiments.store.documents import JournalSum, Start
 from experiments.store.paths import StepFolder
+from maskgit_core.files import open_file
 
 #: Metrics under this prefix describe the machine; their step is seconds since the step's first attempt began, so a
 #: resume at an optimizer step does not touch them.
@@ -209,7 +210,7 @@ def journals(step_folder: Path) -> list[Path]:
 def read_lines(path: Path, offset: int = 0) -> tuple[list[Line], int]:
     """Whole, sound lines from byte `offset` on, and the offset after the last whole one; torn lines are left out."""
     try:
-        with open(path, "rb") as file:
+        with open_file(path) as file:
             file.seek(offset)
             data = file.read()
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):

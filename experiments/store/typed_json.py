@@ -8,6 +8,7 @@ by a later release can be read; a missing key takes the field's default.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import json
 import math
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from maskgit_core.errors import ArtifactError
-from maskgit_core.files import create_exclusively, write_json
+from maskgit_core.files import create_exclusively, open_file, write_json
 
 #: Free-form plain data by (dotted) key: options of a stage or component, facts, settings. Signatures are their schema.
 Options = Mapping[str, Any]
@@ -46,15 +47,19 @@ def load(path: Path) -> object:
         MalformedError: it is not one whole JSON value in UTF-8 with finite numbers, or larger than `MAX_BYTES`.
     """
     try:
-        with open(path, "rb") as file:
+        with open_file(path) as file:
             if os.fstat(file.fileno()).st_size > MAX_BYTES:
                 raise MalformedError(f"has more than {MAX_BYTES} bytes")
             data = file.read()  # a limit given here would be allocated each time
     except IsADirectoryError:
-        raise MalformedError("is a folder, not a file") from None
+        raise MalformedError(f"is {'a folder' if path.is_dir() else 'a pipe or device'}, not a file") from None
     except FileNotFoundError:
         if path.is_symlink():
             raise MalformedError("is a link to nothing") from None
+        raise
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise MalformedError("is a link to itself") from None
         raise
     try:
         return json.loads(data.decode(), parse_constant=_refuse_constant, parse_float=_finite)

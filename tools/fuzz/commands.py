@@ -50,7 +50,7 @@ class Answer:
             found.append(f"{self.seconds:.0f} s")
         if not self.trace and self.code == 2 and self.text.count("error: ") != 1:
             found.append(f"code 2 with {self.text.count('error: ')} lines of error: {self.text[-300:]!r}")
-        if not self.trace and self.code not in (0, 1, 2, 130, 143, -signal.SIGKILL):
+        if not self.trace and self.code not in (0, 1, 2, 130, 143, -signal.SIGKILL, -signal.SIGTERM):
             found.append(f"code {self.code}: {self.text[-300:]!r}")
         return found
 
@@ -110,10 +110,10 @@ class Fork:
             return
         _become(handle, list(arguments), environment or {}, before)
 
-    def kill(self) -> None:
-        """SIGKILL to it and to all that it started."""
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        """A signal to it and to all that it started."""
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.pid, signal.SIGKILL)
+            os.killpg(self.pid, number)
 
     def wait(self, limit_s: float | None = None) -> Answer:
         """Waits for its end; after `limit_s` (None: 120 s, more on a busy machine) it is killed: it hangs."""

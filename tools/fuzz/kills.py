@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import signal
 import sqlite3
 import time
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from contextlib import closing
 from functools import cached_property
 from pathlib import Path
 
-from tools.fuzz.commands import Fork, attacked, forked, leftovers, request, results
+from tools.fuzz.commands import LIMIT_S, Fork, attacked, forked, leftovers, patience, request, results
 
 ATTACKS = ("run", "gc", "adopt", "repair", "sync", "first ship")
 SLOW = ("numbers.count=12", "numbers.pause_s=0.01")
@@ -140,17 +141,21 @@ class Drill:
                 in_time, wrong = self.kill(name, delay)
         return name if in_time else "too late", [f"after {delay:.3f} s: {line}" for line in wrong]
 
-    def kill(self, name: str, delay: float) -> tuple[bool, list[str]]:
-        """One attack: whether it came in time, and what went wrong."""
+    def kill(self, name: str, delay: float, number: int = signal.SIGKILL) -> tuple[bool, list[str]]:
+        """One attack with this signal: whether it came in time, and what went wrong."""
         source, command = self.command(name)
         self.fresh(source)
         before = manifests(self.store)
         process = Fork(command)
         time.sleep(delay)
-        process.kill()
+        process.kill(number)
+        sent = time.monotonic()
         first = process.wait()
+        slow = time.monotonic() - sent
         done = manifests(self.store)
-        wrong = [f"killed command: {text}" for text in first.wrong() if first.code >= 0]
+        wrong = [f"killed command: {text}" for text in first.wrong() if first.code >= 0 or first.trace]
+        if slow > LIMIT_S * patience():
+            wrong.append(f"ended {slow:.0f} s after the signal")
         wrong += [f"{step} is gone" for step in before if step not in done and name != "repair"]
         if name == "repair":
             for path in self.store.glob("*/*/manifest.json.damaged"):
@@ -173,7 +178,7 @@ class Drill:
         answer = forked("gc", "--delete", "--yes", "--store", str(self.store))
         wrong += [f"gc --delete afterwards: {text}" for text in answer.wrong()]
         wrong += [f"left behind: {path}" for path in leftovers(self.store)]
-        return first.code < 0, wrong
+        return first.code < 0 or first.code in (130, 143), wrong
 
 
 def main() -> int:

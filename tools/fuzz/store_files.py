@@ -76,12 +76,25 @@ MUTATIONS: dict[str, Callable[[bytes, random.Random], bytes]] = {
     "type": _type,
     "without": _without,
     "latin": lambda data, rng: b"\xff\xfe" + data,
+    "twice": lambda data, rng: data + data,
 }
+
+
+def _of_another(path: Path) -> None:
+    """The first file of the store with its name, or at least with its ending, from another folder."""
+    store = next(folder for folder in path.parents if (folder / "pipelines").is_dir())
+    same = [p for pattern in (path.name, f"*{path.suffix}") for p in sorted(store.rglob(pattern)) if p.is_file()]
+    if same:
+        shutil.copy(same[0], path)
+
+
 #: What may stand in a file's place, or nothing at all.
 PLACES: dict[str, Callable[[Path], object]] = {
     "absent": lambda path: None,
     "folder": lambda path: path.mkdir(),
     "dangling link": lambda path: path.symlink_to("nowhere"),
+    "link to itself": lambda path: path.symlink_to(path.name),
+    "another's": _of_another,
 }
 #: Further commands that read a store; two are asked at each mutation.
 READERS = (("status", "--json"), ("compare", "experiment=chain"), ("failures",), ("logs", "total"), ("doctor",),

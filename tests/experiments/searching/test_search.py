@@ -17,8 +17,10 @@ from conftest import LAB, ROOT, Done, Maskgit
 from toylab import search_drill as drill
 
 from experiments.config.search import Choice, Interval, read_search
-from experiments.searching.study import JOURNAL, Study
+from experiments.searching.study import Study
+from experiments.searching.trial_log import JOURNAL
 from experiments.store.records import records
+from experiments.store.typed_json import DamagedError
 from maskgit_core.errors import ConfigError
 
 SMALL = {"metric": "fid", "space": {"train.lr": {"low": 0.1, "high": 1.0}}}
@@ -113,6 +115,48 @@ def test_a_torn_line_of_a_killed_writer_is_cut_off(tmp_path: Path) -> None:
     assert Study(tmp_path, search).trials()[0].values == {10: 0.5, 20: 0.25}
 
 
+@pytest.mark.parametrize(
+    "damage", ["flip", "digit", "lost line", "doubled line", "no newline", "latin", "zeros", "folder"]
+)
+def test_a_changed_journal_is_named_and_nothing_of_it_is_cut(tmp_path: Path, damage: str) -> None:
+    search, path = read_search(SMALL), tmp_path / JOURNAL
+    study = Study(tmp_path, search)
+    study.report(study.ask(), 10, 0.5)
+    lines = path.read_bytes().splitlines(keepends=True)
+    whole = b"".join(lines)
+    changed = {
+        "flip": whole[:60] + bytes([whole[60] ^ 128]) + whole[61:],
+        "digit": whole.replace(b"0.5", b"0.4"),
+        "lost line": b"".join([lines[0], *lines[2:]]),
+        "doubled line": b"".join([*lines[:2], *lines[1:]]),
+        "no newline": b"null",
+        "latin": b"\xff\xfe" + whole,
+        "zeros": bytes(len(whole)),
+        "folder": b"",
+    }[damage]
+    path.unlink()
+    if damage == "folder":
+        path.mkdir()
+    else:
+        path.write_bytes(changed)
+    with pytest.raises(DamagedError, match=r"journal\.log: is damaged: .*; move it away and give the search's command"):
+        Study(tmp_path, search).ask()
+    assert damage == "folder" or path.read_bytes() == changed
+
+
+def test_a_journal_of_an_earlier_release_has_no_checksums(tmp_path: Path) -> None:
+    search = read_search(SMALL)
+    study = Study(tmp_path, search)
+    study.report(study.ask(), 10, 0.5)
+    lines = [json.loads(line) for line in (tmp_path / JOURNAL).read_bytes().splitlines()]
+    text = "".join(
+        json.dumps({k: v for k, v in line.items() if k != "crc"}, separators=(",", ":")) + "\n" for line in lines
+    )
+    (tmp_path / JOURNAL).write_text(text)
+    Study(tmp_path, search).report(0, 20, 0.25)
+    assert Study(tmp_path, search).trials()[0].values == {10: 0.5, 20: 0.25}
+
+
 def test_a_trial_whose_worker_was_killed_while_it_drew_gets_what_it_lacks(tmp_path: Path) -> None:
     block = {**SMALL, "space": {**SMALL["space"], "model.depth": [1, 2, 3], "sampler": ["a", "b"]}, "seed": 5}
     whole = Study(tmp_path, read_search(block))
@@ -161,6 +205,15 @@ def test_a_search_is_steps_of_the_store_and_goes_on_where_it_ended(lab: Maskgit,
     command = done.stdout.rpartition("maskgit run ")[2].split()
     run = lab("run", *command)
     assert run.returncode == 0 and "nothing to do" in run.stdout, "the best trial's steps are the experiment's"
+    assert "no damage found" in maskgit("verify").stdout
+    (journal,) = store.glob(f"searches/*/{JOURNAL}")
+    journal.write_bytes(journal.read_bytes().replace(b"nll", b"nlL").replace(b'"trial_id":1', b'"trial_id":2', 1))
+    broken = maskgit("verify")
+    assert broken.returncode == 1 and f"{JOURNAL}: is damaged: line " in broken.stderr
+    assert lab("search", "tuned", "--status").returncode == 2 and "Traceback" not in broken.stderr
+    assert "set aside as journal.log.damaged" in maskgit("verify", "--repair").stdout
+    anew = lab("search", *search, "search.trials=4")
+    assert anew.returncode == 0 and len(told(lab)["trials"]) == 4, anew.stdout + anew.stderr
     table = maskgit("compare", "experiment=tuned")
     assert "train.lr" in table.stdout and table.returncode == 0, table.stderr
 

@@ -56,6 +56,34 @@ def test_a_damaged_manifest_is_named_and_rebuilt_without_running_anything(store,
     assert after == before and not list(folder.glob("attempts/0002"))
 
 
+@pytest.mark.parametrize("stage", ["numbers", "total"])
+def test_the_manifest_of_another_step_is_damage(store, ran, capsys, stage):
+    folder, other = step(store, stage), step(store, {"numbers": "total", "total": "numbers"}[stage])
+    before = (folder / Manifest.FILE).read_text()
+    (folder / Manifest.FILE).write_bytes((other / Manifest.FILE).read_bytes())
+    capsys.readouterr()
+    assert main(["status", "--store", str(store)]) == 0
+    assert "manifest.json is damaged (belongs to another step)" in capsys.readouterr().out
+    assert main(["run", *ran]) == 0
+    assert "set aside as manifest.json.damaged, rebuilt" in capsys.readouterr().err
+    assert json.loads((folder / Manifest.FILE).read_text()) == json.loads(before)
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("name", ["made_from.json", "manifest.json", "request.json", "attempts/0001/journal.jsonl"])
+@pytest.mark.parametrize("what", ["link to itself", "pipe", "device"])
+def test_what_is_no_file_is_damage_and_not_waited_for(store, ran, capsys, name, what):
+    path = step(store, "total") / name
+    path.unlink(missing_ok=True)
+    if what == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to(path.name if what == "link to itself" else "/dev/zero")
+    for command in (["status", "--store", str(store)], ["run", *ran], ["run", *ran, "--redo", "total"]):
+        assert main(command) == 0, capsys.readouterr().err
+    assert "Traceback" not in capsys.readouterr().err
+
+
 def test_without_a_witness_the_step_runs_once_more_and_only_once(store, ran, capsys):
     folder = step(store, "total")
     (folder / Manifest.FILE).write_text("")
