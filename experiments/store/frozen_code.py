@@ -53,7 +53,7 @@ def frozen(plugins: Sequence[str] = (), root: Path = provenance.ROOT) -> Frozen:
 
 
 def frozen_request(plugins: Sequence[str], more: Mapping[str, Path]) -> Frozen:
-    """What a request needs besides the code: plugins, and further files by their place in the copy."""
+    """A copy of all that a request needs besides the code: plugins, and further files by their place in the copy."""
     return _frozen({**dict(_plugin_files(plugins)), **more})
 
 
