@@ -99,6 +99,25 @@ def check_batch(batch_size: int, num_processes: int, key: str = "train.batch_siz
         )
 
 
+def check_sharding(fsdp: bool, optimizer: str, precision: str, looks: Sequence[str] = (), step: str = "train") -> None:
+    """Raises `ConfigError` where what a training asks for needs whole weights in one process, and they are divided.
+
+    Args:
+        looks: keys that have one process look at the whole model on the way.
+    """
+    if fsdp and optimizer == "muon":
+        raise ConfigError(
+            f"{step}.fsdp: true with optimizer=muon, which needs whole matrices; take adamw, or fsdp=false"
+        )
+    if fsdp and precision == "fp16":
+        raise ConfigError(f"{step}.fsdp: true with precision=fp16; take bf16 or fp32, or fsdp=false")
+    if fsdp and looks:
+        raise ConfigError(
+            f"{step}.fsdp: true, but {step}.{looks[0]} has one process look at the whole model; set it to 0, "
+            "or fsdp=false"
+        )
+
+
 def check_places(key: str, one_dimensional: bool) -> None:
     """Raises `ConfigError` where a region is to be edited by tokens that belong to no place in the picture."""
     if one_dimensional:

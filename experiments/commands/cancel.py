@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from experiments.commands._request import on_arguments
+
 if TYPE_CHECKING:
     from experiments.monitoring.selection import StepNow
 
@@ -28,10 +30,11 @@ other people's jobs are shown, never touched
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Names, `--force`, `--store`."""
+    """Names, `--force`, `--on`, `--store`."""
     parser.add_argument("what", nargs="+", help="experiment, run uid, experiment/step, experiment/row, step")
     parser.add_argument("--force", action="store_true", help="also what another live pipeline needs")
     parser.add_argument("--store", type=Path, help="the store (default: MASKGIT_STORE or ./runs)")
+    on_arguments(parser)
 
 
 def main(args: argparse.Namespace) -> int:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from experiments.commands._request import on_arguments
+
 HELP = "run again what failed, was killed or cancelled"
 EPILOG = """\
 examples:
@@ -15,10 +17,11 @@ examples:
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """A name, further overrides, `--store`."""
+    """A name, further overrides, `--on`, `--store`."""
     parser.add_argument("what", help="experiment, run uid, experiment/step, experiment/row, step")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="values on top of the earlier command's")
     parser.add_argument("--store", type=Path, help="the store (default: MASKGIT_STORE or ./runs)")
+    on_arguments(parser)
 
 
 def main(args: argparse.Namespace) -> int:

@@ -115,16 +115,19 @@ def _check_training(node: Node, known_facts: KnownFacts, ranks_count: bool) -> N
     step, config = node.request.name, node.request.config
     if ranks_count:
         refusals.check_batch(config["batch_size"], int(node.request.resources.get("ranks") or 1), f"{step}.batch_size")
+    execution = node.request.execution
+    looks = [key for key in ("held_out_share", "samples_every") if config.get(key) or execution.get(key)]
+    refusals.check_sharding(bool(execution.get("fsdp")), config["optimizer"], config["precision"], looks, step)
     if node.inputs.get("tokens"):
         refusals.check_mapped(node.request.execution.get("num_workers") or 0, f"{step}.num_workers")
     for source in node.inputs.get("continue_from", ()):
         done = known_facts.num_train_steps(source)
         if done is not MISSING:
             refusals.check_goes_on(config["num_train_steps"], done, f"{step}.num_train_steps")
-    num_classes, shown = known_facts.fact(node.fingerprint, "num_classes"), node.request.execution
-    if num_classes is not MISSING and shown.get("samples_every"):
-        refusals.check_classes(f"{step}.samples_classes", shown["samples_classes"], num_classes)
-        refusals.check_guidance(shown["samples_guidance"], num_classes, f"{step}.samples_guidance")
+    num_classes = known_facts.fact(node.fingerprint, "num_classes")
+    if num_classes is not MISSING and execution.get("samples_every"):
+        refusals.check_classes(f"{step}.samples_classes", execution["samples_classes"], num_classes)
+        refusals.check_guidance(execution["samples_guidance"], num_classes, f"{step}.samples_guidance")
 
 
 def _check_tokenizer_training(node: Node, known_facts: KnownFacts, ranks_count: bool) -> None:

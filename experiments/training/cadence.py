@@ -16,6 +16,8 @@ class Cadence:
         keep_every: checkpoints of these steps are kept as artifacts: `sample.model=train@50000`, or to continue from.
         micro_batch_size: samples a process puts through at once; more are accumulated. None: its whole share.
         compile: whether each block is compiled; recompute: whether it is computed again backwards, to save memory.
+        fsdp: whether weights, gradients, moments and moving average are divided among the processes, for models that
+            one device cannot hold; AdamW or a relative of it, without a held-out share and samples on the way.
         log_every, checkpoint_every: in optimizer steps; keep_last: checkpoints kept while training.
         pause_at: the training ends there, saved, and goes on when it is run without; a search's trials do so.
         peak_tflops: rate of one device that utilisation is a share of; None: matrix products are timed.
@@ -25,6 +27,7 @@ class Cadence:
     micro_batch_size: Annotated[Execution[int | None], Range(1)] = None
     compile: Execution[bool] = False
     recompute: Execution[bool] = False
+    fsdp: Execution[bool] = False
     log_every: Annotated[Execution[int], Range(1)] = 50
     checkpoint_every: Annotated[Execution[int], Range(1)] = 1000
     keep_last: Annotated[Execution[int], Range(1)] = 2

@@ -20,6 +20,7 @@ from maskgit_core.batches.held_out import HeldOut
 from maskgit_core.batches.tokens import ahead
 from maskgit_core.errors import ArtifactError
 from maskgit_core.files import link_or_copy, write_json
+from maskgit_core.layers.sharding import whole
 from maskgit_core.refusals import check_goes_on
 from maskgit_core.token_groups import split_tokens
 from maskgit_core.trained import RAW_FILE, WEIGHTS_FILE
@@ -72,7 +73,8 @@ class TrainingRun:
     ) -> None:
         self.attempt, self.recipe, self.learner, self.source, self.cadence = attempt, recipe, learner, source, cadence
         self.facts = source.facts
-        self.trainer = Trainer(learner.module, recipe, attempt.device, cadence.compile, cadence.recompute, learner.loss)
+        how = {"compile_blocks": cadence.compile, "recompute": cadence.recompute, "fsdp": cadence.fsdp}
+        self.trainer = Trainer(learner.module, recipe, attempt.device, **how, loss=learner.loss)
         self.vote = StopVote(self.trainer.accelerator.num_processes)
         self.writer = BackgroundWriter()
         self.pictures: SampleGrids | None = None
@@ -130,9 +132,11 @@ class TrainingRun:
         if meters is not None:
             self._check(meters["sums"][0] / meters["steps"])
         step = self._saved_at = self.trainer.step
-        if not self.attempt.is_main:
+        if not self.attempt.is_main and not self.trainer.is_sharded:
             return
         tensors, facts = self.trainer.state(meters)
+        if not self.attempt.is_main:
+            return
         path = self.attempt.checkpoints / checkpoint_name(step)
 
         def write() -> None:
@@ -199,11 +203,12 @@ class TrainingRun:
         """Writes the outputs of the finished training: weights, description and the last state."""
         self.save()
         self.writer.wait()
+        weights = self.trainer.weights() if self.attempt.is_main or self.trainer.is_sharded else {}
         if not self.attempt.is_main:
             return
         facts = {"step": self.trainer.step}
         names = {"model": WEIGHTS_FILE, "raw": RAW_FILE}
-        for kind, tensors in self.trainer.weights().items():
+        for kind, tensors in weights.items():
             write = partial(save_tensors, tensors=tensors, facts=facts)
             self.attempt.publish(self.attempt.files / names[kind], write)
         folders = [self.attempt.checkpoints, *self.attempt.earlier_checkpoints()]
@@ -270,7 +275,7 @@ class TrainingRun:
         metrics = trainer.meters.read()
         metrics["lr"] = learning_rate(self.recipe, step - 1)
         if trainer.ema is not None:
-            metrics["ema_distance"] = float(trainer.ema.distance(trainer.parameters))
+            metrics["ema_distance"] = float(whole(trainer.ema.distance(trainer.parameters)))
         seconds, metrics["data_wait_share"], steps = clock.lap(step)
         metrics["tokens_per_s"] = steps * self.recipe.batch_size * self.facts["num_tokens"] / seconds
         rate = metrics["tokens_per_s"] * operations_per_token(trainer.model)

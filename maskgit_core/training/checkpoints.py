@@ -108,8 +108,16 @@ def load_newest(folders: Iterable[Path]) -> tuple[Loaded | None, list[str]]:
     return None, complaints
 
 
-def load_strictly(module: torch.nn.Module, tensors: Mapping[str, torch.Tensor], source: str) -> None:
+def load_strictly(
+    module: torch.nn.Module,
+    tensors: Mapping[str, torch.Tensor],
+    source: str,
+    divide: Callable[[Mapping[str, torch.Tensor], Mapping[str, Any]], dict[str, torch.Tensor]] | None = None,
+) -> None:
     """Copies tensors into a module whose names and shapes they must match exactly.
+
+    Args:
+        divide: (tensors, the module's own) -> this process's parts of them, where several processes share a module.
 
     Raises:
         WeightsError: names the first key that is missing, unknown or of another shape, and both shapes.
@@ -128,7 +136,7 @@ def load_strictly(module: torch.nn.Module, tensors: Mapping[str, torch.Tensor], 
             f"{source}: holds {unknown[0]} (and {len(unknown) - 1} more) which the model does not have; "
             "these weights belong to another model"
         )
-    module.load_state_dict(dict(tensors))
+    module.load_state_dict(divide(tensors, wanted) if divide else dict(tensors))
 
 
 def select(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

@@ -20,9 +20,10 @@ from torch.utils.checkpoint import checkpoint
 
 from maskgit_core import rng
 from maskgit_core.errors import ConfigError, WeightsError
+from maskgit_core.layers import sharding
 from maskgit_core.layers.dropout import per_sample, replayed
 from maskgit_core.losses import token_cross_entropy, weighted_mean
-from maskgit_core.refusals import check_batch
+from maskgit_core.refusals import check_batch, check_sharding
 from maskgit_core.training.checkpoints import load_strictly, select
 from maskgit_core.training.masked import MaskedBatch
 from maskgit_core.training.meters import Meters, meter_sums
@@ -133,6 +134,7 @@ class Trainer:
         compile_blocks: compile each transformer block (`model.blocks`) by itself, as it trains.
         recompute: keep no activations inside a block; see `recompute_for_training`.
         loss: around the model, (batch) -> (loss, sums) as in `TokenLoss`; None: that, with the recipe's smoothing.
+        fsdp: divide weights, gradients, moments and moving average among the processes, where there are several.
     """
 
     def __init__(
@@ -143,10 +145,13 @@ class Trainer:
         compile_blocks: bool = False,
         recompute: bool = False,
         loss: Any = None,
+        fsdp: bool = False,
     ) -> None:
         self.recipe, self.step, self.on_cpu = recipe, 0, device == "cpu"
         self.accelerator = make_accelerator(recipe.precision, device)
         check_batch(recipe.batch_size, self.accelerator.num_processes)
+        check_sharding(fsdp, recipe.optimizer, recipe.precision)
+        self.is_sharded = fsdp and self.accelerator.num_processes > 1
         self.model = model.train()
         if compile_blocks:
             torch.compiler.reset()  # what was compiled for an earlier training counts towards the compiler's limit
@@ -156,8 +161,12 @@ class Trainer:
             for block in model.blocks:
                 recompute_for_training(block)
         loss = loss or TokenLoss(model, recipe.label_smoothing if isinstance(recipe, Recipe) else 0.0)
+        self._loss: Any = loss
+        if self.is_sharded:
+            sharding.shard(loss.to(self.accelerator.device), model.blocks, device)
+        else:
+            self._loss = self.accelerator.prepare(loss)
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        self._loss = self.accelerator.prepare(loss)
         hidden = {id(parameter) for block in model.blocks for parameter in block.parameters()}
         names = [name for name, parameter in self.parameters.items() if id(parameter) in hidden]
         self.optimizer = self.accelerator.prepare(make_optimizer(recipe, self.parameters, names))
@@ -169,15 +178,16 @@ class Trainer:
         recipe, step = self.recipe, self.step
         torch.manual_seed(rng.step_seed(recipe.seed, step, self.accelerator.process_index))
         for number, piece in enumerate(pieces):
-            last = number == len(pieces) - 1
-            waits = contextlib.nullcontext() if last else self.accelerator.no_sync(self._loss)
-            with waits, per_sample(piece.dropout_seeds) if self.on_cpu else contextlib.nullcontext():
+            with (
+                self._forward(number == len(pieces) - 1),
+                per_sample(piece.dropout_seeds) if self.on_cpu else contextlib.nullcontext(),
+            ):
                 loss, sums = self._loss(piece)
                 # a distributed wrapper averages gradients over processes; the parts of the loss are to be summed
                 self.accelerator.backward(loss * self.accelerator.num_processes)
             self.meters.add(sums, is_new_step=number == 0)
         limit = recipe.grad_clip if recipe.grad_clip else float("inf")
-        self.meters.grad_norm = self.accelerator.clip_grad_norm_(list(self.parameters.values()), limit)
+        self.meters.grad_norm = sharding.whole(self.accelerator.clip_grad_norm_(list(self.parameters.values()), limit))
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(recipe, step)
         self.optimizer.step()
@@ -186,9 +196,23 @@ class Trainer:
             self.ema.update(self.parameters, ema_decay_at(recipe, step))
         self.step += 1
 
+    @contextlib.contextmanager
+    def _forward(self, exchanges: bool) -> Iterator[None]:
+        """Around a forward and backward pass; only the last of a step's micro-batches exchanges gradients."""
+        if self.is_sharded:
+            sharding.exchange_gradients(self._loss, exchanges)
+            with self.accelerator.autocast():
+                yield
+            return
+        with contextlib.nullcontext() if exchanges else self.accelerator.no_sync(self._loss):
+            yield
+
     # -- state -------------------------------------------------------------------------------------------------------
     def state(self, meters: Mapping[str, Any] | None = None) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        """A copy of everything a resume needs, in CPU memory: (tensors, facts); `meters` from `Meters.totals`."""
+        """A copy of everything a resume needs, in CPU memory: (tensors, facts); `meters` from `Meters.totals`.
+
+        Where the training is sharded every process must call it, and the first alone gets tensors.
+        """
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         if self.ema is not None:
             tensors |= {f"ema.{name}": value for name, value in self.ema.averages.items()}
@@ -196,7 +220,7 @@ class Trainer:
         for number, parameter in enumerate(self.parameters.values()):
             values = self.optimizer.state.get(parameter, {})
             tensors |= {f"optimizer.{number}.{name}": value for name, value in values.items()}
-        copied = {name: value.detach().to("cpu", copy=True) for name, value in tensors.items()}
+        copied = sharding.wholes(tensors, not self.is_sharded or self.accelerator.is_main_process)
         scaler = self.accelerator.scaler
         facts = {"step": self.step, "num_processes": self.accelerator.num_processes, "meters": meters}
         return copied, facts | ({"scaler": scaler.state_dict()} if scaler is not None else {})
@@ -207,19 +231,22 @@ class Trainer:
         Raises:
             WeightsError: the state belongs to another model or optimizer.
         """
-        load_strictly(self.model, select(tensors, "model"), source)
+        load_strictly(self.model, select(tensors, "model"), source, sharding.parts)
         if self.ema is not None:
             averages = select(tensors, "ema")
             if set(averages) != set(self.ema.averages):
                 raise WeightsError(f"{source}: holds no moving average of this model; set train.ema_decay=null")
             for name, value in self.ema.averages.items():
-                value.copy_(averages[name])
+                value.copy_(sharding.part(averages[name], value))
         packed = [id(parameter) for group in self.optimizer.param_groups for parameter in group["params"]]
         places = [packed.index(id(parameter)) for parameter in self.parameters.values()]
         states: dict[int, dict[str, torch.Tensor]] = {}
+        owners = list(self.parameters.values())
         for name, value in select(tensors, "optimizer").items():
             number, _, kind = name.partition(".")
-            states.setdefault(places[int(number)], {})[kind] = value
+            owner = owners[int(number)]
+            own = sharding.part(value, owner) if value.shape == owner.shape else value  # a count of steps is whole
+            states.setdefault(places[int(number)], {})[kind] = own
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": states, "param_groups": groups})
         if self.accelerator.scaler is not None and "scaler" in facts:
@@ -243,14 +270,19 @@ class Trainer:
             torch._foreach_copy_(current, own)
 
     def weights(self) -> dict[str, dict[str, torch.Tensor]]:
-        """The weights to publish: `model` (the moving average where there is one) and `raw`, in CPU memory."""
-        raw = {name: value.detach().to("cpu", copy=True) for name, value in self.model.state_dict().items()}
+        """The weights to publish: `model` (the moving average where there is one) and `raw`, in CPU memory.
+
+        Where the training is sharded every process must call it, and the first alone gets tensors.
+        """
+        is_kept = not self.is_sharded or self.accelerator.is_main_process
+        raw = sharding.wholes(self.model.state_dict(), is_kept)
         if self.ema is None:
             return {"model": raw}
+        averages = sharding.wholes(self.ema.averages, is_kept)
         averaged = dict(raw)
         # a tied parameter has several names and one average
         first = {id(parameter): name for name, parameter in self.parameters.items()}
-        for name, parameter in self.model.named_parameters(remove_duplicate=False):
+        for name, parameter in self.model.named_parameters(remove_duplicate=False) if is_kept else ():
             if id(parameter) in first:  # a frozen one has no average
-                averaged[name] = self.ema.averages[first[id(parameter)]].to("cpu", copy=True)
+                averaged[name] = averages[first[id(parameter)]].clone()
         return {"model": averaged, "raw": raw}

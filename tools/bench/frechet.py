@@ -1,4 +1,4 @@
-"""The Fréchet distance at 2,048 features against torch-fidelity 0.4 and the matrix root of pytorch-fid.
+"""The Fréchet distance at 2,048 features against torch-fidelity 0.4, pytorch-fid and scipy's matrix root.
 
     python -m tools.bench.frechet
 
@@ -12,6 +12,8 @@ import os
 
 os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")  # before numpy is loaded
 
+import importlib.util
+import sys
 import time
 from collections.abc import Callable
 
@@ -20,9 +22,9 @@ import torch
 from torch import Tensor
 
 from maskgit_core.metrics.frechet import Moments, frechet_distance
-from tools.bench._figures import figure
+from tools.bench._figures import figure, named
 
-WIDTH, ROUNDS = 2048, 2
+WIDTH, ROUNDS = 2048, 3
 
 
 def features(kind: str, seed: int) -> Tensor:
@@ -50,8 +52,16 @@ def by_torch_fidelity(a: Moments, b: Moments) -> float:
     return float(fid_statistics_to_metric(*sides, False)["frechet_inception_distance"])
 
 
+def by_pytorch_fid(a: Moments, b: Moments) -> float:
+    """The package's own function, where it still runs with the scipy that is installed."""
+    from pytorch_fid.fid_score import calculate_frechet_distance
+
+    sides = [part.numpy() for m in (a, b) for part in (m.mean, m.covariance)]
+    return float(calculate_frechet_distance(*sides))
+
+
 def by_matrix_root(a: Moments, b: Moments) -> float:
-    """As pytorch-fid and ADM's evaluator compute it, with a general matrix root."""
+    """scipy's general matrix root, as pytorch-fid and ADM's evaluator compute the distance."""
     from scipy import linalg
 
     root = linalg.sqrtm(a.covariance.numpy() @ b.covariance.numpy())
@@ -80,6 +90,10 @@ def main() -> None:
     """Prints one JSON object a figure."""
     torch.set_num_threads(1)
     peers = {"torch_fidelity": by_torch_fidelity, "sqrtm": by_matrix_root}
+    if importlib.util.find_spec("pytorch_fid"):
+        peers["pytorch_fid"] = by_pytorch_fid
+    else:
+        print("pytorch-fid's rows are left out: pip install '.[bench]'", file=sys.stderr)
     for kind in ("gaussian", "falling", "singular"):
         sets = features(kind, 1), features(kind, 2)
         a, b = (Moments(x.mean(0), torch.cov(x.T), len(x)) for x in sets)
@@ -92,7 +106,8 @@ def main() -> None:
                 spent[name].append(seconds)
         for name in peers:
             gap = abs(values["ours"] - values[name]) / abs(values[name])
-            note = f"{WIDTH} features, {a.num_samples} samples; relative difference {gap:.1e}"
+            package = {"torch_fidelity": "torch-fidelity", "pytorch_fid": "pytorch-fid", "sqrtm": "scipy"}[name]
+            note = f"{WIDTH} features, {a.num_samples} samples; {named(package)}; relative difference {gap:.1e}"
             if exact is not None:
                 off = [abs(values[side] - exact) / exact for side in ("ours", name)]
                 note += f"; from the exact value: ours {off[0]:.1e}, theirs {off[1]:.1e}"

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import itertools
 import json
 import math
 import resource
@@ -90,6 +91,34 @@ def gc(count: int) -> float:
     with finished(count) as store:
         quietly(command, "--store", str(store), "--drop", pipelines(store)[0].stem)
         return cpu_seconds(lambda: quietly(command, "--store", str(store)))
+
+
+def report(count: int) -> float:
+    """CPU seconds of the page about a sweep over `count` points."""
+    from experiments.reporting.page import inputs_of, page
+    from experiments.store.records import records
+
+    with finished(count) as store:
+        record = records(store)[0]
+        return cpu_seconds(lambda: page(inputs_of(store, record), record))
+
+
+def sync(count: int) -> float:
+    """CPU seconds to ship `count` points to a fresh MLflow database."""
+    from experiments.tracking.mlflow_store import ship
+    from tools.bench.shipping import METRICS, write_store
+
+    with tempfile.TemporaryDirectory() as folder:
+        made = itertools.count()
+
+        def whole() -> None:
+            root = Path(folder, f"store{next(made)}")
+            write_store(root, "warm", 5)
+            ship(root)
+            write_store(root, "bench", count // METRICS)
+            ship(root)
+
+        return cpu_seconds(whole)
 
 
 def quietly(command: ModuleType, *given: str) -> None:
@@ -189,6 +218,8 @@ SUBJECTS: dict[str, tuple[Callable[[int], float], str, int]] = {
     "plan_again": (plan_again, "points", 3),
     "status": (status, "points", 3),
     "gc": (gc, "points", 3),
+    "report": (report, "points", 3),
+    "sync": (sync, "points", 10_000),
     "evaluate": (evaluate, "images", 500),
     "journal": (journal, "points", 10_000),
     "join": (join, "samples", 2_000),

@@ -1,15 +1,17 @@
-"""Guided sampling of many images a class, against a plain sampler written from the paper.
+"""Guided sampling of many images a class, against the original's sampler and a plain one written from the paper.
 
-    python -m tools.bench.sampling
+    MASKGIT_ORIGINAL=CHECKOUT python -m tools.bench.sampling
 
-Plain: two passes a step, logits of all tokens, one generator for the batch. Ours: the package's sampler (one pass for
-both guidance halves, logits where a token is still masked, the first step once a class). Interleaved in one process,
-CPU seconds. GPUs are measured by `python -m tools.gpu`.
+Original: the PyTorch MaskGIT's own sampler and model. Plain: our model, two passes a step, logits of all tokens, one
+generator for the batch. Ours: the package's sampler (one pass for both guidance halves, logits where a token is still
+masked, the first step once a class). Interleaved in one process, CPU seconds. GPUs are measured by
+`python -m tools.gpu`.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,10 +19,10 @@ import torch
 from maskgit_core import rng
 from maskgit_core.models.prenorm import Model
 from maskgit_core.samplers.confidence import Sampler
-from tools.bench._figures import figure
-from tools.bench.training import FACTS, SIZE, cpu_seconds
+from tools.bench._figures import figure, original
+from tools.bench.training import FACTS, SIZE, Original, cpu_seconds
 
-STEPS, SCALE, CHOICE = 8, 3.0, 4.5
+STEPS, SCALE, CHOICE, ROUNDS = 8, 3.0, 4.5, 5
 
 
 @torch.no_grad()
@@ -45,18 +47,32 @@ def plain(model: Any, labels_B: torch.Tensor, num_steps: int = STEPS) -> torch.T
 
 
 def on_cpu() -> None:
-    """Alternates both samplers: 16 images of each of two classes."""
+    """Alternates the samplers: 16 images of each of two classes."""
     torch.manual_seed(0)
     model = Model(**{**FACTS, "num_tokens": 64}, **SIZE, dropout=0.0).eval()
     labels, seeds = torch.arange(32) % 2, rng.sample_seeds(0, torch.arange(32))
     sampler = Sampler(num_steps=STEPS, guidance_scale=SCALE, choice_temperature=CHOICE)
-    ours, theirs = [], []
-    for _ in range(3):
-        ours.append(cpu_seconds(lambda: sampler.sample(model, labels, grid=(8, 8), seeds_B=seeds)))
-        theirs.append(cpu_seconds(lambda: plain(model, labels)))
+    sides: dict[str, Callable[[], object]] = {
+        "ours": lambda: sampler.sample(model, labels, grid=(8, 8), seeds_B=seeds),
+        "plain": lambda: plain(model, labels),
+    }
+    files = [original(f"models/{name}.py") for name in ("stage2/transformer", "ema", "stage2/sampler")]
+    if None not in files:
+        there = Original(*files[:2], 0.0).model.eval()
+        settings: dict[str, Any] = {"sequence_length": 64, "sampling_steps": STEPS, "cfg": SCALE}
+        settings |= {"cfg_schedule": "constant", "base_gumbel_temp": CHOICE}
+        peer = files[2].MaskGITSampler(model=there, **settings)
+        sides["original"] = lambda: peer.sample(len(labels), labels)
+    spent: dict[str, list[float]] = {name: [] for name in sides}
+    for number in range(ROUNDS + 1):
+        for name in sorted(sides, reverse=bool(number % 2)):
+            seconds = cpu_seconds(sides[name])
+            if number:
+                spent[name].append(seconds)
     size = f"{SIZE['num_layers']} x {SIZE['dim']}, 64 tokens, 32 images of 2 classes"
     note = f"{size}, {STEPS} steps, guidance {SCALE}"
-    figure("guided_sampling", ours, theirs, "CPU s", note)
+    for name in sorted(set(sides) - {"ours"}):
+        figure(f"guided_sampling/{name}", spent["ours"], spent[name], "CPU s", note)
 
 
 def main() -> None:

@@ -1,19 +1,26 @@
-"""Shuffled batches of 256 as int64 tensors: token shards against an npz file per image and WebDataset's pipeline.
+"""Shuffled batches of 256 as int64 tensors: token shards against an npz file an image and three packages for shards.
 
-All three hold the same samples (two variants of 256 tokens, a label). The npz folder is read by a map-style dataset
-and torch's loader, the usual way; WebDataset by its own shuffle buffer, decoders and batching. Each of them counts at
-its better of 0 and 2 workers. Rounds are interleaved, and each side keeps its best round.
+    MASKGIT_ORIGINAL=CHECKOUT python -m tools.bench.shard_reading
+
+All hold the same samples (two variants of 256 tokens, a label). The npz folder is read by the original's own dataset
+(MASKGIT_ORIGINAL; else by one like it) and torch's loader; WebDataset by its own shuffle buffer, decoders and batching;
+mosaicml-streaming and litdata from what their own writers made, shuffled, one variant drawn, by the loader that each
+documents. A peer counts at its better of 0 and 2 workers. Rounds are interleaved; a peer that is not installed is left
+out, and said to be. The samples are read from memory, as files just written are, on every side.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
+import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -23,7 +30,7 @@ from maskgit_core.batches.tokens import Batches
 from maskgit_core.shards.format import Layout
 from maskgit_core.shards.reader import TokenShards
 from maskgit_core.shards.writer import Samples, write_manifest, write_shard
-from tools.bench._figures import figure
+from tools.bench._figures import figure, named, original
 
 BATCH, VARIANTS, GRID, CODEBOOK = 256, 2, (16, 16), 1024
 
@@ -56,16 +63,18 @@ class NpzFolder(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.files)
 
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+    def __getitem__(self, index: int) -> dict[str, Any]:
         with np.load(self.files[index]) as data:
-            return torch.from_numpy(data["idx" if np.random.random() < 0.5 else "idx_flip"]), int(data["y"])
+            return {"idx": data["idx" if np.random.random() < 0.5 else "idx_flip"], "y": data["y"]}
 
 
 def npz_batches(folder: Path, workers: int) -> Iterable[Any]:
     """The usual loader over the npz folder."""
-    return torch.utils.data.DataLoader(
-        NpzFolder(folder / "npz"), batch_size=BATCH, shuffle=True, num_workers=workers, drop_last=True
-    )
+    module = original("datasets/cached_folder.py")
+    data = module.CachedFolder(str(folder / "npz")) if module else NpzFolder(folder / "npz")
+    how: dict[str, Any] = {"num_workers": workers, "multiprocessing_context": "fork" if workers else None}
+    loader = torch.utils.data.DataLoader(data, batch_size=BATCH, shuffle=True, drop_last=True, **how)
+    return ((batch["idx"].long(), batch["y"].long()) for batch in loader)
 
 
 def _one_variant(sample: tuple[np.ndarray, int]) -> tuple[torch.Tensor, int]:
@@ -86,7 +95,78 @@ def webdataset_batches(folder: Path, workers: int) -> Iterable[Any]:
         .map(_one_variant)
         .batched(BATCH, partial=False)
     )
-    return webdataset.WebLoader(data, batch_size=None, num_workers=workers)
+    how: dict[str, Any] = {"num_workers": workers, "multiprocessing_context": "fork" if workers else None}
+    return webdataset.WebLoader(data, batch_size=None, **how)  # type: ignore[no-any-return]
+
+
+def variant_of(sample: dict[str, Any]) -> tuple[torch.Tensor, int]:
+    """One of a sample's variants and its label."""
+    return torch.from_numpy(sample["tokens"][np.random.randint(VARIANTS)].astype(np.int64)), int(sample["label"])
+
+
+def streaming_batches(folder: Path, workers: int) -> Iterable[Any]:
+    """mosaicml-streaming over shards that its own writer made."""
+    from streaming import StreamingDataLoader, StreamingDataset
+    from streaming.base.util import clean_stale_shared_memory
+
+    clean_stale_shared_memory()
+
+    class Data(StreamingDataset):
+        def __getitem__(self, at: int) -> tuple[torch.Tensor, int]:
+            return variant_of(super().__getitem__(at))
+
+    data = Data(local=str(folder / "streaming"), shuffle=True, batch_size=BATCH)
+    how: dict[str, Any] = {"num_workers": workers, "multiprocessing_context": "fork" if workers else None}
+    return StreamingDataLoader(data, batch_size=BATCH, drop_last=True, **how)  # type: ignore[no-any-return]
+
+
+def litdata_batches(folder: Path, workers: int) -> Iterable[Any]:
+    """litdata over chunks that its own writer made."""
+    from litdata import StreamingDataLoader, StreamingDataset
+
+    class Data(StreamingDataset):
+        def __getitem__(self, index: Any) -> tuple[torch.Tensor, int]:
+            return variant_of(super().__getitem__(index))
+
+    data = Data(str(folder / "litdata"), shuffle=True, drop_last=True)
+    how: dict[str, Any] = {"num_workers": workers, "multiprocessing_context": "fork" if workers else None}
+    return StreamingDataLoader(data, batch_size=BATCH, **how)  # type: ignore[no-any-return]
+
+
+def of_npz(path: str) -> dict[str, Any]:
+    """An npz file's sample, as the packages' writers are given it."""
+    with np.load(path) as data:
+        tokens = np.stack([data["idx"], data["idx_flip"]]).astype(np.uint16)
+        return {"tokens": tokens, "label": int(data["y"])}
+
+
+def write_streaming(folder: Path) -> None:
+    """The npz folder's samples by mosaicml-streaming's writer."""
+    from streaming import MDSWriter
+
+    columns = {"tokens": f"ndarray:uint16:{VARIANTS},{GRID[0] * GRID[1]}", "label": "int"}
+    with MDSWriter(out=str(folder / "streaming"), columns=columns) as sink:
+        for path in sorted((folder / "npz").iterdir()):
+            sink.write(of_npz(str(path)))
+
+
+def write_litdata(folder: Path) -> None:
+    """The npz folder's samples by litdata's writer."""
+    from litdata import optimize
+
+    paths = sorted(map(str, (folder / "npz").iterdir()))
+    optimize(of_npz, paths, str(folder / "litdata"), chunk_bytes="16MB", num_workers=1)
+
+
+def made(name: str, write: Callable[[Path], None], folder: Path) -> bool:
+    """Whether the peer `name` is installed and wrote its shards."""
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            write(folder)
+    except ImportError as error:
+        print(f"{name}'s row is left out: {error}; pip install '.[bench]'", file=sys.stderr)
+        return False
+    return True
 
 
 def rate(batches: Iterable[Any], most: int) -> float:
@@ -102,7 +182,7 @@ def rate(batches: Iterable[Any], most: int) -> float:
 def main() -> None:
     """Prints one line a figure."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--samples", type=int, default=8192)
+    parser.add_argument("--samples", type=int, default=200_000)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -112,20 +192,23 @@ def main() -> None:
         make(folder, options.samples)
         shards = TokenShards(folder / "shards")
         epoch = options.samples // BATCH - 4
-        sides: dict[str, Callable[[], float]] = {
-            "ours": lambda: rate(Batches(shards, batch_size=BATCH, seed=0), 2000),
-            **{f"npz {w}": lambda w=w: rate(npz_batches(folder, w), epoch) for w in (0, 2)},  # type: ignore[misc]
-            **{f"webdataset {w}": lambda w=w: rate(webdataset_batches(folder, w), epoch) for w in (0, 2)},  # type: ignore[misc]
-        }
-        best = dict.fromkeys(sides, 0.0)
+        peers = {"npz": npz_batches, "webdataset": webdataset_batches}
+        if made("mosaicml-streaming", write_streaming, folder):
+            peers["mosaicml-streaming"] = streaming_batches
+        if made("litdata", write_litdata, folder):
+            peers["litdata"] = litdata_batches
+        measured: dict[tuple[str, int], list[float]] = {}
         for _ in range(options.rounds):
-            for name, side in sides.items():
-                best[name] = max(best[name], side())
-    for other in ("npz", "webdataset"):
-        workers = max((0, 2), key=lambda w: best[f"{other} {w}"])
-        theirs = best[f"{other} {workers}"]
-        note = f"{options.samples} samples of 2 x 256 tokens, batches of {BATCH}; {other} with {workers} workers"
-        figure(f"shard_reading/{other}", best["ours"], theirs, "samples/s", note, higher=True)
+            ours = rate(Batches(shards, batch_size=BATCH, seed=0), max(2000, epoch))
+            measured.setdefault(("ours", 0), []).append(ours)
+            for name, workers in itertools.product(peers, (0, 2)):
+                most = epoch if name != "npz" else min(epoch, 8192 // BATCH)
+                measured.setdefault((name, workers), []).append(rate(peers[name](folder, workers), most))
+    for name in peers:
+        workers = max((0, 2), key=lambda w: median(measured[name, w]))
+        peer = name if name == "npz" else named(name)
+        note = f"{options.samples:,} samples of 2 x 256 tokens, batches of {BATCH}; {peer} with {workers} workers"
+        figure(f"shard_reading/{name}", measured["ours", 0], measured[name, workers], "samples/s", note, higher=True)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tools.bench._figures import budget, figure
+from tools.bench._figures import budget, figure, named
 
 POINTS, METRICS, BATCH = 100_000, 5, 1000
 
@@ -49,7 +49,7 @@ def main() -> None:
         (run,) = client.search_runs([client.get_experiment_by_name("bench").experiment_id], "tags.stage = 'train'")
         kept = sum(len(client.get_metric_history(run.info.run_id, f"m{k}")) for k in range(METRICS))
         assert kept == POINTS, kept
-    note = f"100,000 points into SQLite; theirs log_batch of {BATCH} points"
+    note = f"100,000 points into SQLite; theirs log_batch of {BATCH} points, {named('mlflow')}"
     figure("ship_100k_points", ours, theirs[0], "s", note)
     figure("ship_100k_points_cpu", busy, theirs[1], "CPU s", note)
     budget("ship_nothing_new", again, 2.0, "s", "the next maskgit sync, when everything has arrived")

@@ -1,10 +1,11 @@
-"""Training steps against a plain loop written from the paper, and how long a step waits for its data.
+"""Training steps against the original's files and a plain loop, and how long a step waits for its data.
 
-    python -m tools.bench.training
+    MASKGIT_ORIGINAL=CHECKOUT python -m tools.bench.training
 
-Plain: the same model and batch, attention as softmax(Q K^T) V with dropout, one mask ratio a batch, logits of all
-tokens, AdamW and the moving average parameter by parameter. Ours: the package's trainer. Steps alternate in one
-process, in CPU seconds; with compiled blocks too. GPUs are measured by `python -m tools.gpu`.
+Original: the PyTorch MaskGIT's own model and moving average, in the order of its training script, with AdamW as
+PyTorch has it. Plain: our model and batch, attention as softmax(Q K^T) V with dropout, one mask ratio a batch, logits
+of all tokens, AdamW and the moving average parameter by parameter. Ours: the package's trainer. Steps alternate in
+one process, in CPU seconds; with compiled blocks too. GPUs are measured by `python -m tools.gpu`.
 """
 
 from __future__ import annotations
@@ -27,11 +28,11 @@ from maskgit_core.shards.writer import Samples, write_manifest, write_shard
 from maskgit_core.training.masked import Masker, masked_steps
 from maskgit_core.training.recipe import Precision, Recipe
 from maskgit_core.training.trainer import Trainer
-from tools.bench._figures import budget, figure
+from tools.bench._figures import budget, figure, original
 
 SIZE = {"dim": 256, "num_layers": 4, "num_heads": 8}
 FACTS = {"codebook_size": 1024, "num_tokens": 256, "num_classes": 1000}
-BATCH, ROUNDS = 8, 6
+BATCH, ROUNDS = 8, 8
 
 
 def recipe(precision: Precision = "fp32", batch_size: int = BATCH) -> Recipe:
@@ -84,6 +85,32 @@ class Plain:
         loss.item()
 
 
+class Original:
+    """The original's model and moving average, stepped as its training script does; None of the files: not made."""
+
+    def __init__(self, transformer: Any, average: Any, dropout: float) -> None:
+        facts = {"vocab_size": FACTS["codebook_size"], "n_tokens": FACTS["num_tokens"], "n_classes": 1000}
+        size = {"embed_dim": SIZE["dim"], "n_heads": SIZE["num_heads"], "n_layers": SIZE["num_layers"]}
+        self.model = transformer.MaskTransformer(**facts, **size, dropout=dropout).train()
+        options: dict[str, Any] = {"lr": 1e-4, "betas": (0.9, 0.96), "weight_decay": 0.045}
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), **options)
+        self.average = average.EMA(self.model.parameters(), decay=0.9999)
+
+    def step(self, batch: Batch) -> None:
+        """One step."""
+        self.optimizer.zero_grad()
+        masked = self.model.get_random_mask(*batch.tokens_BL.shape)
+        inputs = batch.tokens_BL.masked_fill(masked, self.model.mask_token_id)
+        logits = self.model(inputs, y=batch.labels_B, cond_drop_prob=0.1).flatten(0, 1)
+        targets = batch.tokens_BL.masked_fill(~masked, -100).flatten()
+        loss = F.cross_entropy(logits, targets, ignore_index=-100, label_smoothing=0.1)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.average.update(self.model.parameters())
+        loss.item()
+
+
 def cpu_seconds(work: Callable[[], object]) -> float:
     """CPU seconds of all threads."""
     began = time.process_time()
@@ -91,28 +118,33 @@ def cpu_seconds(work: Callable[[], object]) -> float:
     return time.process_time() - began
 
 
-def steps_against_plain(dropout: float, is_compiled: bool = False) -> None:
-    """Alternates our step and the plain one."""
+def steps_against(dropout: float, is_compiled: bool = False) -> None:
+    """Alternates our step, the original's and the plain one."""
     torch.manual_seed(0)
     trainer = Trainer(Model(**FACTS, **SIZE, dropout=dropout), recipe(), compile_blocks=is_compiled)
     plain = Plain(Model(**FACTS, **SIZE, dropout=dropout))
     for module in plain.model.modules():
         if isinstance(module, Attention):
             module.forward = plain_attention.__get__(module)  # type: ignore[method-assign]
-    ours, theirs = batches(BATCH), batches(BATCH)
     masker = Masker(recipe(), 1024, 1000)
-    times: dict[str, list[float]] = {"ours": [], "theirs": []}
+    sides: dict[str, Callable[[Batch], None]] = {"ours": lambda b: trainer.train_step(masker.split(b, 1))}
+    sides["plain"] = plain.step
+    files = [original(f"models/{name}.py") for name in ("stage2/transformer", "ema")]
+    if None not in files:
+        sides["original"] = Original(*files, dropout).step
+    streams = {name: batches(BATCH) for name in sides}
+    times: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(ROUNDS + 1):
-        batch, other = next(ours), next(theirs)
-        spent = cpu_seconds(lambda b=batch: trainer.train_step(masker.split(b, 1)))  # type: ignore[misc]
-        spent_there = cpu_seconds(lambda b=other: plain.step(b))  # type: ignore[misc]
-        if number:
-            times["ours"].append(spent)
-            times["theirs"].append(spent_there)
+        for name in sorted(sides, reverse=bool(number % 2)):
+            batch = next(streams[name])
+            spent = cpu_seconds(lambda b=batch, name=name: sides[name](b))  # type: ignore[misc]
+            if number:
+                times[name].append(spent)
     size = f"{SIZE['num_layers']} x {SIZE['dim']}, batch {BATCH} x 256 tokens"
-    note = f"{size}; dropout {dropout} on both sides"
-    name = f"train_step_dropout_{dropout}" + ("/train.compile=true" if is_compiled else "")
-    figure(name, times["ours"], times["theirs"], "CPU s a step", note)
+    note = f"{size}; dropout {dropout} on both sides" + ("; ours with train.compile=true" if is_compiled else "")
+    for peer in sorted(set(sides) - {"ours"}):
+        name = f"train_step/dropout_{dropout}/{peer}" + ("/compiled" if is_compiled else "")
+        figure(name, times["ours"], times[peer], "CPU s a step", note)
 
 
 def stall() -> None:
@@ -138,9 +170,9 @@ def stall() -> None:
 def main() -> None:
     """Prints one JSON object a figure."""
     torch.set_num_threads(1)
-    steps_against_plain(0.1)
-    steps_against_plain(0.0)
-    steps_against_plain(0.0, is_compiled=True)
+    steps_against(0.1)
+    steps_against(0.0)
+    steps_against(0.0, is_compiled=True)
     stall()
 
 

@@ -53,6 +53,10 @@ def planned(tmp_path: Path, *arguments: str) -> Graph:
             "resources.train.ranks=3",
             "train.batch_size: 32 samples cannot be shared evenly by 3 .* give 30 or 33",
         ),
+        (
+            "train.fsdp=true train.optimizer=adamw train.held_out_share=0.1",
+            "train.fsdp: true, but train.held_out_share has one process",
+        ),
         ("train.batch_size=1 resources.train.ranks=2", "train.batch_size: 1 samples cannot .* 2 processes; give 2"),
         ("train_tokenizer.accumulate=3", r"train_tokenizer.batch_size: found 16; .* set it to a multiple of 3"),
         ("tokenizer.quantizer=fsq", r"tokenizer.fsq_levels: found \[\] with codebook_size 256"),
