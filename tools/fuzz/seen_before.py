@@ -83,7 +83,7 @@ def gc(store: Store) -> None:
     record.write_text(whole[:60])
     store.told("gc", "--delete", "--yes")
     record.write_text(whole)
-    store.told("gc", "--drop", record.stem)
+    store.told("gc", "--drop", min((store.root / "pipelines").glob("*.json")).stem)
     store.told("gc", "--delete", "--yes")
     store.told("gc", "--empty-trash")
 
