@@ -19,6 +19,7 @@ from experiments.monitoring.queue import job_alive
 from experiments.running import advance
 from experiments.searching.request import SearchRecord, trials_graph
 from experiments.searching.study import Study, TrialView
+from experiments.searching.telling import search_ended, trial_failed
 from experiments.searching.trial import (
     FailedTrialError,
     KilledStepError,
@@ -124,6 +125,7 @@ class Worker:
                     with self._alone():
                         taken = self._take()
                     if taken is None:
+                        search_ended(self.store, self.record, self.study)
                         return 0
                     self._work(*taken)
             except (StoppedTrialError, KeyboardInterrupt):
@@ -231,6 +233,7 @@ class Worker:
         self.study.tell(number, "failed", reason=why)
         write_json(place / "trial.json", {**note_of(place), "ended": True})
         print(f"trial {number} failed: {why}", flush=True)
+        trial_failed(self.store, self.record, number, why)
 
     # -- alone and asked ------------------------------------------------------------------------------------------
     @contextlib.contextmanager

@@ -247,6 +247,7 @@ def test_jobs_get_the_gpus_they_asked_for(cluster, store: Path, on_slurm: Run, l
     assert len(digests(store)) == 4
 
 
+@pytest.mark.slow
 def test_a_job_whose_log_cannot_be_made_waits_for_it(cluster, store: Path, on_slurm: Run, undisturbed) -> None:
     """SLURM ends a job with 0:53, and not a word, where it cannot make the file that the job would print to."""
     told = on_slurm("experiment=chain", "numbers.pause_s=0.5")

@@ -37,7 +37,7 @@ def states(maskgit: Run, conf: list[str]) -> dict[str, str]:
 
 
 def test_submitted_followed_cancelled_and_retried(server, conf, cluster, maskgit: Run, undisturbed) -> None:
-    slow = ["numbers.count=400", "numbers.pause_s=0.1"]
+    slow = ["numbers.count=1500", "numbers.pause_s=0.3"]
     planned = maskgit("plan", *CHAIN, *slow, *conf)
     assert planned.returncode == 0 and "GPU-hours" in planned.stdout, planned.stderr
     done = maskgit("run", *CHAIN, *slow, *conf)
@@ -52,7 +52,7 @@ def test_submitted_followed_cancelled_and_retried(server, conf, cluster, maskgit
     again = maskgit("retry", "chain", "numbers.pause_s=0", *ON, *conf)
     assert again.returncode == 0 and "submitted 2 steps" in again.stdout, again.stdout + again.stderr
     followed = maskgit("logs", "chain/numbers", "-f", *ON, *conf)
-    assert followed.returncode == 0 and "made 399" in followed.stdout, followed.stderr
+    assert followed.returncode == 0 and "made 1499" in followed.stdout, followed.stderr
     cluster.idle()
     assert states(maskgit, conf) == {"numbers": "done", "total": "done"}
     assert digests(server.store) == undisturbed("chain", slow[0]) and server.logins() == 1
