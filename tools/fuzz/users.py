@@ -95,7 +95,7 @@ def contents(store: Path) -> dict[str, tuple[int, int, bytes]]:
 
 
 def unshared(place: Path, most: int = UNSHARED_TURNS) -> list[str]:
-    """What a second user meets in a store that its owner has not shared; what went wrong."""
+    """A second user in a store that its owner has not shared; returns what went wrong."""
     home = {user: place / f"{user}-unshared" for user in USERS}
     for user, number in USERS.items():
         home[user].mkdir()
