@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from types import FrameType
+from typing import Any
 
 from launchers.calls import (
     CONTINUE,
@@ -22,6 +23,7 @@ from launchers.calls import (
 )
 from launchers.machine import count_cores, find_gpus
 from launchers.processes import CallProcesses
+from launchers.ssh import refuse_here
 from launchers.stop_requests import StopRequests
 from maskgit_core.errors import LaunchError
 
@@ -36,14 +38,22 @@ class Launcher(LauncherProtocol):
         gpus: GPUs to share out; None: all that are visible. Where there are none at all, calls run on the CPU.
         grace_s: seconds between asking a process to save and end and killing it.
         max_restarts: how often a call that saved its state and asked to be continued is started again.
+        ssh: "user@host", or a mapping (`launchers.ssh.Site`): the command is carried out there instead of here.
     """
 
     is_detached = False
     echoes = False
 
     def __init__(
-        self, *, cores: int | None = None, gpus: int | None = None, grace_s: float = 60.0, max_restarts: int = 20
+        self,
+        *,
+        cores: int | None = None,
+        gpus: int | None = None,
+        grace_s: float = 60.0,
+        max_restarts: int = 20,
+        ssh: str | dict[str, Any] | None = None,
     ) -> None:
+        refuse_here(ssh)
         self.cores = cores if cores is not None else count_cores()
         visible = find_gpus()
         if gpus is not None and gpus > len(visible):

@@ -18,6 +18,7 @@ from launchers.cluster.batches import Batch, Submitted, Waits, array_dependency,
 from launchers.cluster.container import Container
 from launchers.cluster.nodes import avoidable, failing
 from launchers.cluster.submission import Submission, _scontrol, max_array_size, sbatch
+from launchers.ssh import refuse_here
 from maskgit_core.errors import LaunchError
 from maskgit_core.files import write_json
 
@@ -51,6 +52,8 @@ class Launcher(LauncherProtocol):
         max_attempts: jobs in such a chain.
         max_idle_restarts: how often a step may be restarted without getting any further.
         exclude_after: nodes that lost so many jobs of this store within a day are left out, and named; 0: none.
+        ssh: "user@login", or {"host": ..., "python": ..., "store": ...} (`launchers.ssh.Site`): the command is carried
+            out there instead of here, with this code.
     """
 
     is_detached = True
@@ -84,7 +87,9 @@ class Launcher(LauncherProtocol):
         max_attempts: int = 4,
         max_idle_restarts: int = 3,
         exclude_after: int = 2,
+        ssh: str | dict[str, Any] | None = None,
     ) -> None:
+        refuse_here(ssh)
         self.partition, self.account, self.qos, self.constraint = partition, account, qos, constraint
         self.cpu_partition, self.reservation, self.exclude = cpu_partition, reservation, exclude
         self.gpu_type, self.gpu_option = None if gpu_type is None else str(gpu_type), gpu_option

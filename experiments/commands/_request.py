@@ -70,3 +70,14 @@ def config_dirs(args: argparse.Namespace) -> list[Path]:
         around = [path.parent, *([path.parent.parent] if (path.parent / "__init__.py").exists() else [])]
         sys.path.extend(str(p) for p in around if str(p) not in sys.path)
     return folders
+
+
+def on_arguments(parser: argparse.ArgumentParser) -> None:
+    """`--on`, and the folders that may hold its launcher's file."""
+    parser.add_argument(
+        "--on", metavar="SITE", help="on another machine: a file of conf/launcher/ with `ssh`, or user@login"
+    )
+    if not any("--config-dir" in action.option_strings for action in parser._actions):
+        parser.add_argument(
+            "--config-dir", action="append", default=[], metavar="DIR", help="with --on: a folder with launcher files"
+        )

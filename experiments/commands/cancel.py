@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from experiments.commands._request import on_arguments
+
 if TYPE_CHECKING:
     from experiments.monitoring.selection import StepNow
 
@@ -28,16 +30,19 @@ other people's jobs are shown, never touched
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Names, `--force`, `--store`."""
+    """Names, `--force`, `--on`, `--store`."""
     parser.add_argument("what", nargs="+", help="experiment, run uid, experiment/step, experiment/row, step")
     parser.add_argument("--force", action="store_true", help="also what another live pipeline needs")
     parser.add_argument("--store", type=Path, help="the store (default: MASKGIT_STORE or ./runs)")
+    on_arguments(parser)
 
 
 def main(args: argparse.Namespace) -> int:
     """Marks the steps, takes their jobs out of the queue, and lists what was left alone."""
     from experiments.launching.submission import submission_lock
     from experiments.monitoring.selection import look, needed_elsewhere
+    from experiments.searching.launch import cancel as cancel_search
+    from experiments.searching.report import search_of
     from experiments.store.find import default_store, select
     from experiments.store.records import mark_cancelled
 
@@ -46,12 +51,17 @@ def main(args: argparse.Namespace) -> int:
     entries = {step.fingerprint: step for selection in chosen for step in selection.steps}
     uids = [uid for selection in chosen for uid in selection.uids]
     whole = [uid for selection in chosen for uid in selection.uids if selection.is_whole]
+    searches = [folder for uid in whole if (folder := search_of(store, uid)) is not None]
     with submission_lock(store):
+        for folder in searches:  # its workers save, and keep their steps: nothing of a trial is marked
+            print(*cancel_search(folder), sep="\n")
         mark_cancelled(store, whole)
         live = [step for step in (look(entry, store) for entry in entries.values()) if step.is_live]
         kept = {} if args.force else needed_elsewhere(live, uids, store)
         mine, left = [], []
         for step in live:
+            if searches and step.entry is None:
+                continue
             if step.user not in (None, getpass.getuser()):
                 left.append(f"{step.name}: runs as {step.user}'s {_where(step)}; only they can cancel it")
             elif step.fingerprint in kept:
@@ -63,7 +73,7 @@ def main(args: argparse.Namespace) -> int:
         print(f"cancelled {step.name} ({_where(step)})")
     for line in left:
         print(f"left alone {line}")
-    if not live:
+    if not live and not searches:
         print("nothing to cancel: no step of this is running or queued")
     return 0
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from experiments.commands._request import on_arguments
 from experiments.console import coloured
 
 if TYPE_CHECKING:
@@ -25,13 +26,14 @@ examples:
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Experiment, `--nodes`, `--json`, `--store`."""
+    """Experiment, `--nodes`, `--json`, `--on`, `--store`."""
     parser.add_argument("experiment", nargs="?", help="an experiment's name or a run's uid")
     parser.add_argument(
         "--nodes", action="store_true", help="print only the nodes that may be the reason, comma-separated"
     )
     parser.add_argument("--json", action="store_true", help="machine-readable output")
     parser.add_argument("--store", type=Path, help="the store (default: MASKGIT_STORE or ./runs)")
+    on_arguments(parser)
 
 
 def main(args: argparse.Namespace) -> int:

@@ -189,6 +189,7 @@ def _unused(root: Path, staying: Iterable[Path]) -> list[Path]:
     submissions = [p for p in sorted((root / "slurm").glob("*")) if p.is_dir()]
     unused = [p for p in submissions if p.name not in uids and not _is_recent(p)]
     scripts = [s.read_text() for p in submissions if p not in unused for s in p.glob("*/job-*.sh")]
+    scripts += [p.read_text() for p in (root / "pipelines").glob("*.json")]  # files of a request from another machine
     named = {digest for digest in codes if digest}
     for code in sorted((root / "code").glob("*")):
         if code.name not in named and not _is_recent(code) and not any(str(code) in text for text in scripts):

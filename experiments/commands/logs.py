@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+from experiments.commands._request import on_arguments
 from maskgit_core.errors import ConfigError
 
 HELP = "what a step printed"
@@ -14,18 +15,20 @@ EPILOG = """\
 examples:
   maskgit logs train                 the newest log of the step `train`
   maskgit logs quickstart/train -f   follow it
+  maskgit logs train -f --on mysite  of a run on another machine, over ssh
   maskgit logs train --rank 1        another process of the step
   maskgit logs quickstart/3          the third row of `maskgit status quickstart`
 """
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Step, `-f`, `--rank`, `-n`, `--store`."""
+    """Step, `-f`, `--rank`, `-n`, `--on`, `--store`."""
     parser.add_argument("step", help="a step's name, experiment/step, fingerprint or folder")
     parser.add_argument("-f", "--follow", action="store_true", help="go on printing as it grows, until the step ends")
     parser.add_argument("--rank", type=int, default=0, help="which process of the step (default 0)")
     parser.add_argument("-n", "--lines", type=int, help="only the last N lines")
     parser.add_argument("--store", type=Path, help="the store (default: MASKGIT_STORE or ./runs)")
+    on_arguments(parser)
 
 
 def main(args: argparse.Namespace) -> int:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
+
+from experiments.commands._request import on_arguments
 
 HELP = "a self-contained page about an experiment's newest run"
 EPILOG = """\
@@ -15,11 +18,12 @@ examples:
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Experiment, `--out`, `--title`, `--store`."""
+    """Experiment, `--out`, `--title`, `--on`, `--store`."""
     parser.add_argument("experiment", help="an experiment's name, or the uid of a run")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="default: EXPERIMENT.html")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="default: EXPERIMENT.html; -: print it")
     parser.add_argument("--title", help="the heading (default: the experiment's name)")
     parser.add_argument("--store", type=Path, help="the store (default: MASKGIT_STORE or ./runs)")
+    on_arguments(parser)
 
 
 def main(args: argparse.Namespace) -> int:
@@ -35,6 +39,9 @@ def main(args: argparse.Namespace) -> int:
     inputs = inputs_of(store, record)
     if not inputs:
         raise ConfigError(f"{args.experiment}: nothing of it is finished; maskgit status {args.experiment} says more")
+    if args.out == Path("-"):
+        sys.stdout.buffer.write(page(inputs, record, args.title).text.encode())
+        return 0
     out = args.out or Path(f"{record.experiment.replace('/', '_')}.html")
     write_bytes(out, page(inputs, record, args.title).text.encode())
     print(out)

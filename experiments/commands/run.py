@@ -17,6 +17,7 @@ examples:
   maskgit run experiment=quickstart --until train          this step and what it needs; also --from, --only
   maskgit run experiment=NAME toy=true                     the same plan in small, in a store of its own: does it end?
   maskgit run experiment=NAME launcher=slurm               submit the whole DAG and return
+  maskgit run experiment=NAME launcher=slurm launcher.ssh=me@login    the same from a laptop (docs/slurm.md)
 Finished points of a sweep that other code made than makes its new points run again; --reuse-old-code keeps them.
 exit codes: 0 done, 1 a step failed, 2 the request is wrong
 """

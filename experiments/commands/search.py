@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from experiments.commands._request import config_dirs, request_arguments
+from experiments.commands._request import config_dirs, on_arguments, request_arguments
 
 HELP = "look for the best values of an experiment, in trials that are pruned early"
 EPILOG = """\
@@ -43,6 +43,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--cancel", action="store_true", help="end its workers; what trials have made is kept")
     parser.add_argument("--all", action="store_true", help="with --status: every trial")
     parser.add_argument("--json", action="store_true", help="with --status: machine-readable output")
+    on_arguments(parser)
 
 
 def main(args: argparse.Namespace) -> int:

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from experiments.commands._request import on_arguments
 from experiments.console import coloured, duration, number, table
 from experiments.monitoring.status import rows_of
 from experiments.store.records import PipelineRecord, latest_records
@@ -25,6 +26,7 @@ examples:
   maskgit status --json              for scripts
   maskgit status quickstart --html dag.html --watch   a page with the DAG, curves and pictures, kept up to date
   maskgit status quickstart --usage  what its jobs asked for and what they used
+  maskgit status quickstart --on mysite    over ssh, where conf/launcher/mysite.yaml has ssh: me@login
 """
 REFRESH_S = 5  # a page that is watched loads itself again
 FOLD_ABOVE = 60  # rows
@@ -43,14 +45,15 @@ COLOURS = {
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Experiment, `--watch`, `--all`, `--json`, `--html`, `--usage`, `--store`."""
+    """Experiment, `--watch`, `--all`, `--json`, `--html`, `--usage`, `--on`, `--store`."""
     parser.add_argument("experiment", nargs="?", help="an experiment's name or a run's uid")
     parser.add_argument("--watch", action="store_true", help="repeat every two seconds until everything has ended")
     parser.add_argument("--all", action="store_true", help="every row, also of large sweeps")
     parser.add_argument("--json", action="store_true", help="machine-readable output")
-    parser.add_argument("--html", type=Path, metavar="FILE", help="write a self-contained page of the DAG")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write a self-contained page of the DAG; -: print it")
     parser.add_argument("--usage", action="store_true", help="time, CPU and memory used against asked for (SLURM)")
     parser.add_argument("--store", type=Path, help="the store (default: MASKGIT_STORE or ./runs)")
+    on_arguments(parser)
 
 
 def main(args: argparse.Namespace) -> int:
@@ -78,6 +81,9 @@ def _show(args: argparse.Namespace) -> int:
     while True:
         rows = [(record, rows_of(record, store)) for record in latest_records(store, args.experiment, warn)]
         busy = any(goes_on(record, steps) for record, steps in rows)
+        if args.html == Path("-"):
+            print(_page(rows, store, None))
+            return 0
         if args.html:
             _write_page(args.html, rows, store, REFRESH_S if args.watch and busy else None)
         if args.json:
@@ -124,6 +130,12 @@ def _screenful(text: str) -> str:
 def _write_page(
     path: Path, rows: Sequence[tuple[PipelineRecord, list[Block]]], store: Path, refresh_s: int | None
 ) -> None:
+    from maskgit_core.files import write_bytes
+
+    write_bytes(path.expanduser().absolute(), _page(rows, store, refresh_s).encode(), durable=False)
+
+
+def _page(rows: Sequence[tuple[PipelineRecord, list[Block]]], store: Path, refresh_s: int | None) -> str:
     """The page of the one execution that was asked for.
 
     Raises:
@@ -131,12 +143,11 @@ def _write_page(
     """
     from experiments.results.dag_page import page
     from maskgit_core.errors import ConfigError
-    from maskgit_core.files import write_bytes
 
     if len(rows) != 1:
         names = ", ".join(record.experiment for record, _ in rows) or f"none has been run in {store}"
         raise ConfigError(f"--html: a page shows one experiment; name one of [{names}]")
-    write_bytes(path.expanduser().absolute(), page(rows[0][0], rows[0][1], store, refresh_s).encode(), durable=False)
+    return page(rows[0][0], rows[0][1], store, refresh_s)
 
 
 def _lines(rows: Sequence[tuple[PipelineRecord, list[Block]]], store: Path, every_row: bool = False) -> Iterator[str]:

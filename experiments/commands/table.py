@@ -16,12 +16,13 @@ examples:
   maskgit table quickstart
   maskgit table quickstart --where train.lr=1e-3     runs with this value fill its rows, which say by what they differ
   maskgit table quickstart --run 20261127-022713     this run alone
+  maskgit table quickstart --cost                    with a column of GPU-hours
   maskgit table maskgit_imagenet256 --format tex -o table1.tex
 """
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Name, `--where`, `--run`, `--format`, `--output`, `--store`, `--config-dir`."""
+    """Name, `--where`, `--run`, `--cost`, `--format`, `--output`, `--store`, `--config-dir`."""
     parser.add_argument("name", nargs="?", help="a file of conf/table/")
     parser.add_argument("--format", choices=["md", "tex", "csv", "html", "json"], default="md", help="default md")
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write here instead of printing")
@@ -29,6 +30,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--where", action="append", default=[], metavar="KEY=VALUE", help="take the runs with this value; repeatable"
     )
     parser.add_argument("--run", metavar="UID", help="take this run: its uid, or an evaluation's fingerprint")
+    parser.add_argument("--cost", action="store_true", help="also what each row took: GPU-hours, with all upstream")
     parser.add_argument("--store", type=Path, help="the store (default: MASKGIT_STORE or ./runs)")
     parser.add_argument(
         "--config-dir", action="append", default=[], metavar="DIR", help="a folder with tables of your own"
@@ -53,6 +55,10 @@ def main(args: argparse.Namespace) -> int:
     store = args.store.expanduser().absolute() if args.store else default_store()
     filled = fill(read_table(args.name, places), store, RowRequests(places),
                   filters=[Filter.read(text) for text in args.where], run=args.run)  # fmt: skip
+    if args.cost:
+        from experiments.results.costs import with_costs
+
+        filled = with_costs(filled)
     text = FORMATS[args.format](filled)
     if args.output:
         write_bytes(args.output, text.encode())

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from experiments.console import duration, table
 from experiments.launching.calls import calls, step_key
+from experiments.monitoring import queue
 from experiments.planning.graph import Graph, store_of
 from experiments.planning.plan import PlannedStep
 from experiments.store.documents import End, Manifest, Start
@@ -92,7 +93,8 @@ def earlier(store: Store, stage: str) -> tuple[float | None, float | None]:
 def suggestion(store: Store, batch: Batch, stages: Mapping[str, str]) -> str:
     """Memory and time that would do for a batch, where earlier steps of its stage used far less than it asks for.
 
-    Their peak of memory with half as much again (rank 0's, times the ranks of a node), and twice their longest time.
+    Their peak of memory with half as much again (rank 0's, or SLURM's MaxRSS of a rank where that is more, times the
+    ranks of a node), and twice their longest time.
     """
     wanted, stage = batch.resources, stages[step_key(batch.tasks[0][0].key)]
     used = [entry for entry in _used(store, stage) if entry[2] == wanted.ranks]
@@ -112,9 +114,10 @@ def suggestion(store: Store, batch: Batch, stages: Mapping[str, str]) -> str:
 
 
 def _used(store: Store, stage: str) -> list[tuple[float | None, float, int]]:
-    """Peak memory of rank 0 in GB, seconds and ranks of the newest finished steps of a stage."""
+    """Peak memory of a rank in GB, seconds and ranks of the newest finished steps of a stage."""
     manifests = sorted((store.root / stage).glob(f"*/{Manifest.FILE}"), key=lambda p: p.stat().st_mtime, reverse=True)
     attempts = []
+    rss = _max_rss([path.parent for path in manifests[:_LOOKED_AT]])
     for path in manifests[:_LOOKED_AT]:
         manifest = Manifest.read(path.parent)
         if manifest is None or manifest.adopted_from is not None:
@@ -122,8 +125,25 @@ def _used(store: Store, stage: str) -> list[tuple[float | None, float, int]]:
         attempt = StepFolder(path.parent).attempt(manifest.attempt).path
         start, end = Start.read(attempt), End.read(attempt)
         ranks = int(str(((start.resources if start else None) or {}).get("ranks") or 1))
-        attempts.append((end.peak_memory_gb if end else None, manifest.seconds, ranks))
+        peaks = [p for p in (end.peak_memory_gb if end else None, rss.get(path.parent)) if p is not None]
+        attempts.append((max(peaks, default=None), manifest.seconds, ranks))
     return attempts
+
+
+def _max_rss(folders: Sequence[Path]) -> dict[Path, float]:
+    """MaxRSS of a rank in GB of the jobs that made these steps, where the site's accounting knows it."""
+    notes = {folder: note for folder in folders if (note := queue.submitted(folder)) and not note.packed}
+    if not notes or not queue.has_queue():
+        return {}
+    from launchers.cluster.queue import usage
+
+    told = usage([job for note in notes.values() for job in note.links]) or {}
+    known = {folder: [told[job].max_rss_mb for job in note.links if job in told] for folder, note in notes.items()}
+    return {
+        folder: max(sizes) * 1024**2 / 1e9
+        for folder, found in known.items()
+        if (sizes := [size for size in found if size is not None])
+    }
 
 
 def queue_estimate(graph: Graph, planned: Sequence[PlannedStep], launcher: LauncherProtocol) -> list[str]:

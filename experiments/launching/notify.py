@@ -59,7 +59,7 @@ def ended(folder: str, code: int) -> None:
         entry = next((e for e in record.steps if store / e.folder == place), None)
         if code not in (0, 75, 130, 143) and entry is not None and record.settings["notify"].get("each_failure", True):
             step_failed(record, entry, store)
-        if (counts := outcome(record, store)) is not None and _first(store, record.uid):
+        if (counts := outcome(record, store)) is not None and first_to_tell(store, record.uid):
             run_ended(record, counts)
     except Exception as error:  # whatever it is, it is not the step's
         print(f"warning: notify: {error}", file=sys.stderr, flush=True)
@@ -102,7 +102,7 @@ def outcome(record: PipelineRecord, store: Path) -> dict[str, int] | None:
     return dict(Counter(states.values()))
 
 
-def _first(store: Path, uid: str) -> bool:
+def first_to_tell(store: Path, uid: str) -> bool:
     """True for the one process that is to tell that a run has ended."""
     try:
         (store / "pipelines" / f"{uid}.told").touch(exist_ok=False)
@@ -165,5 +165,5 @@ def told_locally(record_uid: str, store: Path, failed: list[str]) -> None:
             return
         for fingerprint in failed if record.settings["notify"].get("each_failure", True) else ():
             step_failed(record, record.by_fingerprint[fingerprint], store)
-        if (counts := outcome(record, store)) is not None and _first(store, record.uid):
+        if (counts := outcome(record, store)) is not None and first_to_tell(store, record.uid):
             run_ended(record, counts)

@@ -23,6 +23,8 @@ _BY_STATE = {
     "PREEMPTED": "preemption",
     "CANCELLED": "cancelled from outside",
 }
+#: sacct's exit code of a job whose output file could not be made, so that nothing of it ran.
+_NO_LOG_FILE = "0:53"
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,8 @@ def _failure(entry: Options, folder: Path, state: Status, note: Options | None, 
     if note is not None and note["preempted"] and entry["state"] == "stopped":
         reason = "preemption"
     line = _cause(folder, state, note) or entry["reason"] or "ended without a word"
+    if counted is not None and counted.exit_code == _NO_LOG_FILE:
+        reason, line = "job script", f"SLURM could not make the job's output file ({_NO_LOG_FILE})"
     if not reason:
         killed = (note is not None and note["code"] < 0) or (entry["state"] == "killed" and not _own_words(state))
         before = note is not None and "before the step began" in note["message"]

@@ -32,18 +32,22 @@ Digest = Callable[[str, object, str], str]
 
 def weights_of(arguments: Sequence[str], step: str, config_dirs: Sequence[Path] = ()) -> list[str]:
     """The weights (registry names, files) that a step and everything upstream of it need."""
+    requests = with_upstream(arguments, step, config_dirs)
+    return list(dict.fromkeys(weight for request in requests for weight in request.weights.values()))
+
+
+def with_upstream(arguments: Sequence[str], step: str, config_dirs: Sequence[Path] = ()) -> list[StepRequest]:
+    """A step and everything upstream of it, each once, in a sweep its first point; none without such a step."""
     requests = _first_requests(tuple(arguments), tuple(config_dirs))
-    weights: list[str] = []
     todo = [step] if step in requests else []
     for name in todo:  # grows as it goes
-        weights += requests[name].weights.values()
         todo += [
             n.step
             for needs in requests[name].needs.values()
             for n in needs
             if n.step in requests and n.step not in todo
         ]
-    return list(dict.fromkeys(weights))
+    return [requests[name] for name in dict.fromkeys(todo)]
 
 
 @cache

@@ -212,8 +212,10 @@ def records(filled: Filled) -> list[Block]:
 
 
 def as_csv(filled: Filled) -> str:
-    """One line a cell, lists joined with spaces."""
-    rows = records(filled)
+    """One line a cell, lists joined with spaces; the row's columns of text follow."""
+    texts = [column.key for column in filled.table.columns if column.metric is None]
+    facts = {row.name: {key: row.facts.get(key, "") for key in texts} for row in filled.table.rows}
+    rows = [{**record, **facts[str(record["row"])]} for record in records(filled)]
     out = io.StringIO()
     writer = csv.DictWriter(out, fieldnames=list(rows[0]) if rows else ["row", "column"], lineterminator="\n")
     writer.writeheader()

@@ -45,6 +45,15 @@ def plan_lines(asked: Asked, shared: Sequence[PlannedStep]) -> list[str]:
     return lines
 
 
+def search_of(store: Path, uid: str) -> Path | None:
+    """The folder of the search whose execution has this uid, if it is one's."""
+    for path in (store / "searches").glob(f"*/{SearchRecord.FILE}"):
+        record = SearchRecord.read(path.parent)
+        if record is not None and record.uid == uid:
+            return path.parent
+    return None
+
+
 def find(store: Path, name: str | None) -> list[Path]:
     """Folders of searches of an experiment (or of the one with this folder's name), the newest last.
 

@@ -14,8 +14,8 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -29,30 +29,65 @@ _PACKAGES = ("maskgit_core", "experiments", "launchers", "conf")
 _UNTRACKED_LIMIT = 1_000_000  # bytes; larger untracked files are no source code
 
 
+@dataclass(frozen=True)
+class Frozen:
+    """The files of a copy of the code, and what its `FROZEN.json` says.
+
+    Args:
+        files: place in the copy -> file.
+        state: with the digest that names the copy.
+    """
+
+    files: Mapping[str, Path]
+    state: Code
+
+    @property
+    def digest(self) -> str:
+        """The name of the copy's folder."""
+        return str(self.state.digest)
+
+
+def frozen(plugins: Sequence[str] = (), root: Path = provenance.ROOT) -> Frozen:
+    """The code as it is now; what looks like a secret is left out and named."""
+    return _frozen({**dict(_project_files(root)), **dict(_plugin_files(plugins))})
+
+
+def frozen_request(plugins: Sequence[str], more: Mapping[str, Path]) -> Frozen:
+    """A copy of all that a request needs besides the code: plugins, and further files by their place in the copy."""
+    return _frozen({**dict(_plugin_files(plugins)), **more})
+
+
+def _frozen(files: Mapping[str, Path]) -> Frozen:
+    secret = sorted(name for name in files if looks_secret(name))
+    if secret:
+        print(f"not frozen, since they look like secrets: {', '.join(secret)}", file=sys.stderr)
+    files = {name: path for name, path in sorted(files.items()) if name not in secret}
+    contents = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items()}
+    state = provenance.code_state()
+    digest = fingerprint({"files": contents, "commit": state.commit})[:16]
+    return Frozen(files, replace(state, digest=digest, time=time.time(), files=len(files)))
+
+
 def freeze(store: Path, plugins: Sequence[str] = (), root: Path = provenance.ROOT) -> Path:
-    """The folder with the frozen code; an equal one that is already there is used again.
+    """The folder with the frozen code; an equal one that is already there is used again, as is this code itself where
+    it is such a copy.
 
     Raises:
         ArtifactError: the store cannot be written.
     """
-    files = {**dict(_project_files(root)), **dict(_plugin_files(plugins))}
-    secret = sorted(name for name in files if looks_secret(name))
-    if secret:
-        print(f"not frozen, since they look like secrets: {', '.join(secret)}", file=sys.stderr)
-    files = {name: path for name, path in files.items() if name not in secret}
-    contents = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in sorted(files.items())}
-    state = provenance.code_state()
-    digest = fingerprint({"files": contents, "commit": state.commit})[:16]
-    target = store / "code" / digest
+    if _is_copy(root, store) and all((root / plugin.partition(".")[0]).is_dir() for plugin in plugins):
+        return root
+    code = frozen(plugins, root)
+    target = store / "code" / code.digest
     if (target / Code.FILE).is_file():
         return target
-    temporary = target.with_name(f".{digest}.{uuid.uuid4().hex[:8]}.tmp")
+    temporary = target.with_name(f".{code.digest}.{uuid.uuid4().hex[:8]}.tmp")
     try:
-        for name, path in files.items():
+        for name, path in code.files.items():
             copy = temporary / name
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(path, copy)
-        replace(state, digest=digest, time=time.time(), files=len(files)).write(temporary)
+        code.state.write(temporary)
         try:
             os.rename(temporary, target)
         except OSError:
@@ -63,6 +98,12 @@ def freeze(store: Path, plugins: Sequence[str] = (), root: Path = provenance.ROO
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return target
+
+
+def _is_copy(root: Path, store: Path) -> bool:
+    """True where the code that runs is a copy in this very store."""
+    place = store / "code"
+    return (root / Code.FILE).is_file() and place.is_dir() and root.parent.samefile(place)
 
 
 def looks_secret(name: str) -> bool:

@@ -147,7 +147,9 @@ maskgit_why() {  # exit code -> oom, before (the step began), disk_full, refused
         echo oom
         return
     fi
-    if [ ! -e "$maskgit_notes/began/$maskgit_life" ]; then echo before
+    if [ ! -e "$maskgit_notes/began/$maskgit_life" ]; then
+        if maskgit_said "$maskgit_life" | grep -q -E 'No space left|Disk quota exceeded'; then echo disk_full
+        else echo before; fi
     elif [ -e "$why.disk_full" ] || [ "$1" = 74 ]; then echo disk_full
     elif [ -e "$why.refused" ] || [ "$1" = 2 ]; then echo refused
     elif [ -e "$why.own_error" ]; then echo own_error
@@ -278,7 +280,21 @@ maskgit_wait() {  # process -> its exit code; traps run while it waits
 trap maskgit_on_term TERM  # the step's processes get their own; this shell must outlive them
 trap : USR2 INT
 trap 'maskgit_end $?' EXIT
+maskgit_open_log() {  # what this script and srun say; waited for where a full disk lets none be made
+    local log=$maskgit_notes/${maskgit_job}_0_log.out try
+    for try in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do
+        if { : >> "$log"; } 2>/dev/null; then
+            exec >> "$log" 2>&1
+            return
+        fi
+        sleep 3
+    done
+    trap '' TERM EXIT
+    if [ "$maskgit_disk_max" = 0 ] || [ "$maskgit_restart" -ge 100 ]; then maskgit_give_up 74; fi
+    maskgit_again disk_full "StartTime=now+${maskgit_disk_wait_s}seconds"
+}
 maskgit_started=$(date +%s) maskgit_shown=
+maskgit_open_log
 for maskgit_log in "$maskgit_notes/${maskgit_job}"_*; do  # shared by all lives of the job
     [ ! -e "$maskgit_log" ] || echo "maskgit life $maskgit_life" >> "$maskgit_log"
 done

@@ -119,6 +119,7 @@ def _additional(launcher: Profile, wanted: Resources) -> dict[str, Any]:
     """Options of sbatch that submitit has no parameter for; null and false take one back."""
     options: dict[str, Any] = {
         "hold": True,
+        "output": "/dev/null",  # job_end.sh opens the log: where SLURM cannot, the job ends without a word
         "export": "ALL",
         "kill-on-invalid-dep": "yes",
         ("requeue" if launcher.requeue == "scontrol" else "no-requeue"): True,

@@ -67,7 +67,7 @@ def random_state(shapes: Mapping[str, tuple[int, ...]], seed: int = 0) -> dict[s
 def _tensor(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     count = math.prod(shape)
     row = math.prod(shape[1:])
-    numbers = torch.rand(min(count, row + max(_SPARE, shape[0])), generator=generator) * 2 - 1
+    numbers = torch.rand(min(count, row + max((_SPARE, *shape[:1]))), generator=generator) * 2 - 1
     if name.endswith("embedding.weight"):
         numbers *= math.sqrt(3)
     elif len(shape) > 1:

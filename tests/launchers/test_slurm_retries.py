@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -185,3 +186,20 @@ def test_jobs_tell_of_failures_and_the_end_once(cluster: Cluster, store, on_slur
         "ended||4 done, 1 failed, 1 blocked",
         "failed|numbers[scale=2,fail=crash,needs_mb=0]|RuntimeError: asked to crash",
     ]
+
+
+def test_what_was_used_is_suggested_next_time(cluster, store, on_slurm: Run, maskgit: Run, lab: Run) -> None:
+    """MaxRSS and elapsed of slurmdbd: shown by `status --usage`, and what `plan` suggests for the next run."""
+    asked = ("resources.numbers.mem_gb=16", "resources.numbers.timeout_min=300", "numbers.holds_mb=1500")
+    on_slurm(*FEW, "numbers.pause_s=1", *asked)
+    cluster.idle()
+
+    def used() -> float:
+        told = maskgit("status", "--usage", "--store", str(store)).stdout
+        found = re.search(r"numbers +\d+ +completed .* (\d+) MB +16384 MB", told)
+        return float(found[1]) if found else 0.0
+
+    wait_until(lambda: used() > 1500, 60)
+    told = lab("plan", "launcher=dev_cluster", *FEW, "numbers.scale=3.0", *asked).stdout
+    suggested = re.search(r"resources.numbers: .* mem_gb: (\d+) \(asked: 16.*timeout_min: 5 \(asked: 300", told)
+    assert suggested and 2 < int(suggested[1]) < 8, told

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -244,3 +245,17 @@ def test_jobs_get_the_gpus_they_asked_for(cluster, store: Path, on_slurm: Run, l
     assert sorted(seen) == ["0,1", "2,3"]
     cluster.idle()
     assert len(digests(store)) == 4
+
+
+@pytest.mark.slow
+def test_a_job_whose_log_cannot_be_made_waits_for_it(cluster, store: Path, on_slurm: Run, undisturbed) -> None:
+    """SLURM ends a job with 0:53, and not a word, where it cannot make the file that the job would print to."""
+    told = on_slurm("experiment=chain", "numbers.pause_s=0.5")
+    job = jobs_in(told.stdout)["total"]
+    (batch,) = (path.parent for path in store.glob("slurm/*/001/batch.json"))
+    (batch / f"{job}_0_log.out").mkdir()
+    wait_until(lambda: cluster.states().get(job) not in ("PENDING", None))
+    time.sleep(2)
+    (batch / f"{job}_0_log.out").rmdir()
+    cluster.idle()
+    assert digests(store) == undisturbed("experiment=chain")

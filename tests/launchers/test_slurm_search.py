@@ -13,7 +13,7 @@ from toylab import search_drill as drill
 
 pytest_plugins = ["slurm_fixtures"]
 Run = Callable[..., subprocess.CompletedProcess[str]]
-pytestmark = pytest.mark.slurm
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(5400)]
 SEARCH = ["search", "tuned", "launcher=dev_cluster", "tracking.ship=false"]
 
 

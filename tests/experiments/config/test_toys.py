@@ -18,7 +18,7 @@ def toy(tmp_path: Path, *arguments: str) -> dict[str, StepRequest]:
 def test_rows_that_differ_in_their_weights_alone_run_once(tmp_path: Path) -> None:
     steps = toy(tmp_path, "experiment=tokenizer_table", "dataset.root=nowhere")
     assert sorted(request.config["tokenizer"]["name"] for request in steps.values()) == sorted(
-        ("maskgit_vqgan", "taming", "llamagen", "amused", "maskbit", "titok")
+        ("maskgit_vqgan", "taming", "llamagen", "amused", "maskbit", "titok", "open_magvit2", "ibq")
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,26 @@ def test_the_bill_of_a_sweep(lab: Any, store: Path) -> None:
     second = lab("plan", *SWEEP).stdout  # numbers[scale=1.0] is done: two remain
     assert re.search(r"^  0 +numbers +2 +1 cores, 2 GPUs +2h00m +8.00$", second, re.MULTILINE), second
     assert "about 8.00 GPU-hours" in second
+
+
+def test_memory_and_time_that_would_do(lab: Any, store: Path, tmp_path: Path) -> None:
+    """From the files of finished steps, and from SLURM's accounting where that saw more: workers of a rank, say."""
+    assert lab("run", "experiment=chain", "launcher=inline").returncode == 0
+    asked = (*SWEEP, "resources.numbers.mem_gb=64", "resources.numbers.timeout_min=600")
+    told = lab("plan", *asked).stdout
+    assert re.search(r"numbers: by 1 earlier step of stage numbers, mem_gb: [12] \(asked: 64", told), told
+    assert "timeout_min: 5 (asked: 600" in told
+    folder = next(store.glob("numbers/*/manifest.json")).parent
+    (folder / "submitted.json").write_text(json.dumps({"links": ["7"], "pipeline": "uid", "cluster": ""}))
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    (tools / "squeue").write_text("#!/bin/sh\n")
+    lines = ["7|COMPLETED|0:0|n1|60|600|00:10|1||64G|1", "7.0|COMPLETED|0:0|n1|60||00:10|1|8000000K||1"]
+    (tools / "sacct").write_text("#!/bin/sh\n" + "".join(f"echo '{line}'\n" for line in lines))
+    for tool in tools.iterdir():
+        tool.chmod(0o755)
+    told = lab("plan", *asked, env={"PATH": f"{tools}:{os.environ['PATH']}"}).stdout
+    assert "mem_gb: 13 (asked: 64, used: 8.2)" in told, told
 
 
 def test_the_scripts_are_shown(lab: Any) -> None:

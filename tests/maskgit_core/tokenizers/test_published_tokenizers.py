@@ -12,6 +12,7 @@ import importlib
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -25,9 +26,10 @@ from maskgit_core.weights import published
 HERE = Path(__file__).parent
 LAYOUTS = HERE.parents[2] / "maskgit_core" / "weights" / "layouts"
 GOLDENS = json.loads((HERE / "goldens" / "tokenizers.json").read_text())
-MODULES = {"maskgit_vqgan": "maskgit_vqgan", "amused": "amused"}
+MODULES = {"maskgit": "maskgit_vqgan", "open": "open_magvit2"}
 #: Default runs compare one file of each family; the others differ in the codebook or the number of levels.
-QUICK = ("maskgit_vqgan", "taming_f16_1024", "llamagen_ds8", "amused", "maskbit_10bit", "maskbit_vqgan_plus_12bit")
+QUICK = ("maskgit_vqgan", "taming_f16_1024", "llamagen_ds8", "amused", "maskbit_10bit", "maskbit_vqgan_plus_12bit",
+         "open_magvit2_128", "ibq_1024")  # fmt: skip
 QUICK_LARGE = ("titok_s128",)  # takes images of 256 pixels only
 
 
@@ -40,17 +42,27 @@ def layout(name: str) -> dict[str, tuple[int, ...]]:
     return found
 
 
+def made_weights(name: str, seed: int) -> dict[str, torch.Tensor]:
+    """The recipe's weights; where a file holds averages, the weights beside them are zero: none of them is used."""
+    shapes = layout(name)
+    averages = {key: shape for key, shape in shapes.items() if key.startswith("model_ema.")}
+    plain = {key: torch.zeros(()).expand(shapes[key]) for key in (shapes if averages else ())}
+    return plain | weight_recipe.state_dict(averages or shapes, seed)
+
+
 def save_as_published(name: str, tensors: dict[str, torch.Tensor], path: Path) -> None:
     """The container each family is published in."""
     if name == "amused":
         save_file(tensors, path)
     else:
-        key = {"taming": "state_dict", "llamagen": "model"}.get(name.partition("_")[0])
+        lightning = dict.fromkeys(("taming", "open", "ibq"), "state_dict")
+        key = {**lightning, "llamagen": "model"}.get(name.partition("_")[0])
         torch.save({key: tensors, "epoch": 1} if key else tensors, path)
 
 
 def tokenizer_class(name: str):
-    return importlib.import_module(f"maskgit_core.tokenizers.{MODULES.get(name, name.partition('_')[0])}").Tokenizer
+    family = name.partition("_")[0]
+    return importlib.import_module(f"maskgit_core.tokenizers.{MODULES.get(family, family)}").Tokenizer
 
 
 @pytest.fixture(autouse=True)
@@ -72,7 +84,7 @@ CASES = [
 def test_equal_to_the_reference_implementation(name, large, tmp_path):
     golden = GOLDENS["families"][name]
     path = tmp_path / "published"
-    save_as_published(name, weight_recipe.state_dict(layout(name), golden["seed"]), path)
+    save_as_published(name, made_weights(name, golden["seed"]), path)
     tokenizer = tokenizer_class(name)(weights=str(path))
     path.unlink()
     assert tokenizer.codebook_size == golden["codebook_size"]
@@ -107,7 +119,7 @@ def test_other_layouts_are_refused_by_the_first_key(tmp_path):
         assert text.startswith(f"{bad}: ") and words in text and "\n" not in text
     torch.save(tensors, bad)
     assert build(weights=str(bad)).codebook_size == 1024
-    for family in ("taming", "llamagen", "amused", "maskbit", "titok"):
+    for family in ("taming", "llamagen", "amused", "maskbit", "titok", "open_magvit2", "ibq"):
         with pytest.raises(WeightsError, match="belong to another model"):
             tokenizer_class(family)(weights=str(bad))
 
@@ -154,6 +166,40 @@ def test_ways_to_the_nearest_code_agree(distance):
     codes = torch.from_numpy(weight_recipe.raw_uniform("codes", 64 * 8, 0)).view(64, 8)
     wanted = (latents[:, None].double() - codes.double()).square().sum(2).argmin(1)
     assert torch.equal(nearest(latents, codes, distance), wanted)
+
+
+def test_moving_averages_take_the_place_of_the_weights():
+    from maskgit_core.weights.averages import published_averages
+
+    module = torch.nn.Sequential(torch.nn.Linear(2, 3))
+    plain = {"0.weight": torch.zeros(3, 2), "0.bias": torch.zeros(3)}
+    averages = {"model_ema.0weight": torch.ones(3, 2), "model_ema.0bias": torch.ones(3)}
+    for tensors, wanted in ((plain | averages, 1.0), (plain, 0.0)):
+        published.fill(module, tensors, "file", **published_averages(module, tensors))
+        assert all(bool((value == wanted).all()) for value in module.state_dict().values())
+    for absent in ("model_ema.0bias", "0.weight"):
+        tensors = {name: value for name, value in (plain | averages).items() if name != absent}
+        with pytest.raises(WeightsError, match=f"^file: lacks {absent} "):
+            published.fill(module, tensors, "file", **published_averages(module, tensors))
+
+
+def test_the_code_of_the_largest_product_and_of_equal_ones_the_first(monkeypatch):
+    from maskgit_core.tokenizers import ibq
+
+    latents = torch.from_numpy(weight_recipe.raw_uniform("latents", 50 * 8, 0)).view(50, 8)
+    codes = torch.from_numpy(weight_recipe.raw_uniform("codes", 64 * 8, 0)).view(64, 8)
+    wanted = (latents.double() @ codes.double().T).argmax(1)
+    assert torch.equal(ibq.likeliest(latents, codes), wanted)
+    monkeypatch.setattr(ibq, "SCORES_AT_ONCE", 200)
+    assert torch.equal(ibq.likeliest(latents, torch.cat([codes, codes])), wanted)
+
+
+def test_a_picture_of_one_token_has_no_deviation():
+    from maskgit_core.tokenizers.open_magvit2 import Tokenizer
+
+    network = SimpleNamespace(downsample_factor=16)
+    with pytest.raises(DataError, match=r"^image size: found 16x16, one token; .* set dataset.image_size to 32"):
+        Tokenizer.decode(network, torch.zeros(1, 1, 1, dtype=torch.long))
 
 
 def test_recipe_gives_the_same_numbers_everywhere():
