@@ -26,10 +26,10 @@ EXPERIMENT = "modular_ablation_fashion"
 PARTS = {
     "positions": ("learned", "rotary positions"),
     "mlp": ("gelu", "SwiGLU"),
-    "qk_norm": ("False", "query-key norm"),
+    "qk_norm": ("false", "query-key norm"),
     "num_registers": ("0", "a register"),
     "class_as": ("token", "AdaLN"),
-    "tied_head": ("False", "tied head"),
+    "tied_head": ("false", "tied head"),
 }
 PLAIN, ALL = "plain", "all six"
 NAMES = (PLAIN, *(name for _, name in PARTS.values()), ALL)
@@ -43,7 +43,7 @@ def named(config: Mapping[str, object]) -> str:
     Raises:
         ArtifactError: more than one part differs from the plain one, but not all.
     """
-    others = [name for key, (plain, name) in PARTS.items() if str(config[f"model.{key}"]) != plain]
+    others = [name for key, (plain, name) in PARTS.items() if str(config[f"model.{key}"]).lower() != plain]
     if len(others) in (0, len(PARTS)):
         return ALL if others else PLAIN
     if len(others) > 1:

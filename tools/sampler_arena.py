@@ -1,10 +1,11 @@
 """The arena of samplers as files: a row a cell, the table, the Pareto picture and strips of samples.
 
-    python -m tools.sampler_arena [--store DIR] [--folder docs]
+    python -m tools.sampler_arena [--store DIR] [--folder docs] [--earlier FILE]
 
 Reads the finished cells of `sampler_arena` (and of `context_reuse`, where it was run) in a store and writes
 `sampler_arena.csv`, `sampler_arena.png` and `sampler_arena_strips.png`; those of `token_critic` go into
-`token_critic.csv`. The tables are printed.
+`token_critic.csv`. The tables are printed. `--earlier` adds the rows of an earlier `sampler_arena.csv`: they stand in
+place of cells with the same samples, whose pictures must be the same bytes.
 """
 
 from __future__ import annotations
@@ -93,6 +94,26 @@ def _cell(result: Result) -> Cell:
         commit=result.commit[:12],
         images=folder / "files" / "images.npz",
     )
+
+
+def with_earlier(found: Sequence[Cell], path: Path) -> list[Cell]:
+    """The rows of an earlier file, and those cells that it does not have.
+
+    Raises:
+        ArtifactError: the same request gave other pictures in the store than in the file.
+    """
+    here = {cell.samples: cell for cell in found}
+    merged = dict(here)
+    for row in csv.DictReader(io.StringIO(path.read_text())):
+        typed = {f.name: {"int": int, "float": float}.get(str(f.type), str)(row[f.name]) for f in fields(Cell)[:-1]}
+        same = here.get(row["samples"])
+        if same is not None and same.images_sha256 != row["images_sha256"]:
+            raise ArtifactError(
+                f"{path}: samples {row['samples']} have the pictures {row['images_sha256']} and in the store "
+                f"{same.images_sha256}; give a file of the same models and machines"
+            )
+        merged[row["samples"]] = Cell(**typed, images=Path() if same is None else same.images)
+    return list(merged.values())
 
 
 def evaluations(name: str, options: dict[str, Any]) -> int:
@@ -221,7 +242,7 @@ def strips(found: Sequence[Cell]) -> Any:
         for line, (name, same) in zip(axes, rows.items(), strict=True):
             for axis, step in zip(line, steps, strict=True):
                 axis.set_axis_off()
-                for cell in [cell for cell in same if cell.num_steps == step]:
+                for cell in [cell for cell in same if cell.num_steps == step and cell.images != Path()]:
                     axis.imshow(np.hstack(np.load(cell.images)["arr_0"][:STRIP])[..., 0], cmap="gray")
             line[0].text(-0.02, 0.5, name, transform=line[0].transAxes, ha="right", va="center", fontsize=7)
         for axis, step in zip(axes[0], steps, strict=True):
@@ -234,6 +255,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="the arena of samplers as a CSV file, a table and pictures")
     parser.add_argument("--store", type=Path, default=default_store())
     parser.add_argument("--folder", type=Path, default=Path("docs"))
+    parser.add_argument("--earlier", type=Path, default=None, help="an earlier sampler_arena.csv whose rows are kept")
     asked = parser.parse_args(arguments)
     store = asked.store.expanduser().absolute()
     found, reused, judged = (cells(store, name) for name in (EXPERIMENT, REUSE, CRITIC))
@@ -242,6 +264,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(critic_table(judged))
     if not found and not judged:
         raise ArtifactError(f"{store}: holds no finished cell; first run: maskgit run experiment={EXPERIMENT}")
+    if found and asked.earlier is not None:
+        every = with_earlier([*found, *reused], asked.earlier)
+        found, reused = (
+            [c for c in every if (c.num_images == found[0].num_images) is arena] for arena in (True, False)
+        )
     if found:
         write_arena(found, reused, asked.folder)
 

@@ -176,7 +176,8 @@ def workers_wanted(asked: Asked, folder: Path) -> int:
 
 def live_workers(folder: Path) -> list[str]:
     """Ids of the search's jobs that are in the queue."""
-    jobs = [str(job) for path in sorted(folder.glob("jobs/*.json")) for job in read_json(path) or ()]
+    noted = [read_json(path) for path in sorted(folder.glob("jobs/*.json"))]
+    jobs = [str(job) for ids in noted if isinstance(ids, list) for job in ids]
     if not jobs or not queue.has_queue():
         return []
     queue.queue().include(jobs)

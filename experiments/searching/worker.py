@@ -29,6 +29,7 @@ from experiments.searching.trial import (
 )
 from experiments.searching.trial_log import JOURNAL
 from experiments.store.claims import Claim, Owner
+from experiments.store.typed_json import Block
 from launchers.calls import CONTINUE, DISK_FULL, STOPPED, LauncherProtocol
 from launchers.inline import Launcher as InlineLauncher
 from launchers.local import Launcher as LocalLauncher
@@ -55,7 +56,7 @@ def clear_claims(folder: str, pid: int) -> None:
     for place in Path(folder).glob("trials/*/"):
         owner = Claim(place).owner()
         if owner is not None and owner.pid == pid:
-            for step in (read_json(place / "trial.json") or {}).get("folders", ()):
+            for step in note_of(place).get("folders") or ():
                 _clear_ended(Path(step))
         Claim(place).break_process(pid)
     for place in (Path(folder) / "asking", Path(folder) / "lock"):
@@ -75,10 +76,19 @@ def _clear_ended(step: Path) -> None:
     Claim(step).break_process(owner.pid)
 
 
+def note_of(place: Path) -> Block:
+    """A worker's notes on a trial; those that are damaged are none, as they can be made again."""
+    note = read_json(place / "trial.json")
+    if not isinstance(note, dict):
+        return {}
+    kinds = {"training": str, "folders": list, "kills": int, "ended": bool}
+    return {key: value for key, value in note.items() if isinstance(value, kinds.get(key, object))}
+
+
 def mark(folder: str, *rest: object) -> list[object]:
     """Plain data that changes as the search gets on."""
     place = Path(folder)
-    notes = [read_json(path) or {} for path in sorted(place.glob("trials/*/trial.json"))]
+    notes = [note_of(path) for path in sorted(place.glob("trials/*/"))]
     trainings = [advance.mark(note["training"]) for note in notes if note.get("training") and not note.get("ended")]
     return [(place / JOURNAL).stat().st_size if (place / JOURNAL).exists() else 0, *trainings]
 
@@ -179,7 +189,7 @@ class Worker:
         except MaskgitError as error:
             raise FailedTrialError(str(error)) from None
         trial = Trial(self.record, graph, self.launcher)
-        note = {**(read_json(place / "trial.json") or {}), "number": number, "params": params,
+        note = {**note_of(place), "number": number, "params": params,
                 "training": str(trial.training) if trial.training else None,
                 "folders": [str(node.folder) for node in graph.nodes.values()]}  # fmt: skip
         write_json(place / "trial.json", note)
@@ -208,10 +218,9 @@ class Worker:
 
     def _killed(self, number: int, claim: Claim, told: str) -> None:
         """A step was killed: the job asks for more memory and tries again, up to a limit kept with the trial."""
-        path = claim.folder / "trial.json"
-        note = read_json(path) or {}
-        note["kills"] = int(note.get("kills", 0)) + 1
-        write_json(path, note)
+        note = note_of(claim.folder)
+        note["kills"] = note.get("kills", 0) + 1
+        write_json(claim.folder / "trial.json", note)
         if note["kills"] >= _KILLS:
             self._tell_failed(number, claim.folder, f"{told}, {_KILLS} times")
             return
@@ -222,7 +231,7 @@ class Worker:
 
     def _tell_failed(self, number: int, place: Path, why: str) -> None:
         self.study.tell(number, "failed", reason=why)
-        write_json(place / "trial.json", {**(read_json(place / "trial.json") or {}), "ended": True})
+        write_json(place / "trial.json", {**note_of(place), "ended": True})
         print(f"trial {number} failed: {why}", flush=True)
         trial_failed(self.store, self.record, number, why)
 

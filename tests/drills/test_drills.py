@@ -25,6 +25,7 @@ from tools.fuzz import hostile_inputs, store_files
 #: Attack -> its arguments in full.
 FULL = {
     "kills": ("--count", "100"),
+    "interrupts": ("--count", "100"),
     "faults": ("--count", "100"),
     "crowd": ("--count", "32", "--rounds", "3"),
     "users": (),
@@ -56,10 +57,29 @@ def test_crowd():
     drill("crowd", "--count", "10", "--rounds", "1", "--seed", "11")
 
 
-@pytest.mark.slow
 @needs_root
 def test_users():
-    drill("users", "--umask", "077", "--turns", "5")
+    drill("users", "--umask", "077", "--turns", "4")
+
+
+@pytest.mark.slow
+@needs_root
+def test_users_of_a_store_that_is_not_shared():
+    drill("users", "--unshared")
+
+
+def test_interrupts():
+    drill("interrupts", "--count", "8", "--kinds", "9", "--seed", "11")
+
+
+@pytest.mark.slow
+def test_kills_of_each_step_of_the_quickstart():
+    drill("stage_kills", "--count", "27")
+
+
+@pytest.mark.slow
+def test_what_succeeded_once_is_refused_or_harmless_now():
+    drill("seen_before")
 
 
 def test_mutated_requests(monkeypatch, capsys):
@@ -102,7 +122,13 @@ def test_mutated_store(capsys):
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize(
     "name",
-    ["kills", "crowd", pytest.param("faults", marks=needs_compiler), pytest.param("users", marks=needs_root)],
+    [
+        "kills",
+        "interrupts",
+        "crowd",
+        pytest.param("faults", marks=needs_compiler),
+        pytest.param("users", marks=needs_root),
+    ],
 )
 def test_in_full(name, seed):
     if name == "users" and seed:

@@ -45,7 +45,7 @@ class Answer:
         found = []
         if self.trace:
             lines = [line for line in self.trace.splitlines() if line and not line.startswith((" ", "error: "))]
-            found.append(f"traceback: {' | '.join(lines[:3])[:600]}")
+            found.append(f"traceback: {' | '.join(lines[:3])[:600]} | {lines[-1][:300] if lines else ''}")
         if self.seconds > limit_s * patience():
             found.append(f"{self.seconds:.0f} s")
         if not self.trace and self.code == 2 and self.text.count("error: ") != 1:

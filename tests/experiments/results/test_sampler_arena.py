@@ -1,7 +1,9 @@
 """The arena's files: evaluations as they are made, and the committed rows beside the page."""
 
 import csv
+import dataclasses
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,8 +12,9 @@ from conftest import ROOT
 
 from experiments.config.specs import SamplerSpec
 from maskgit_core import rng
+from maskgit_core.errors import ArtifactError
 from maskgit_core.models.prenorm import Model
-from tools.sampler_arena import Cell, evaluations, reuse_table, table
+from tools.sampler_arena import Cell, as_csv, evaluations, reuse_table, table, with_earlier
 
 ROWS = list(csv.DictReader((ROOT / "docs" / "sampler_arena.csv").open()))
 
@@ -39,11 +42,24 @@ def cell(row: dict[str, str]) -> Cell:
     return Cell(**typed, images=ROOT)
 
 
+def test_earlier_rows_stand_in_place_of_equal_cells(tmp_path: Path) -> None:
+    made = cell(ROWS[0])
+    earlier = tmp_path / "earlier.csv"
+    earlier.write_text(as_csv([made, cell(ROWS[1])]))
+    again = dataclasses.replace(made, cpu_ms_per_image=99.0, images=tmp_path)
+    new = dataclasses.replace(made, samples="f" * 12)
+    merged = {c.samples: c for c in with_earlier([again, new], earlier)}
+    assert len(merged) == 3 and merged[new.samples] == new
+    assert merged[made.samples] == dataclasses.replace(made, images=tmp_path)
+    with pytest.raises(ArtifactError, match=f"samples {made.samples} have the pictures {made.images_sha256} and in"):
+        with_earlier([dataclasses.replace(made, images_sha256="0" * 16)], earlier)
+
+
 def test_the_page_shows_the_committed_rows() -> None:
-    """168 cells of fourteen forms at four budgets with three seeds, each traced; the tables follow from them."""
+    """210 cells of fourteen forms at five budgets with three seeds, each traced; the tables follow from them."""
     cells = [cell(row) for row in ROWS]
     arena, reused = [c for c in cells if c.num_images == 100], [c for c in cells if c.num_images == 200]
-    assert len({(c.name, c.num_steps, c.seed) for c in arena}) == len(arena) == 14 * 4 * 3
+    assert len({(c.name, c.num_steps, c.seed) for c in arena}) == len(arena) == 14 * 5 * 3
     assert all(
         re.fullmatch(r"[0-9a-f]{12}", c.samples) and re.fullmatch(r"[0-9a-f]{16}", c.images_sha256) for c in cells
     )

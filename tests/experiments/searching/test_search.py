@@ -17,6 +17,7 @@ from conftest import LAB, ROOT, Done, Maskgit
 from toylab import search_drill as drill
 
 from experiments.config.search import Choice, Interval, read_search
+from experiments.searching import worker
 from experiments.searching.study import Study
 from experiments.searching.trial_log import JOURNAL
 from experiments.store.records import records
@@ -226,6 +227,14 @@ def test_a_trial_that_fails_is_told_of_and_the_others_go_on(lab: Maskgit, store:
         assert (trial["state"] == "failed") == (trial["params"]["train.lr"] > 0.2)
         assert ("asked to fail" in trial["reason"]) == (trial["state"] == "failed")
     assert 0 < sum(trial["state"] == "failed" for trial in trials) < 8
+
+
+@pytest.mark.parametrize("text", ["[]", "5", '{"kills": "x", "folders": 3, "training": [1], "number": 0}', "nul"])
+def test_damaged_notes_of_a_trial_are_none(tmp_path: Path, text: str) -> None:
+    place = tmp_path / "trials" / "0000"
+    place.mkdir(parents=True)
+    (place / "trial.json").write_text(text)
+    assert worker.mark(str(tmp_path)) == [0] and worker.note_of(place).keys() <= {"number"}
 
 
 def test_a_search_whose_trials_all_fail_ends(lab: Maskgit, store: Path) -> None:
