@@ -79,3 +79,30 @@ def test_features_are_taken_in_fp32_whatever_the_process_allows():
         assert torch.backends.cudnn.allow_tf32 and torch.backends.cuda.matmul.allow_tf32, "as they were"
     assert seen == [(False, False)]
     assert found["features"].tolist() == [[1212.0, 1212.0]], "bfloat16 would round to 1216"
+
+
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_many_blocks_share_files_and_any_number_of_ranks_writes_the_same(tmp_path, world_size):
+    count = (32 * 3 + 7) * BLOCK + 5  # three blocks a file, the last file holds two
+
+    def work(items):
+        return {"features": torch.tensor(items)[:, None].float(), "sums": torch.tensor([float(items.start)])}
+
+    for rank in range(world_size):
+        stops = [0]
+
+        def later(stops=stops, rank=rank):
+            stops[0] += 1
+            return rank == 0 and stops[0] == 5  # in the middle of the second file
+
+        own = Blocks(tmp_path, "set", count, publish, rank=rank, world_size=world_size, should_stop=later)
+        done = sum(own.compute(work, lambda items: items))
+        assert rank or (done == 4 * BLOCK and own.path(0).is_file() and len(own.missing()) == own.num_files - 1)
+        own.should_stop = lambda: False
+        list(own.compute(work, lambda items: items))
+    assert not own.missing() and len(list(tmp_path.iterdir())) == own.num_files == 35
+    read = list(own.read())
+    assert [int(block["sums"]) for block in read] == [number * BLOCK for number in range(own.num_blocks)]
+    assert torch.cat([block["features"] for block in own.read("features")]).flatten().tolist() == list(range(count))
+    own.remove()
+    assert not list(tmp_path.iterdir())

@@ -24,8 +24,14 @@ without a card).
 
 Each line is measured by `python -m tools.bench.<file>`, both sides in one run, interleaved, at equal settings.
 `ratio` > 1 means that ours is better, < 1 that theirs is. Numbers that only have a limit are in tables of their own.
-Absolute times depend on the machine; ratios are what to compare. `make bench` renews this page, a section by
-`python -m tools.bench <file>`; each says when and at which commit it was measured.
+Absolute times depend on the machine; ratios are what to compare. A cell is the median of its rounds with their range.
+Ratios of CPU seconds count the work of all threads; those of seconds count what one waits for.
+
+`make bench` renews this page, a section by `python -m tools.bench <file>`; each says when and at which commit it was
+measured. Peers: `pip install '.[bench]'`; the PyTorch MaskGIT's own files from a checkout that `MASKGIT_ORIGINAL`
+names; the tokenizers' references from checkouts below `MASKGIT_REFERENCES`; snakemake from an environment of its own,
+named by `SNAKEMAKE`; mosaicml-streaming, which asks for an older NumPy, by `pip install --no-deps`. What is not there
+is left out.
 """
 
 

@@ -40,7 +40,7 @@ def figure(name: str, ours: Measured, theirs: Measured, unit: str, note: str, *,
 
 def budget(name: str, measured: float | None, limit: float, unit: str, note: str) -> None:
     """Prints a number beside the most it may be; no peer, so no ratio."""
-    line = {"name": name, "measured": _shown(measured), "limit": limit, "unit": unit, "note": note}
+    line = {"name": name, "measured": _shown(measured), "limit": f"{limit:.4g}", "unit": unit, "note": note}
     print(json.dumps(line), flush=True)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import json
 import os
 import sys
 import tempfile
@@ -17,11 +16,12 @@ import time
 import types
 from collections.abc import Callable
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from tools.bench._figures import figure
 
 Network = tuple[nn.Module, Callable[[Tensor], Any], Callable[[Tensor], Any]]
 LEVELS = [1, 1, 2, 2, 4]
@@ -96,8 +96,8 @@ def save(name: str, net: nn.Module, path: Path) -> None:
     torch.save({key: tensors} if key else tensors, path)
 
 
-def median_of(rounds: int, sides: tuple[Callable[[], Any], Callable[[], Any]]) -> tuple[float, float, float]:
-    """Median seconds of each side, and the median of theirs over ours within a round; one round does not count.
+def seconds_of(rounds: int, sides: tuple[Callable[[], Any], Callable[[], Any]]) -> tuple[list[float], list[float]]:
+    """Seconds of each side, round by round; one further round does not count.
 
     The sides go first in turn. On a CPU these are CPU seconds, which other work on the machine disturbs least.
     """
@@ -110,8 +110,7 @@ def median_of(rounds: int, sides: tuple[Callable[[], Any], Callable[[], Any]]) -
             torch.cuda.synchronize() if torch.cuda.is_available() else None
             if number:
                 spent[place].append(clock() - start)
-    ratios = [theirs / mine for mine, theirs in zip(*spent, strict=True)]
-    return median(spent[0]), median(spent[1]), median(ratios)
+    return spent
 
 
 @torch.inference_mode()
@@ -133,10 +132,8 @@ def measure(name: str, folder: Path, size: int, batch: int, rounds: int) -> None
         ("encode", (lambda: ours.encode(images), lambda: encode(images))),
         ("decode", (lambda: ours.decode(tokens), lambda: decode(tokens))),
     ):
-        mine, theirs, ratio = median_of(rounds, sides)
-        figure = {"name": f"{name} {what}", "ours": round(mine, 4), "theirs": round(theirs, 4)}
-        unit = "s" if device == "cuda" else "CPU s"
-        print(json.dumps({**figure, "ratio": round(ratio, 3), "unit": unit, "note": note}), flush=True)
+        mine, theirs = seconds_of(rounds, sides)
+        figure(f"tokenizer_forward/{name}/{what}", mine, theirs, "s" if device == "cuda" else "CPU s", note)
 
 
 def main() -> None:
