@@ -281,12 +281,14 @@ trap maskgit_on_term TERM  # the step's processes get their own; this shell must
 trap : USR2 INT
 trap 'maskgit_end $?' EXIT
 maskgit_open_log() {  # what this script and srun say; waited for where a full disk lets none be made
-    local log=$maskgit_notes/${maskgit_job}_0_log.out try
+    local log=$maskgit_notes/${maskgit_job}_0_log.out try said
     for try in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do
         if { : >> "$log"; } 2>/dev/null; then
             exec >> "$log" 2>&1
             return
         fi
+        said=$(LC_ALL=C bash -c ': >> "$1"' - "$log" 2>&1)
+        case $said in *"Permission denied"* | *"No such file"*) return ;; esac  # no time mends that; the step will fail
         sleep 3
     done
     trap '' TERM EXIT
