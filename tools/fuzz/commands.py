@@ -137,7 +137,7 @@ class Fork:
 def _become(handle: int, arguments: list[str], environment: Mapping[str, str], before: Callable[[], object] | None
             ) -> None:  # fmt: skip
     """The life of a fork; never returns."""
-    code = 70
+    code, has_begun = 70, False
     atexit._clear()  # what the parent has to tidy up is not this process's
     try:
         os.setsid()
@@ -152,11 +152,13 @@ def _become(handle: int, arguments: list[str], environment: Mapping[str, str], b
             before()
         from experiments.cli import main
 
+        has_begun = True
         code = main(arguments)
     except SystemExit as ended:
         code = int(ended.code or 0)
-    except BaseException:
-        traceback.print_exc()
+    except BaseException as error:
+        if has_begun or not isinstance(error, KeyboardInterrupt):
+            traceback.print_exc()  # Ctrl-C before the command began is this file's, not the command's
     finally:
         with contextlib.suppress(Exception):
             sys.stdout.flush()
