@@ -56,9 +56,9 @@ STEPS = (
     Step("", "", "maskgit run  own_images dataset.root=PATH",
          "train_tokenizer.num_train_steps=500 train.num_train_steps=100 "
          "resources.train.cpus_per_task=1 --until sample"),
-    Step("A sampler of one's own", "The five files of [contributing](contributing.md#outside-the-tree) in a folder "
-         "`mylab`: `__init__.py` and `samplers/__init__.py` (both empty), `samplers/centre_out.py`, "
-         "`conf/sampler/centre_out.yaml`, `conf/experiment/garments.yaml`.",
+    Step("A sampler of one's own", "The five files of [contributing](contributing.md#outside-the-tree): "
+         "`mylab/__init__.py` and `mylab/samplers/__init__.py` (both empty), `mylab/samplers/centre_out.py`, "
+         "`mylab/conf/sampler/centre_out.yaml`, `mylab/conf/experiment/garments.yaml`.",
          "maskgit run experiment=garments --config-dir mylab/conf", "--until sample"),
     Step("To a hub and back", "A server on this machine that speaks the hub's API stands in for the hub; with an "
          "account of your own, leave out this command, and the variables of those that follow.",
