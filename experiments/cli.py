@@ -11,11 +11,9 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
-from experiments.commands import command_names, help_line, parse_arguments, parser_of
+from experiments.commands import BY_LAUNCHER, command_names, help_line, parse_arguments, parser_of
 from maskgit_core.errors import MaskgitError
 
-#: Commands whose launcher may be on another machine; the others are told by `--on`.
-MAY_GO_ELSEWHERE = ("run", "plan", "doctor", "search")
 EXAMPLES = """\
 examples:
   maskgit run experiment=quickstart                       the whole walk on bundled pictures
@@ -78,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     unraisable, sys.unraisablehook = sys.unraisablehook, _interrupt_again
     try:
         name, args = parse(sys.argv[1:] if argv is None else argv)
-        if name in MAY_GO_ELSEWHERE or getattr(args, "on", None):
+        if name in BY_LAUNCHER or getattr(args, "on", None):
             from experiments.commands._elsewhere import carry_out, destination
 
             if (place := destination(name, args)) is not None:

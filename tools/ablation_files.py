@@ -1,4 +1,4 @@
-"""A row a run and a chart of the rows: what the tools of the ablations write."""
+"""A row a run and a chart of the rows: what the tools of the ablations read and write."""
 
 from __future__ import annotations
 
@@ -10,10 +10,26 @@ from pathlib import Path
 from typing import Any
 
 from experiments.results.plots import rendered
+from experiments.results.results import Result, collect
 from experiments.store.find import default_store
+from maskgit_core.errors import ArtifactError
 from maskgit_core.files import write_bytes
 
 Table = Sequence[dict[str, Any]]
+
+
+def rows_of(
+    store: Path, experiment: str, row: Callable[[Result], dict[str, Any]], order: Callable[[dict[str, Any]], Any]
+) -> list[dict[str, Any]]:
+    """A row for each finished run of an experiment in a store, sorted by `order`.
+
+    Raises:
+        ArtifactError: there is no finished run of the experiment.
+    """
+    table = [row(result) for result in collect(store, ("scores",), experiment)]
+    if not table:
+        raise ArtifactError(f"{store}: holds no finished run; first run: maskgit run experiment={experiment}")
+    return sorted(table, key=order)
 
 
 def as_csv(table: Table, columns: Sequence[str]) -> str:

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from experiments.results.plots import SETTINGS
-from experiments.results.results import Result, Spread, collect
+from experiments.results.results import Result, Spread
 from experiments.store.documents import Manifest
 from experiments.store.journal import read_points
 from maskgit_core.errors import ArtifactError
 from maskgit_core.files import sha256_of
-from tools.ablation_files import write
+from tools.ablation_files import rows_of, write
 
 EXPERIMENT = "modular_ablation_fashion"
 #: Option of `model=modular` -> its plain value and the name of the other.
@@ -57,10 +57,7 @@ def rows(store: Path) -> list[dict[str, Any]]:
     Raises:
         ArtifactError: there is no finished run of the experiment.
     """
-    table = [_row(result) for result in collect(store, ("scores",), EXPERIMENT)]
-    if not table:
-        raise ArtifactError(f"{store}: holds no finished run; first run: maskgit run experiment={EXPERIMENT}")
-    return sorted(table, key=lambda row: (NAMES.index(row["model"]), row["seed"]))
+    return rows_of(store, EXPERIMENT, _row, lambda row: (NAMES.index(row["model"]), row["seed"]))
 
 
 def _row(result: Result) -> dict[str, Any]:

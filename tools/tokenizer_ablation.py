@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from experiments.results.plots import SETTINGS
-from experiments.results.results import Result, collect
+from experiments.results.results import Result
 from experiments.store.documents import Manifest
 from experiments.store.scores import read_scores
-from maskgit_core.errors import ArtifactError
 from maskgit_core.files import sha256_of
-from tools.ablation_files import write
+from tools.ablation_files import rows_of, write
 
 EXPERIMENT = "tokenizer_ablation_fashion"
 QUANTIZERS = ("vq", "lfq", "fsq")
@@ -47,10 +46,12 @@ def rows(store: Path) -> list[dict[str, Any]]:
     Raises:
         ArtifactError: there is no finished run of the experiment.
     """
-    table = [_row(result) for result in collect(store, ("scores",), EXPERIMENT)]
-    if not table:
-        raise ArtifactError(f"{store}: holds no finished run; first run: maskgit run experiment={EXPERIMENT}")
-    return sorted(table, key=lambda row: (QUANTIZERS.index(row["quantizer"]), LOSSES.index(row["losses"]), row["seed"]))
+    return rows_of(
+        store,
+        EXPERIMENT,
+        _row,
+        lambda row: (QUANTIZERS.index(row["quantizer"]), LOSSES.index(row["losses"]), row["seed"]),
+    )
 
 
 def _row(result: Result) -> dict[str, Any]:

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
+#: Commands whose request says where they are carried out (`launcher.ssh`); the others are told by `--on`.
+BY_LAUNCHER = ("run", "plan", "doctor", "search")
 COMMANDS = Path(__file__).resolve().parent
 ORDER = ("run", "plan", "status", "logs", "cancel", "retry", "failures", "config", "report", "compare", "table",
          "reproduce", "ui", "sync", "adopt", "gc", "doctor", "shards", "weights", "completion")  # fmt: skip

@@ -20,6 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from experiments.commands import BY_LAUNCHER
 from experiments.commands._request import config_dirs
 from experiments.launching.far_end import REQUEST, REQUEST_VARIABLE
 from experiments.store.documents import Code
@@ -29,8 +30,6 @@ from launchers.ssh import Connection, Site
 from maskgit_core.errors import ConfigError, LaunchError, suggestion
 from maskgit_core.files import write_bytes
 
-#: Commands whose request says where they are carried out; the others take `--on`.
-BY_LAUNCHER = ("run", "plan", "doctor", "search")
 #: What the far shell answers where there is no Python that can run the code; above it, by place, which copy is absent.
 _NO_PYTHON, _ABSENT = 79, 80
 _NOT_SENT = ("on", "config_dir", "store", "asked_store", "overrides", "help")

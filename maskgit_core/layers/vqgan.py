@@ -99,9 +99,13 @@ class VQGAN(nn.Module):
         latents_BDhw = self.latents(images_BCHW)
         b, d, h, w = latents_BDhw.shape
         latents_ND = latents_BDhw.permute(0, 2, 3, 1).reshape(-1, d)
+        return self.tokens_of(latents_ND).view(b, h, w)
+
+    def tokens_of(self, latents_ND: Tensor) -> Tensor:
+        """The token of each latent, int64 (N,): the nearest code."""
         if self.shape.normalised:
             latents_ND = F.normalize(latents_ND.float(), dim=-1)
-        return nearest(latents_ND, self._codes(), self.shape.distance).view(b, h, w)
+        return nearest(latents_ND, self._codes(), self.shape.distance)
 
     def latents(self, images_BCHW: Tensor) -> Tensor:
         """The continuous output (B, D, h, w) that `encode` compares with the codes."""

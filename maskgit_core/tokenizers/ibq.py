@@ -43,16 +43,9 @@ class Tokenizer(VQGAN):
         fill(self, tensors, weights, **published_averages(self, tensors))
         self.eval()
 
-    def encode(self, images_BCHW: Tensor) -> Tensor:
-        """Images (B, 3, H, W) in [-1, 1] to tokens (B, h, w), int64 in [0, K).
-
-        Raises:
-            DataError: H or W is not a multiple of 16.
-        """
-        latents_BDhw = self.latents(images_BCHW)
-        b, d, h, w = latents_BDhw.shape
-        latents_ND = latents_BDhw.permute(0, 2, 3, 1).reshape(-1, d)
-        return likeliest(latents_ND, self.quantize.embedding.weight).view(b, h, w)
+    def tokens_of(self, latents_ND: Tensor) -> Tensor:
+        """The token of each latent, int64 (N,): the code with the largest inner product."""
+        return likeliest(latents_ND, self.quantize.embedding.weight)
 
 
 def likeliest(latents_ND: Tensor, codes_KD: Tensor) -> Tensor:

@@ -68,12 +68,16 @@ class NpzFolder(torch.utils.data.Dataset):
             return {"idx": data["idx" if np.random.random() < 0.5 else "idx_flip"], "y": data["y"]}
 
 
+def forked(workers: int) -> dict[str, Any]:
+    """Options of a loader with so many workers, forked whatever an imported package set."""
+    return {"num_workers": workers, "multiprocessing_context": "fork" if workers else None}
+
+
 def npz_batches(folder: Path, workers: int) -> Iterable[Any]:
     """The usual loader over the npz folder."""
     module = original("datasets/cached_folder.py")
     data = module.CachedFolder(str(folder / "npz")) if module else NpzFolder(folder / "npz")
-    how: dict[str, Any] = {"num_workers": workers, "multiprocessing_context": "fork" if workers else None}
-    loader = torch.utils.data.DataLoader(data, batch_size=BATCH, shuffle=True, drop_last=True, **how)
+    loader = torch.utils.data.DataLoader(data, batch_size=BATCH, shuffle=True, drop_last=True, **forked(workers))
     return ((batch["idx"].long(), batch["y"].long()) for batch in loader)
 
 
@@ -95,8 +99,7 @@ def webdataset_batches(folder: Path, workers: int) -> Iterable[Any]:
         .map(_one_variant)
         .batched(BATCH, partial=False)
     )
-    how: dict[str, Any] = {"num_workers": workers, "multiprocessing_context": "fork" if workers else None}
-    return webdataset.WebLoader(data, batch_size=None, **how)  # type: ignore[no-any-return]
+    return webdataset.WebLoader(data, batch_size=None, **forked(workers))  # type: ignore[no-any-return]
 
 
 def variant_of(sample: dict[str, Any]) -> tuple[torch.Tensor, int]:
@@ -116,8 +119,7 @@ def streaming_batches(folder: Path, workers: int) -> Iterable[Any]:
             return variant_of(super().__getitem__(at))
 
     data = Data(local=str(folder / "streaming"), shuffle=True, batch_size=BATCH)
-    how: dict[str, Any] = {"num_workers": workers, "multiprocessing_context": "fork" if workers else None}
-    return StreamingDataLoader(data, batch_size=BATCH, drop_last=True, **how)  # type: ignore[no-any-return]
+    return StreamingDataLoader(data, batch_size=BATCH, drop_last=True, **forked(workers))  # type: ignore[no-any-return]
 
 
 def litdata_batches(folder: Path, workers: int) -> Iterable[Any]:
@@ -129,8 +131,7 @@ def litdata_batches(folder: Path, workers: int) -> Iterable[Any]:
             return variant_of(super().__getitem__(index))
 
     data = Data(str(folder / "litdata"), shuffle=True, drop_last=True)
-    how: dict[str, Any] = {"num_workers": workers, "multiprocessing_context": "fork" if workers else None}
-    return StreamingDataLoader(data, batch_size=BATCH, **how)  # type: ignore[no-any-return]
+    return StreamingDataLoader(data, batch_size=BATCH, **forked(workers))  # type: ignore[no-any-return]
 
 
 def of_npz(path: str) -> dict[str, Any]:
